@@ -1,0 +1,63 @@
+# One command for each chore, the same here and in CI. `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint format protos protos-breaking lock bench-engines test-litellm clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show what came of it (real upstream if OPENAI_API_KEY is set)
+	@$(BIN)/chatrpc-server demo $(ARGS)
+
+serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051
+	@$(BIN)/chatrpc-server demo --keep $(ARGS)
+
+test: $(INSTALLED) ## all tests (ARGS="-k name" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	$(BIN)/python protos/generate.py --check
+
+format: $(INSTALLED) ## mend what ruff and buf can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format --write
+
+protos: $(INSTALLED) ## write the stubs of service/chatrpc anew
+	$(BIN)/python protos/generate.py
+
+AGAINST ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || echo HEAD)
+protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git ref>; default: the last release, else the last commit)
+	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(AGAINST),subdir=protos'
+
+bench-engines: $(INSTALLED) ## the HTTP engines side by side (ARGS=--quick)
+	$(BIN)/python tests/bench/engines.py $(ARGS)
+
+test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
+	tests/litellm/run $(ARGS)
+
+lock: ## write requirements/*.txt anew from pyproject.toml and *.in
+	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv)
+	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
+	$$lock pyproject.toml -o requirements/runtime.txt; \
+	$$lock pyproject.toml --group dev -o requirements/dev.txt; \
+	$$lock requirements/protos.in -o requirements/protos.txt
+
+clean: ## remove what the other commands made
+	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.x" % sys.version_info[:2])'
+	@echo "Setting up .venv (once, about half a minute) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
