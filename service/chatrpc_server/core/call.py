@@ -1,0 +1,52 @@
+"""What a request carries along on its way through the service, and what was seen of it.
+
+One `Call` per RPC. The inbound edge makes it, every station may read it, and each of the observed fields has one
+writer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chatrpc.v1.chat_response_pb2 import Usage
+
+Headers = Sequence[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC."""
+
+    id: str
+    """The request id: the caller's `x-request-id`, or one made here."""
+    method: str
+    """The RPC's short name, such as `CreateChatCompletion`."""
+    started: float
+    """When it arrived, in seconds of `time.monotonic`."""
+    deadline: float
+    """When all work for this call must have ended, in seconds of the event loop's clock."""
+    forward: Headers = ()
+    """HTTP headers that go to the upstream with every attempt."""
+    coalesce: bool = True
+    """May chunks that arrived together become one message?"""
+
+    # Observed on the way; written by the outbound edge.
+    attempts: int = 0
+    """HTTP requests that were begun."""
+    upstream_seconds: float = 0.0
+    """Time from the start of the last attempt to its response headers."""
+    upstream_request_id: str = ""
+    response_metadata: Headers = ()
+    """gRPC metadata for the caller, taken from the upstream's response headers."""
+    usage: Usage | None = None
+    """The newest usage the upstream reported: whatever ends the call, this is what it cost."""
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+    """By choice."""
+
+    # Observed on the way; written by the inbound edge.
+    model: str = ""
+    """The model that the caller asked for, verbatim: never a metric label as it is."""
+    first_message_at: float | None = None
+    """When there was something to send to the caller, as `started`."""
+    messages_sent: int = 0
+    reason: str = ""
+    """`ErrorInfo.reason` of the status that ended the call, if it was an error."""

@@ -1,0 +1,89 @@
+"""Chunks that arrived together to the fewest messages that say the same.
+
+Never waits: it sees what one read brought. Two neighbours become one if all they differ in is text that concatenates:
+the same stream and choice, the same kind of text, no finish_reason, no usage, no extras
+(protos/chatrpc/v1/chat_service.proto).
+"""
+
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+
+from chatrpc.v1.chat_response_pb2 import ChunkChoice, Delta, ToolCallDelta
+from chatrpc_server.core.upstream import ChatChunk
+
+_SAME = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+_CHUNK_FIELDS = {*_SAME, "choices", "obfuscation"}
+_CHOICE_FIELDS = {"index", "delta", "logprobs"}
+_TEXTS = {"content", "reasoning_content", "reasoning", "refusal"}
+
+
+def coalesce(chunks: Sequence[ChatChunk]) -> Sequence[ChatChunk]:
+    """The same stream in as few messages as possible. Merges into the given messages: they are used up."""
+    if len(chunks) < 2:
+        return chunks
+    merged = [chunks[0]]
+    for chunk in chunks[1:]:
+        if _continues(merged[-1], chunk):
+            _append(merged[-1], chunk)
+        else:
+            merged.append(chunk)
+    return merged
+
+
+def _continues(first: ChatChunk, second: ChatChunk) -> bool:
+    if len(first.choices) != 1 or len(second.choices) != 1 or not _same_fields(first, second, _CHUNK_FIELDS):
+        return False
+    one, two = first.choices[0], second.choices[0]
+    return (
+        one.index == two.index
+        and _same_fields(one, two, _CHOICE_FIELDS)
+        and _continues_delta(one.delta, two.delta)
+        and not one.logprobs.extra_json
+        and not two.logprobs.extra_json
+        and all(getattr(first, name) == getattr(second, name) for name in _SAME)
+    )
+
+
+def _continues_delta(one: Delta, two: Delta) -> bool:
+    if len(one.tool_calls) == len(two.tool_calls) == 1:
+        return _same_fields(one, two, {"tool_calls"}) and _continues_call(one.tool_calls[0], two.tool_calls[0])
+    return not one.tool_calls and _same_fields(one, two, _TEXTS)
+
+
+def _continues_call(one: ToolCallDelta, two: ToolCallDelta) -> bool:
+    """The second brings nothing but more arguments; the first may have begun the call."""
+    return (
+        one.index == two.index
+        and _field_names(two) <= {"index", "function"}
+        and _field_names(two.function) == {"arguments"}
+        and _field_names(one) <= {"index", "id", "type", "function"}
+        and _field_names(one.function) <= {"name", "arguments"}
+    )
+
+
+def _append(first: ChatChunk, second: ChatChunk) -> None:
+    one, two = first.choices[0], second.choices[0]
+    for name in _TEXTS:
+        if two.delta.HasField(name):  # type: ignore[arg-type]
+            setattr(one.delta, name, getattr(one.delta, name) + getattr(two.delta, name))
+    for call, more in zip(one.delta.tool_calls, two.delta.tool_calls, strict=True):
+        call.function.arguments += more.function.arguments
+    _append_logprobs(one, two)
+    if second.HasField("obfuscation"):
+        first.obfuscation += second.obfuscation
+
+
+def _append_logprobs(one: ChunkChoice, two: ChunkChoice) -> None:
+    if two.HasField("logprobs"):
+        one.logprobs.content.extend(two.logprobs.content)
+        one.logprobs.refusal.extend(two.logprobs.refusal)
+
+
+def _same_fields(one: Message, two: Message, allowed: set[str]) -> bool:
+    names = _field_names(one)
+    return names <= allowed and names == _field_names(two)
+
+
+def _field_names(message: Message) -> set[str]:
+    return {field.name for field, _ in message.ListFields()}

@@ -1,0 +1,223 @@
+"""What an upstream says when it refuses, to the one exception for it.
+
+The providers agree on the status, hardly on the body: an object under `error`, a text there, a flat object, `detail`, a
+list of one, HTML. The tables are the contract's (protos/chatrpc/v1/chat_error.proto).
+"""
+
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from math import nan
+from typing import Any
+
+from chatrpc.v1.chat_error_pb2 import UpstreamError
+from chatrpc_server.core import jsontext
+from chatrpc_server.core.errors import InvalidResponse, Reason, Refused, UpstreamFault
+from chatrpc_server.core.surrogates import well_formed
+
+MESSAGE_BYTES = 1024
+RAW_BODY_BYTES = 2048
+"""A status travels in HTTP/2 trailers, of which some clients take no more than 8 KiB; the message travels twice."""
+_LONGEST_WAIT_SECONDS = 1e9
+"""What asks for more says nothing, and would not fit a `google.protobuf.Duration`."""
+
+_BY_STATUS = {
+    400: Reason.INVALID_REQUEST,
+    401: Reason.UPSTREAM_UNAUTHENTICATED,
+    402: Reason.INSUFFICIENT_BALANCE,
+    403: Reason.UPSTREAM_FORBIDDEN,
+    404: Reason.UPSTREAM_NOT_FOUND,
+    405: Reason.UPSTREAM_UNIMPLEMENTED,
+    408: Reason.UPSTREAM_TIMEOUT,
+    409: Reason.UPSTREAM_CONFLICT,
+    413: Reason.REQUEST_TOO_LARGE,
+    415: Reason.UNPROCESSABLE,
+    422: Reason.UNPROCESSABLE,
+    429: Reason.RATE_LIMIT_EXCEEDED,
+    500: Reason.UPSTREAM_INTERNAL,
+    501: Reason.UPSTREAM_UNIMPLEMENTED,
+    502: Reason.UPSTREAM_UNAVAILABLE,
+    503: Reason.UPSTREAM_UNAVAILABLE,
+    504: Reason.UPSTREAM_TIMEOUT,
+    520: Reason.UPSTREAM_UNAVAILABLE,
+    521: Reason.UPSTREAM_UNAVAILABLE,
+    522: Reason.UPSTREAM_UNAVAILABLE,
+    523: Reason.UPSTREAM_UNAVAILABLE,
+    524: Reason.UPSTREAM_TIMEOUT,
+    529: Reason.OVERLOADED,
+}
+_BY_STATUS_AND_CODE = {
+    (400, "context_length_exceeded"): Reason.CONTEXT_LENGTH_EXCEEDED,
+    (400, "string_above_max_length"): Reason.CONTEXT_LENGTH_EXCEEDED,
+    (400, "content_filter"): Reason.CONTENT_FILTERED,
+    (400, "content_policy_violation"): Reason.CONTENT_FILTERED,
+    (400, "model_not_found"): Reason.MODEL_NOT_FOUND,
+    (403, "moderation"): Reason.MODERATED,
+    (403, "content_filter"): Reason.MODERATED,
+    (404, "model_not_found"): Reason.MODEL_NOT_FOUND,
+    (404, "DeploymentNotFound"): Reason.MODEL_NOT_FOUND,
+    (429, "insufficient_quota"): Reason.INSUFFICIENT_QUOTA,
+    (503, "overloaded_error"): Reason.OVERLOADED,
+    (503, "overloaded"): Reason.OVERLOADED,
+}
+_STATUS_OF_CODE = {
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "tool_use_failed": 400,
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "insufficient_quota": 429,
+    "server_error": 500,
+    "api_error": 500,
+    "internal_error": 500,
+    "service_unavailable": 503,
+    "overloaded": 503,
+    "overloaded_error": 503,
+    "timeout": 504,
+}
+"""The HTTP status that an error object in a 200 amounts to, by its `code` or `type`."""
+
+
+def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: float) -> UpstreamFault:
+    """The exception for a response whose status is not 200. `headers` by lower-case name; `now` in Unix seconds."""
+    if http_status < 400:
+        # Following a redirect could carry the key to somewhere else.
+        remark = ": redirects are not followed" if http_status >= 300 else ", which is no completion"
+        return InvalidResponse(f"the upstream answered with HTTP {http_status}{remark}")
+    error = _error_object(_loads(body), certain=True)
+    detail = _detail(http_status, error, body)
+    detail.request_id = _clip(headers.get("x-request-id", ""), 256)
+    return Refused(
+        _reason(http_status, detail),
+        http_status,
+        detail,
+        retry_after_seconds=_retry_after(headers, now),
+        should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
+    )
+
+
+def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> Refused | None:
+    """The exception for JSON with status 200 that holds an error where a completion should be, else None.
+
+    `certain`: it is known to be one (an `error` event), whatever it looks like.
+    """
+    error = _error_object(source, certain=certain)
+    if error is None:
+        return None
+    detail = _detail(200, error, body)
+    status = _status_of(detail)
+    return Refused(_reason(status, detail) if status else Reason.STREAM_ERROR, status or 500, detail, in_success=True)
+
+
+def rejects_usage(error: Refused) -> bool:
+    """Is it `stream_options`, which not every server knows, that the upstream complains about?"""
+    said = (error.detail.param, error.message, error.detail.raw_body)
+    return error.status in (400, 422) and any("stream_options" in text or "include_usage" in text for text in said)
+
+
+def _error_object(source: Any, *, certain: bool) -> dict[str, Any] | None:
+    """The object that describes the error, in whichever of the known shapes."""
+    if isinstance(source, list) and source and isinstance(source[0], dict) and source[0].get("error"):
+        source = source[0]
+    if not isinstance(source, dict):
+        return {"message": source} if certain and isinstance(source, str) else {} if certain else None
+    error = source.get("error")
+    if isinstance(error, dict):
+        return error
+    if error:
+        return {**source, "message": error if isinstance(error, str) else source.get("message")}
+    if certain or source.get("object") == "error":
+        return source if source.get("message") else {**source, "message": source.get("detail")}
+    return None
+
+
+def _detail(http_status: int, error: dict[str, Any] | None, body: bytes) -> UpstreamError:
+    error = error or {}
+    detail = UpstreamError(http_status=http_status)
+    detail.message = _clip(_text(error.get("message")) or _standard_message(http_status), MESSAGE_BYTES)
+    for key in ("type", "param", "code"):
+        text = _text(error.get(key))
+        if text:
+            setattr(detail, key, _clip(text, 256))
+    text = body.decode("utf-8", "replace")
+    detail.raw_body = _clip(text, RAW_BODY_BYTES)
+    detail.raw_body_truncated = len(detail.raw_body) < len(text)
+    return detail
+
+
+def _reason(status: int, detail: UpstreamError) -> Reason:
+    for code in (detail.code, detail.type):
+        reason = _BY_STATUS_AND_CODE.get((status, code))
+        if reason is not None:
+            return reason
+    return _BY_STATUS.get(status, Reason.UPSTREAM_ERROR)
+
+
+def _status_of(detail: UpstreamError) -> int | None:
+    if detail.code.isdecimal() and 400 <= int(detail.code) < 600:
+        return int(detail.code)
+    return _STATUS_OF_CODE.get(detail.code) or _STATUS_OF_CODE.get(detail.type)
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait as the upstream asks, by the headers that the OpenAI SDKs honour."""
+    value = headers.get("retry-after", "")
+    for seconds in (_number(headers.get("retry-after-ms", "")) / 1000, _number(value), _unix_time(value) - now):
+        if seconds < _LONGEST_WAIT_SECONDS:  # which NaN is not
+            return max(0.0, seconds)
+    return None
+
+
+def _number(text: str) -> float:
+    """NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return nan
+
+
+def _unix_time(text: str) -> float:
+    """NaN if it is no HTTP date."""
+    try:
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return nan
+
+
+def _standard_message(http_status: int) -> str:
+    if http_status == 200:
+        return "the upstream sent an error without a message"
+    try:
+        return f"the upstream answered with HTTP {http_status} {HTTPStatus(http_status).phrase}"
+    except ValueError:
+        return f"the upstream answered with HTTP {http_status}"
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return jsontext.loads_leniently(body)
+    except ValueError:
+        return None
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    try:
+        return jsontext.dumps(value).decode()
+    except ValueError:
+        return ""
+
+
+def _clip(text: str, limit_bytes: int) -> str:
+    """The longest prefix of at most so many UTF-8 bytes."""
+    data = well_formed(text).encode()
+    return data[:limit_bytes].decode("utf-8", "ignore")

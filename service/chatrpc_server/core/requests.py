@@ -1,0 +1,312 @@
+"""ChatRequest (proto) to the JSON body that goes upstream. Nothing here depends on the upstream or on the call.
+
+The rules are the contract's (protos/chatrpc/v1/chat_service.proto): same names, same nesting, unset means the key is
+left out, integral doubles become JSON integers, `x_json` is the JSON text of key `x`, and `extra_json` is merged into
+the object of the message that carries it. Most fields follow from their descriptors; the exceptions are the table
+`_SPECIAL`. Only the structure is checked: values are the upstream's to judge, since every provider draws its limits
+elsewhere.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from chatrpc.v1 import chat_message_pb2, chat_request_pb2
+from chatrpc_server.core import jsontext
+from chatrpc_server.core.errors import InvalidRequest
+from chatrpc_server.core.upstream import ChatRequest
+
+JsonObject = dict[str, Any]
+_Writer = Callable[[Message, JsonObject, Any], None]
+_Finisher = Callable[[Any, JsonObject], None]
+
+_EXACT_FLOAT = 2.0**53
+"""Above this a double has no fraction left, but as an integer it would claim digits that it does not have."""
+_OWN_KEYS = ("model", "messages", "stream")
+"""Top-level keys that `extra_json` may never set: they decide what the call is."""
+_RESPONSE_ONLY_KEYS = ("annotations",)
+"""Keys of a response message that no upstream takes back."""
+
+
+def body(request: ChatRequest, *, stream: bool, ask_usage: bool) -> bytes:
+    """The body of `POST {base_url}/chat/completions`.
+
+    `ask_usage`: also ask a stream for its usage, which the caller may not have done. Raises `InvalidRequest`.
+    """
+    if not request.messages:
+        raise InvalidRequest("messages", "at least one message is required")
+    if request.HasField("stream") and request.stream != stream:
+        rpc = "CreateChatCompletion" if stream else "CreateChatCompletionStream"
+        value = str(request.stream).lower()
+        raise InvalidRequest("stream", f"is {value}, which this RPC contradicts: leave it unset or call {rpc}")
+    out = _write(request)
+    if stream:
+        out["stream"] = True
+        if ask_usage:
+            options = out.setdefault("stream_options", {})
+            if isinstance(options, dict):
+                options["include_usage"] = True
+        elif refuses_usage(request):
+            # It is for this service; an upstream that is not asked for usage may not know the key at all.
+            del out["stream_options"]["include_usage"]
+            if not out["stream_options"]:
+                del out["stream_options"]
+    try:
+        return jsontext.dumps(out)
+    except ValueError as error:
+        raise InvalidRequest("extra_json", f"is {error}") from None
+
+
+def refuses_usage(request: ChatRequest) -> bool:
+    """Did the caller say that it does not want the usage chunk?"""
+    options = request.stream_options
+    return options.HasField("include_usage") and not options.include_usage
+
+
+def _write(message: Message) -> JsonObject:
+    out: JsonObject = {}
+    writers, finish = _plan(type(message))  # type: ignore[arg-type]  # mypy looks at the instances' __hash__
+    for field, value in message.ListFields():
+        writer = writers.get(field.number)
+        if writer is not None:
+            writer(message, out, value)
+    if finish is not None:
+        finish(message, out)
+    extra_json = getattr(message, "extra_json", "")
+    if extra_json:
+        _merge(message, out, extra_json)
+    return out
+
+
+def _merge(message: Message, out: JsonObject, extra_json: str) -> None:
+    extras = _parse("extra_json", extra_json, dict)
+    if isinstance(message, ChatRequest):
+        for key in _OWN_KEYS:
+            if key in extras:
+                raise InvalidRequest("extra_json", f'may not set "{key}": it has a field of its own')
+    elif isinstance(message, chat_message_pb2.ChatMessage):
+        for key in _RESPONSE_ONLY_KEYS:
+            extras.pop(key, None)
+    for key, value in extras.items():
+        if key in out:
+            raise InvalidRequest("extra_json", f'sets "{key}", which a field of this message sets too: set only one')
+        out[key] = value
+
+
+def _parse(field: str, text: str, *kinds: type) -> Any:
+    names = " or ".join(_KIND_NAMES[kind] for kind in kinds)
+    try:
+        value = jsontext.loads_exactly(text)
+    except ValueError as error:
+        raise InvalidRequest(field, f"is not JSON ({error}): the text of {names} is expected") from None
+    if not isinstance(value, kinds):
+        raise InvalidRequest(field, f"is JSON {_KIND_NAMES[type(value)]}: {names} is expected")
+    return value
+
+
+_KIND_NAMES = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+# Writers that follow from a field's type.
+
+
+def _number(field: str, value: float) -> float | int:
+    if value.is_integer() and abs(value) < _EXACT_FLOAT:
+        return int(value)
+    if value - value != 0:  # NaN and the infinities
+        raise InvalidRequest(field, f"is {value}: JSON has finite numbers only")
+    return value
+
+
+def _child(path: str, message: Message) -> JsonObject:
+    try:
+        return _write(message)
+    except InvalidRequest as error:
+        raise error.inside(path) from None
+
+
+def _children(path: str, messages: Any) -> list[JsonObject]:
+    return [_child(f"{path}[{position}]", message) for position, message in enumerate(messages)]
+
+
+def _writer(field: FieldDescriptor) -> _Writer | None:
+    key = field.name
+    if key == "extra_json":
+        return None
+    if key.endswith("_json"):
+        return _json_text(key)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if field.message_type.fields_by_name["value"].type == FieldDescriptor.TYPE_DOUBLE:
+            return lambda _, out, value: _set(out, key, {k: _number(f'{key}["{k:.64}"]', v) for k, v in value.items()})
+        return lambda _, out, value: _set(out, key, dict(value))
+    if field.message_type is not None:
+        if field.is_repeated:
+            return lambda _, out, value: _set(out, key, _children(key, value))
+        return lambda _, out, value: _set(out, key, _child(key, value))
+    if field.is_repeated:
+        return lambda _, out, value: _set(out, key, list(value))
+    if field.type == FieldDescriptor.TYPE_DOUBLE:
+        return lambda _, out, value: _set(out, key, _number(key, value))
+    return lambda _, out, value: _set(out, key, value)
+
+
+def _json_text(field: str) -> _Writer:
+    key = field.removesuffix("_json")
+
+    def write(_: Message, out: JsonObject, value: str) -> None:
+        _parse(field, value, dict)
+        out[key] = jsontext.Raw(value)
+
+    return write
+
+
+def _set(out: JsonObject, key: str, value: Any) -> None:
+    out[key] = value
+
+
+# Writers of the fields that are shaped otherwise in JSON.
+
+
+def _nothing(_: Message, __: JsonObject, ___: Any) -> None:
+    """For fields that are written by another one, or never leave."""
+
+
+def _stop(_: Message, out: JsonObject, value: Any) -> None:
+    # One sequence goes as a string: some servers' schema has no array here.
+    out["stop"] = value[0] if len(value) == 1 else list(value)
+
+
+def _tool_choice(_: Message, out: JsonObject, value: chat_request_pb2.ToolChoice) -> None:
+    match value.WhichOneof("choice"):
+        case "mode":
+            out["tool_choice"] = value.mode
+        case "function_name":
+            out["tool_choice"] = {"type": "function", "function": {"name": value.function_name}}
+        case "custom_name":
+            out["tool_choice"] = {"type": "custom", "custom": {"name": value.custom_name}}
+        case "allowed_tools":
+            allowed = _child("tool_choice.allowed_tools", value.allowed_tools)
+            out["tool_choice"] = {"type": "allowed_tools", "allowed_tools": allowed}
+        case "raw_json":
+            _parse("tool_choice.raw_json", value.raw_json, dict, str)
+            out["tool_choice"] = jsontext.Raw(value.raw_json)
+
+
+def _tools_json(_: Message, out: JsonObject, value: Any) -> None:
+    for position, text in enumerate(value):
+        _parse(f"tools_json[{position}]", text, dict)
+    out["tools"] = [jsontext.Raw(text) for text in value]
+
+
+def _function_call_choice(_: Message, out: JsonObject, value: chat_request_pb2.FunctionCallChoice) -> None:
+    match value.WhichOneof("choice"):
+        case "mode":
+            out["function_call"] = value.mode
+        case "name":
+            out["function_call"] = {"name": value.name}
+
+
+def _content_parts(_: Message, out: JsonObject, value: Any) -> None:
+    out["content"] = _children("content_parts", value)
+
+
+def _voice_id(_: Message, out: JsonObject, value: str) -> None:
+    out["voice"] = {"id": value}
+
+
+def _user_location(_: Message, out: JsonObject, value: chat_request_pb2.UserLocation) -> None:
+    approximate = _child("user_location", value)
+    out["user_location"] = {"type": approximate.pop("type", "approximate"), "approximate": approximate}
+
+
+def _moderation_mode(direction: str) -> _Writer:
+    def write(_: Message, out: JsonObject, value: str) -> None:
+        out.setdefault("policy", {})[direction] = {"mode": value}
+
+    return write
+
+
+def _message_audio(_: Message, out: JsonObject, value: chat_message_pb2.MessageAudio) -> None:
+    out["audio"] = {"id": value.id}
+
+
+_SPECIAL: dict[str, _Writer] = {
+    "CreateChatCompletionRequest.stream": _nothing,
+    "CreateChatCompletionRequest.stop": _stop,
+    "CreateChatCompletionRequest.tool_choice": _tool_choice,
+    "CreateChatCompletionRequest.function_call": _function_call_choice,
+    "AllowedTools.tools_json": _tools_json,
+    "AudioOptions.voice_id": _voice_id,
+    "Prediction.content_parts": _content_parts,
+    "WebSearchOptions.user_location": _user_location,
+    "ModerationOptions.input_mode": _moderation_mode("input"),
+    "ModerationOptions.output_mode": _moderation_mode("output"),
+    "ChatMessage.content_parts": _content_parts,
+    "ChatMessage.audio": _message_audio,
+    "ChatMessage.annotations": _nothing,
+}
+
+
+# What a message still needs once its fields are written.
+
+
+def _finish_message(message: chat_message_pb2.ChatMessage, _: JsonObject) -> None:
+    if not message.role:
+        raise InvalidRequest("role", "is empty: a role such as user, system or assistant is required")
+
+
+def _finish_function_call(message: chat_message_pb2.FunctionCall, out: JsonObject) -> None:
+    # Upstreams want both keys, and a call without arguments has them as "".
+    out["name"] = message.name
+    out["arguments"] = message.arguments
+
+
+def _finish_custom_call(message: chat_message_pb2.CustomToolCall, out: JsonObject) -> None:
+    out["name"] = message.name
+    out["input"] = message.input
+
+
+def _type_from(*fields: str, default: str = "") -> _Finisher:
+    def finish(message: Message, out: JsonObject) -> None:
+        if "type" not in out:
+            told = next((field for field in fields if message.HasField(field)), default)
+            if told:
+                out["type"] = told
+
+    return finish
+
+
+_FINISH: dict[str, _Finisher] = {
+    "ChatMessage": _finish_message,
+    "FunctionCall": _finish_function_call,
+    "CustomToolCall": _finish_custom_call,
+    "ContentPart": _type_from("text", "image_url", "input_audio", "file", "refusal", "video_url", "audio_url"),
+    "Tool": _type_from("function", "custom"),
+    "ToolCall": _type_from("function", "custom"),
+    "ResponseFormat": _type_from("json_schema"),
+    "Prediction": _type_from(default="content"),
+}
+
+
+@cache
+def _plan(kind: type[Message]) -> tuple[dict[int, _Writer], _Finisher | None]:
+    """Field number to writer, and the finisher, of a message type."""
+    name = kind.DESCRIPTOR.name
+    writers: dict[int, _Writer] = {}
+    field: Any
+    for field in kind.DESCRIPTOR.fields:
+        writer = _SPECIAL.get(f"{name}.{field.name}") or _writer(field)
+        if writer is not None:
+            writers[field.number] = writer
+    return writers, _FINISH.get(name)

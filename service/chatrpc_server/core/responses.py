@@ -1,0 +1,198 @@
+"""What an upstream answers, to messages: a whole response, or the bytes of a stream as they come.
+
+The mapping itself is `mapping.py`; here are the rules of protos/chatrpc/v1/chat_service.proto for streams: what is an
+end, what is an error, what is normalised. Nothing is invented: what the upstream left out stays unset.
+"""
+
+from typing import Any
+
+from google.protobuf.message import Message
+
+from chatrpc.v1.chat_response_pb2 import Usage
+from chatrpc_server.core import jsontext, mapping, sse
+from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
+from chatrpc_server.core.refusals import error_in_success
+from chatrpc_server.core.surrogates import SurrogateJoiner
+from chatrpc_server.core.upstream import ChatChunk, ChatResponse
+
+_DONE = b"[DONE]"
+
+
+def response(body: bytes) -> ChatResponse:
+    """The message of a unary answer.
+
+    Raises `Refused` if the body is an error although the status was 200, and `InvalidResponse` if it is neither.
+    """
+    try:
+        source, _ = _loads(body)
+    except ValueError:
+        raise InvalidResponse(f"the upstream answered with something that is not JSON ({len(body)} bytes)") from None
+    error = error_in_success(source, body)
+    if error is not None:
+        raise error
+    if not isinstance(source, dict) or not isinstance(source.get("choices"), list):
+        raise InvalidResponse("the upstream answered with JSON that is no chat completion: it has no array `choices`")
+    message = ChatResponse()
+    _read(message, source)
+    return message
+
+
+class StreamReader:
+    """The state of one stream. `feed` it what was read, `finish` it at the end of the bytes.
+
+    What a call returns is to be delivered even if `error` is set afterwards: it arrived before the fault.
+    """
+
+    def __init__(self, max_event_bytes: int, *, drop_usage_chunk: bool = False) -> None:
+        self.done = False
+        """`[DONE]` was seen: whatever follows does not count."""
+        self.error: ChatError | None = None
+        """Why the stream failed."""
+        self.usage: Usage | None = None
+        self.finish_reasons: dict[int, str] = {}
+        """By choice, for those that have ended."""
+        self._decoder = sse.Decoder(max_event_bytes)
+        self._drop_usage_chunk = drop_usage_chunk
+        self._surrogates = SurrogateJoiner()
+        self._tool_calls: dict[int, ToolCallNumbering] = {}
+        self._open_choices: set[int] = set()
+
+    def feed(self, data: bytes) -> list[ChatChunk]:
+        """The chunks that these bytes complete."""
+        chunks: list[ChatChunk] = []
+        if self.done or self.error:
+            return chunks
+        try:
+            for kind, payload in self._decoder.feed(data):
+                self._take(kind, payload, chunks)
+                if self.done:
+                    break
+        except ChatError as error:
+            self.error = error
+        return chunks
+
+    def finish(self) -> list[ChatChunk]:
+        """The chunks of an event that lacked its blank line. Sets `error` unless the completion has ended."""
+        chunks: list[ChatChunk] = []
+        if self.done or self.error:
+            return chunks
+        try:
+            for kind, payload in self._decoder.flush():
+                self._take(kind, payload, chunks)
+        except InvalidResponse:
+            pass  # It was cut off, which matters only if the completion was too.
+        except ChatError as error:
+            self.error = error
+        if not self.error and not self.done and (self._open_choices or not self.finish_reasons):
+            self.error = Truncated("the upstream's stream ended without [DONE] and before every choice had finished")
+        return chunks
+
+    def _take(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:
+        if not payload:
+            return
+        if payload.startswith(_DONE):
+            self.done = True
+            return
+        try:
+            source, odd = _loads(payload)
+        except ValueError:
+            if kind != "error":
+                raise InvalidResponse(f"the upstream sent an event that is not JSON ({len(payload)} bytes)") from None
+            source, odd = payload.decode("utf-8", "replace"), False
+        error = error_in_success(source, payload, certain=kind == "error")
+        if error is not None:
+            raise error
+        if not isinstance(source, dict):
+            raise InvalidResponse("the upstream sent an event that is no JSON object")
+        self._normalise(source)
+        if odd or self._surrogates.waiting:
+            self._surrogates.join(source)
+        chunk = self._chunk(source)
+        if chunk is not None:
+            chunks.append(chunk)
+
+    def _chunk(self, source: dict[str, Any]) -> ChatChunk | None:
+        chunk = ChatChunk()
+        _read(chunk, source)
+        for choice in chunk.choices:
+            if choice.finish_reason:
+                self.finish_reasons[choice.index] = choice.finish_reason
+                self._open_choices.discard(choice.index)
+            elif choice.index not in self.finish_reasons:
+                self._open_choices.add(choice.index)
+        if chunk.HasField("usage"):
+            self.usage = chunk.usage
+            if self._drop_usage_chunk and not chunk.choices:
+                return None
+        return chunk
+
+    def _normalise(self, source: dict[str, Any]) -> None:
+        choices = source.get("choices")
+        if not isinstance(choices, list):
+            choices = []
+        for choice in choices:
+            delta = choice.get("delta") if isinstance(choice, dict) else None
+            if isinstance(delta, dict) and isinstance(delta.get("tool_calls"), list):
+                index = mapping.whole(choice.get("index")) or 0
+                self._tool_calls.setdefault(index, ToolCallNumbering()).number(delta["tool_calls"])
+        if source.get("usage") is None:
+            usage = _usage_elsewhere(source, choices)
+            if usage is not None:
+                source["usage"] = usage
+
+
+class ToolCallNumbering:
+    """Gives each tool call of a choice its index where the upstream sends none: without, parallel calls merge."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, int] = {}
+        self._last = -1
+
+    def number(self, calls: list[Any]) -> None:
+        """Sets `index` in the deltas that lack it."""
+        for position, call in enumerate(calls):
+            if not isinstance(call, dict):
+                continue
+            identity = call.get("id")
+            if not isinstance(identity, str):
+                identity = ""
+            index = mapping.whole(call.get("index"))
+            if index is None:
+                # One that tells nothing of itself among several continues the call at its place, alone the last one.
+                index = call["index"] = self._index(call, identity, position if len(calls) > 1 else max(self._last, 0))
+            if identity:
+                self._by_id.setdefault(identity, index)
+            self._last = max(self._last, index)
+
+    def _index(self, call: dict[str, Any], identity: str, otherwise: int) -> int:
+        if identity in self._by_id:
+            return self._by_id[identity]
+        function = call.get("function")
+        begins = identity or (isinstance(function, dict) and function.get("name"))
+        return self._last + 1 if begins else otherwise
+
+
+def _loads(data: bytes) -> tuple[Any, bool]:
+    """The value, and whether it took good will to read it: only then can it hold surrogates."""
+    try:
+        return jsontext.loads(data), False
+    except ValueError:
+        return jsontext.loads_leniently(data), True
+
+
+def _read(message: Message, source: dict[str, Any]) -> None:
+    try:
+        mapping.read(message, source)
+    except ValueError as error:
+        raise InvalidResponse(f"the upstream answered with JSON that is {error}") from None
+
+
+def _usage_elsewhere(source: dict[str, Any], choices: list[Any]) -> dict[str, Any] | None:
+    """Moonshot puts the usage of a stream into its first choice, Groq into `x_groq`. Both stay there too, as extras."""
+    holders = [choices[0]] if choices else []
+    holders.append(source.get("x_groq"))
+    for holder in holders:
+        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
+            usage: dict[str, Any] = holder["usage"]
+            return usage
+    return None
