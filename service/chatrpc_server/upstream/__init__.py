@@ -1,0 +1,1 @@
+"""The outbound edge: everything that speaks HTTP to an upstream, and nothing that speaks gRPC."""

@@ -1,0 +1,233 @@
+"""One attempt at an OpenAI-compatible `POST {base_url}/chat/completions`: implements `core.upstream.Upstream`.
+
+It talks to an `httpx.AsyncBaseTransport` without the client around it: redirects, cookies, authentication flows and
+decompression are what a client adds, and none of them is wanted here (figures in engine.py).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+
+from chatrpc_server import __version__
+from chatrpc_server.core import refusals, requests, responses
+from chatrpc_server.core.call import Call
+from chatrpc_server.core.errors import InvalidResponse, Refused, TimedOut, Truncated, Unreachable
+from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
+from chatrpc_server.settings import UpstreamSettings
+
+log = logging.getLogger(__name__)
+
+_ERROR_BODY_BYTES = 64 * 1024
+_DRAIN_SECONDS = 0.05
+"""How long the end of a response may take after `[DONE]`; later than that its connection is not worth keeping."""
+_SHOWN_HEADERS = 12
+_SHOWN_CHARACTERS = 64
+"""So much of the upstream's headers the caller may see."""
+
+
+class OpenAI:
+    """An upstream behind `transport`, which this object owns and closes."""
+
+    def __init__(self, settings: UpstreamSettings, transport: httpx.AsyncBaseTransport) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._url = httpx.URL(f"{settings.base_url.rstrip('/')}/chat/completions")
+        self._headers = _headers(settings)
+        self._extensions = {"timeout": {"connect": settings.connect_timeout_seconds}}
+        self._asks_usage = True
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self._transport.aclose()
+
+    async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
+        """The whole answer. Only the call's deadline bounds how long it may take."""
+        body = requests.body(request, stream=False, ask_usage=False)
+        async with self._open(body, call, until=None) as response:
+            data = await self._read(response, self._settings.max_response_bytes)
+        message = responses.response(data)
+        if message.HasField("usage"):
+            call.usage = message.usage
+        call.finish_reasons = {choice.index: choice.finish_reason for choice in message.choices}
+        return message
+
+    async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
+        """The answer as it comes. The first chunk and every gap between chunks have limits of their own."""
+        loop = asyncio.get_running_loop()
+        reader = responses.StreamReader(
+            self._settings.max_event_bytes, drop_usage_chunk=requests.refuses_usage(request)
+        )
+        call.finish_reasons = reader.finish_reasons
+        limit = self._settings.first_chunk_timeout_seconds
+        until = loop.time() + limit
+        async with AsyncExitStack() as stack:
+            response = await self._open_stream(request, call, until, stack)
+            reads = aiter(response.stream)  # type: ignore[arg-type]  # a transport's stream is an async one
+            while not (reader.done or reader.error):
+                try:
+                    async with asyncio.timeout_at(until):
+                        chunks, ended = await _next_chunks(reads, reader)
+                except TimeoutError:
+                    raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
+                call.usage = reader.usage
+                if chunks:
+                    yield chunks
+                if ended:
+                    break
+                limit = self._settings.chunk_gap_timeout_seconds
+                until = loop.time() + limit
+            if reader.error:
+                raise reader.error
+            await _drain(reads)
+
+    async def _open_stream(
+        self, request: ChatRequest, call: Call, until: float, stack: AsyncExitStack
+    ) -> httpx.Response:
+        """Begins a stream, asking for its usage unless this upstream has been found to reject that."""
+        ask_usage = self._asks_usage
+        body = requests.body(request, stream=True, ask_usage=ask_usage)
+        try:
+            response = await stack.enter_async_context(self._open(body, call, until))
+        except Refused as error:
+            if not ask_usage or request.stream_options.include_usage or not refusals.rejects_usage(error):
+                raise
+            log.warning("upstream rejects stream_options: usage of streams is not asked for any more")
+            self._asks_usage = False
+            body = requests.body(request, stream=True, ask_usage=False)
+            response = await stack.enter_async_context(self._open(body, call, until))
+        content_type = response.headers.get("content-type", "")
+        if content_type.startswith("application/json"):
+            body = await self._read(response, _ERROR_BODY_BYTES)
+            responses.response(body)  # raises if it is an error object
+            raise InvalidResponse("the upstream answered a stream with a single JSON body")
+        if content_type.startswith("text/html"):
+            raise InvalidResponse("the upstream answered with an HTML page")
+        return response
+
+    @asynccontextmanager
+    async def _open(self, body: bytes, call: Call, until: float | None) -> AsyncIterator[httpx.Response]:
+        """Sends one request; what it gives is a success, its body not yet read. Closes it, whatever happens."""
+        call.attempts += 1
+        started = time.monotonic()
+        request = httpx.Request(
+            "POST",
+            self._url,
+            headers=[*self._headers, *call.forward],
+            content=body,
+            extensions=self._extensions,
+        )
+        response = await self._send(request, until)
+        try:
+            call.upstream_seconds = time.monotonic() - started
+            _note_headers(response.headers, call)
+            if response.status_code != 200:
+                data = await self._read(response, _ERROR_BODY_BYTES, keep_start=True)
+                raise refusals.refused(response.status_code, response.headers, data, time.time())
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding != "identity":
+                raise InvalidResponse(f"the upstream compressed its answer ({encoding}) although not asked to")
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _send(self, request: httpx.Request, until: float | None) -> httpx.Response:
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._transport.handle_async_request(request)
+        except TimeoutError:
+            limit = self._settings.first_chunk_timeout_seconds
+            raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
+        except httpx.ConnectTimeout:
+            limit = self._settings.connect_timeout_seconds
+            raise Unreachable(f"no connection to the upstream within {limit:g} s") from None
+        except httpx.TimeoutException as error:
+            raise TimedOut("the upstream did not answer in time") from error
+        except httpx.ConnectError as error:
+            log.warning("cannot connect to the upstream", extra={"cause": str(error)})
+            raise Unreachable("cannot connect to the upstream") from error
+        except httpx.TransportError as error:
+            log.warning("the upstream broke the connection", extra={"cause": str(error)})
+            raise Unreachable("the connection to the upstream broke before it answered") from error
+
+    async def _read(self, response: httpx.Response, limit_bytes: int, *, keep_start: bool = False) -> bytes:
+        """The whole body. Past the limit: what came so far if `keep_start`, else `InvalidResponse`."""
+        data = bytearray()
+        reads = aiter(response.stream)  # type: ignore[arg-type]
+        while (piece := await _next_read(reads)) is not None:
+            data += piece
+            if len(data) > limit_bytes:
+                if keep_start:
+                    break
+                raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes")
+        return bytes(data)
+
+
+def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
+    headers = [
+        ("content-type", "application/json"),
+        ("accept", "application/json, text/event-stream"),
+        # Compression would make a stream wait until there is enough to compress.
+        ("accept-encoding", "identity"),
+        ("user-agent", f"chatrpc-server/{__version__}"),
+    ]
+    if settings.api_key is not None:
+        headers.append(("authorization", f"Bearer {settings.api_key.get_secret_value()}"))
+    if settings.organization:
+        headers.append(("openai-organization", settings.organization))
+    if settings.project:
+        headers.append(("openai-project", settings.project))
+    return headers
+
+
+def _note_headers(headers: httpx.Headers, call: Call) -> None:
+    """Keeps what the caller may see of the response headers, as gRPC metadata."""
+    shown = [(name, value) for name, value in headers.items() if name.startswith("x-ratelimit-") and _is_plain(value)]
+    request_id = headers.get("x-request-id", "")
+    call.upstream_request_id = request_id if _is_plain(request_id) else ""
+    if call.upstream_request_id:
+        shown.append(("x-upstream-request-id", call.upstream_request_id))
+    call.response_metadata = shown[-_SHOWN_HEADERS:]
+
+
+def _is_plain(value: str) -> bool:
+    """Can it be gRPC metadata, and is it short enough to share the trailers with an error's details?"""
+    return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
+
+
+async def _next_chunks(reads: AsyncIterator[bytes], reader: responses.StreamReader) -> tuple[Sequence[ChatChunk], bool]:
+    """What the next reads bring, until there is a chunk or an end; and whether the bytes have ended."""
+    while True:
+        try:
+            data = await _next_read(reads)
+        except (Truncated, TimedOut) as error:
+            reader.error = error
+            return (), True
+        if data is None:
+            return reader.finish(), True
+        chunks = reader.feed(data)
+        if chunks or reader.done or reader.error:
+            return chunks, False
+
+
+async def _next_read(reads: AsyncIterator[bytes]) -> bytes | None:
+    """The next bytes of a body, None at its end."""
+    try:
+        return await anext(reads, None)
+    except httpx.TimeoutException as error:
+        raise TimedOut("the upstream fell silent in the middle of its answer") from error
+    except httpx.TransportError as error:
+        raise Truncated("the connection to the upstream broke in the middle of its answer") from error
+
+
+async def _drain(reads: AsyncIterator[bytes]) -> None:
+    """Reads the end of a response so that its connection can be used again."""
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while await anext(reads, None) is not None:
+                pass
+    except (TimeoutError, httpx.TransportError):
+        pass

@@ -1,0 +1,460 @@
+"""Which transport should drive the outbound edge? CPU and promptness of each candidate, side by side.
+
+    python tests/bench/engines.py [--quick]
+
+What it measures: the CPU time of this process alone (the upstream is another process on 127.0.0.1 that sends
+pre-built bytes), per call or per chunk, for every engine in turn, each turn in a fresh event loop:
+
+    unary         one call after another; then 50 at once
+    burst         20 streams at once, 66 chunks each, sent as fast as the upstream can
+    paced         100 streams at once, 50 chunks a second each: wake-ups dominate, as with a real model
+    unary, open   one more unary call while N streams are open: does the pool slow down?
+    delay         paced chunks carry the instant they were sent: how late does each one arrive?
+
+How to read it: only the ratios, given in parentheses against aiohttp without httpx; machines differ and neighbours are
+noisy. A figure is the median of its turns, `±` half the distance between the lowest and the highest. Look at the delay
+first: an engine that delivers few pieces, late, holds the stream back, and its cheap chunks are worth nothing. Engines
+whose package is not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import importlib.util
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import aiohttp
+import httpx
+import uvloop
+
+CHUNKS_PER_BURST = 66
+PACE_SECONDS = 0.020
+TIMEOUT = httpx.Timeout(None, connect=5.0)  # as the service: its limits on waiting for chunks are its own
+HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-bench", "accept-encoding": "identity"}
+
+REQUEST = b'{"model":"m","messages":[{"role":"user","content":"' + b"q" * 240 + b'"}]}'
+ANSWER = b'{"id":"c","object":"chat.completion","choices":[{"message":{"content":"' + b"a" * 520 + b'"}}]}'
+EVENT = b'data: {"sent":%020d,"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"' + b"t" * 200 + b'"}}]}\n\n'
+SENT = slice(EVENT.index(b"%020d"), EVENT.index(b"%020d") + 20)
+
+
+# --- the upstream: a process of its own ------------------------------------------------------------------------------
+
+UNARY_RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(ANSWER),
+    ANSWER,
+)
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def framed(data: bytes) -> bytes:
+    """One HTTP/1.1 chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+FRAMED_EVENT = framed(EVENT % 0)
+STREAM_END = framed(b"data: [DONE]\n\n") + framed(b"")
+
+
+class Upstream(asyncio.Protocol):
+    """Answers `/unary`, `/burst`, `/paced/<chunks>` and `/open`; knows just enough HTTP for the engines above it."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        head, blank, body = self.buffer.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+        if blank and len(body) >= length:
+            self.buffer = b""
+            self.answer(head.split(b" ", 2)[1])
+
+    def answer(self, path: bytes) -> None:
+        if path == b"/unary":
+            self.transport.write(UNARY_RESPONSE)
+            return
+        self.transport.write(STREAM_HEAD)
+        if path == b"/burst":
+            for _ in range(CHUNKS_PER_BURST):
+                self.transport.write(FRAMED_EVENT)
+            self.transport.write(STREAM_END)
+        elif path == b"/open":
+            self.transport.write(FRAMED_EVENT)
+        else:
+            self.pace(int(path.rpartition(b"/")[2]), asyncio.get_running_loop().time())
+
+    def pace(self, left: int, due: float) -> None:
+        if self.transport.is_closing():
+            return
+        if left == 0:
+            self.transport.write(STREAM_END)
+            return
+        self.transport.write(framed(EVENT % time.monotonic_ns()))
+        due += PACE_SECONDS
+        asyncio.get_running_loop().call_at(due, self.pace, left - 1, due)
+
+
+async def serve_until_stdin_ends() -> None:
+    """Prints the port; ends with its parent, because the parent holds the other end of stdin."""
+    loop = asyncio.get_running_loop()
+    parent_left = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), parent_left.set)
+    server = await loop.create_server(Upstream, "127.0.0.1", 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await parent_left.wait()
+    server.close()
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[httpx.URL]:
+    """The base URL of a running upstream."""
+    command = [sys.executable, __file__, "--upstream"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield httpx.URL(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        finally:
+            process.stdin.close()
+            process.wait(timeout=10)
+
+
+# --- the engines: each POSTs `REQUEST`, and must not follow, keep, decode or merge anything --------------------------
+
+
+def aiohttp_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("Accept", "User-Agent"),
+    )
+
+
+class ThinTransport(httpx.AsyncBaseTransport):
+    """aiohttp behind httpx's transport seam; mapping errors is left out, free until one comes."""
+
+    def __init__(self) -> None:
+        self.session = aiohttp_session()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions["timeout"]
+        response = await self.session.request(
+            request.method,
+            str(request.url),
+            headers=[(name.decode("ascii"), value.decode("ascii")) for name, value in request.headers.raw],
+            data=request.content,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(connect=timeout["connect"], sock_read=timeout["read"]),
+        )
+        stream = ThinStream(response)
+        return httpx.Response(response.status, headers=response.raw_headers, stream=stream, request=request)
+
+    async def aclose(self) -> None:
+        await self.session.close()
+
+
+class ThinStream(httpx.AsyncByteStream):
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while data := await self.response.content.readany():
+            yield data
+
+    async def aclose(self) -> None:
+        self.response.close()
+
+
+class ClientEngine:
+    """The usual way: an `httpx.AsyncClient` over the transport."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self.client = httpx.AsyncClient(transport=transport, timeout=TIMEOUT, headers=HEADERS, trust_env=False)
+
+    async def unary(self, url: httpx.URL) -> bytes:
+        return (await self.client.post(url, content=REQUEST)).content
+
+    async def stream(self, url: httpx.URL) -> AsyncGenerator[bytes, None]:
+        async with self.client.stream("POST", url, content=REQUEST) as response:
+            async for data in response.aiter_raw():
+                yield data
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+
+class TransportEngine:
+    """The transport called directly: httpx's request and response, without the client around them."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self.transport = transport
+        self.headers = httpx.Headers(HEADERS)
+        self.extensions = {"timeout": TIMEOUT.as_dict()}
+
+    @contextlib.asynccontextmanager
+    async def body(self, url: httpx.URL) -> AsyncIterator[httpx.AsyncByteStream]:
+        request = httpx.Request("POST", url, content=REQUEST, headers=self.headers, extensions=self.extensions)
+        response = await self.transport.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        try:
+            yield response.stream
+        finally:
+            await response.aclose()
+
+    async def unary(self, url: httpx.URL) -> bytes:
+        async with self.body(url) as body:
+            return b"".join([data async for data in body])
+
+    async def stream(self, url: httpx.URL) -> AsyncGenerator[bytes, None]:
+        async with self.body(url) as body:
+            async for data in body:
+                yield data
+
+    async def aclose(self) -> None:
+        await self.transport.aclose()
+
+
+class AiohttpEngine:
+    """aiohttp without one httpx object: the yardstick."""
+
+    def __init__(self) -> None:
+        self.session = aiohttp_session()
+        self.timeout = aiohttp.ClientTimeout(connect=TIMEOUT.connect)
+
+    def post(self, url: httpx.URL) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self.session.post(str(url), data=REQUEST, headers=HEADERS, timeout=self.timeout, allow_redirects=False)
+
+    async def unary(self, url: httpx.URL) -> bytes:
+        async with self.post(url) as response:
+            return await response.read()
+
+    async def stream(self, url: httpx.URL) -> AsyncGenerator[bytes, None]:
+        async with self.post(url) as response:
+            while data := await response.content.readany():
+                yield data
+
+    async def aclose(self) -> None:
+        await self.session.close()
+
+
+class PyreqwestEngine:
+    """Streams only with a read buffer of 0; its ready-made httpx transport has no such switch."""
+
+    def __init__(self) -> None:
+        builder = importlib.import_module("pyreqwest.client").ClientBuilder()
+        self.client = builder.no_proxy().gzip(False).connect_timeout(timedelta(seconds=5)).build()
+
+    async def unary(self, url: httpx.URL) -> bytes:
+        response = await self.client.post(str(url)).headers(HEADERS).body_bytes(REQUEST).build().send()
+        return bytes(await response.bytes())
+
+    async def stream(self, url: httpx.URL) -> AsyncGenerator[bytes, None]:
+        builder = self.client.post(str(url)).headers(HEADERS).body_bytes(REQUEST)
+        async with builder.streamed_read_buffer_limit(0).build_streamed() as response:
+            while (data := await response.body_reader.read_chunk()) is not None:
+                yield bytes(data)
+
+    async def aclose(self) -> None:
+        await self.client.close()
+
+
+def httpcore_transport() -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(trust_env=False, limits=httpx.Limits(max_connections=None))
+
+
+def httpx_aiohttp_transport() -> httpx.AsyncBaseTransport:
+    # Without a session of ours: at most 100 connections where its limits say "unlimited", and a cookie jar.
+    transport: httpx.AsyncBaseTransport = importlib.import_module("httpx_aiohttp").AiohttpTransport(
+        client=aiohttp_session
+    )
+    return transport
+
+
+Engine = ClientEngine | TransportEngine | AiohttpEngine | PyreqwestEngine
+YARDSTICK = "(f) aiohttp, no httpx"
+CANDIDATES: list[tuple[str, str, Callable[[], Engine]]] = [
+    ("(a) httpx client, httpcore", "httpx", lambda: ClientEngine(httpcore_transport())),
+    ("(b) httpcore transport", "httpx", lambda: TransportEngine(httpcore_transport())),
+    ("(c) httpx client, httpx-aiohttp", "httpx_aiohttp", lambda: ClientEngine(httpx_aiohttp_transport())),
+    ("(d) httpx-aiohttp transport", "httpx_aiohttp", lambda: TransportEngine(httpx_aiohttp_transport())),
+    ("(e) thin aiohttp transport", "aiohttp", lambda: TransportEngine(ThinTransport())),
+    (YARDSTICK, "aiohttp", AiohttpEngine),
+    ("(g) pyreqwest, no httpx", "pyreqwest", PyreqwestEngine),
+]
+ENGINES = {name: build for name, module, build in CANDIDATES if importlib.util.find_spec(module)}
+
+
+# --- the workloads ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; what bounds the run."""
+
+    turns_by_loop: dict[str, int]
+    unary_calls: int
+    burst_rounds: int
+    paced_seconds: float
+    open_streams: tuple[int, ...]
+    calls_while_open: int
+
+
+FULL = Sizes({"uvloop": 5, "asyncio": 2}, 500, 5, 1.5, (500,), 100)
+QUICK = Sizes({"uvloop": 1}, 200, 2, 1.0, (200,), 30)
+
+Figures = dict[str, list[float]]
+
+
+async def microseconds_each(work: Awaitable[int]) -> float:
+    """CPU of this process, all its threads, by the number of things `work` says it did."""
+    gc.collect()
+    started = time.process_time()
+    count = await work
+    return (time.process_time() - started) * 1e6 / count
+
+
+async def unary_calls(engine: Engine, url: httpx.URL, calls: int, at_once: int) -> int:
+    async def some() -> None:
+        for _ in range(calls // at_once):
+            assert len(await engine.unary(url)) == len(ANSWER)
+
+    await asyncio.gather(*(some() for _ in range(at_once)))
+    return calls // at_once * at_once
+
+
+async def read_streams(engine: Engine, url: httpx.URL, streams: int, rounds: int, chunks: int) -> int:
+    async def read() -> None:
+        events = 0
+        async for data in engine.stream(url):
+            events += data.count(b"data: {")
+        assert events == chunks, f"{events} of {chunks} chunks"
+
+    for _ in range(rounds):
+        await asyncio.gather(*(read() for _ in range(streams)))
+    return streams * rounds * chunks
+
+
+@contextlib.asynccontextmanager
+async def open_streams(engine: Engine, url: httpx.URL, count: int) -> AsyncIterator[None]:
+    """`count` streams whose first chunk has come and whose second never will."""
+    streams = [engine.stream(url) for _ in range(count)]
+    try:
+        for start in range(0, count, 100):
+            await asyncio.gather(*(anext(stream) for stream in streams[start : start + 100]))
+        yield
+    finally:
+        for stream in streams:
+            await stream.aclose()
+
+
+async def delays_milliseconds(engine: Engine, url: httpx.URL) -> list[float]:
+    """From the upstream's send to our hands, one figure for each piece that arrived."""
+    delays = []
+    async for data in engine.stream(url):
+        if data.startswith(b"data: {"):
+            delays.append((time.monotonic_ns() - int(data[SENT])) / 1e6)
+    return delays
+
+
+async def one_turn(build: Callable[[], Engine], base: httpx.URL, sizes: Sizes) -> Figures:
+    engine = build()
+    figures: Figures = defaultdict(list)
+    unary, paced_chunks = base.join("/unary"), int(sizes.paced_seconds / PACE_SECONDS)
+
+    async def measure(column: str, work: Awaitable[int]) -> None:
+        figures[column].append(await microseconds_each(work))
+
+    try:
+        await unary_calls(engine, unary, 20, 1)
+        await measure("unary, µs", unary_calls(engine, unary, sizes.unary_calls, 1))
+        await unary_calls(engine, unary, 100, 50)
+        await measure("50 at once, µs", unary_calls(engine, unary, sizes.unary_calls, 50))
+        burst = read_streams(engine, base.join("/burst"), 20, sizes.burst_rounds, CHUNKS_PER_BURST)
+        await measure("burst, µs/chunk", burst)
+        paced = read_streams(engine, base.join(f"/paced/{paced_chunks}"), 100, 1, paced_chunks)
+        await measure("paced, µs/chunk", paced)
+        for count in sizes.open_streams:
+            async with open_streams(engine, base.join("/open"), count):
+                calls = unary_calls(engine, unary, sizes.calls_while_open, 1)
+                await measure(f"unary, {count} open, µs", calls)
+        figures["delays"] = await delays_milliseconds(engine, base.join("/paced/25"))
+    finally:
+        await engine.aclose()
+    return figures
+
+
+# --- the run and its table -------------------------------------------------------------------------------------------
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
+}
+
+
+def take_turns(loop: str, turns: int, base: httpx.URL, sizes: Sizes) -> dict[str, Figures]:
+    """Every engine once, then every engine again: noise that drifts falls on all of them."""
+    figures: dict[str, Figures] = {name: defaultdict(list) for name in ENGINES}
+    for turn in range(turns):
+        for name, build in ENGINES.items():
+            print(f"{loop} {turn + 1}/{turns} {name}", file=sys.stderr)
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                for column, values in runner.run(one_turn(build, base, sizes)).items():
+                    figures[name][column] += values
+    return figures
+
+
+def cpu_cell(values: list[float], yardstick: list[float]) -> str:
+    middle = statistics.median(values)
+    spread = f" ±{(max(values) - min(values)) / 2:.0f}" if len(values) > 1 else ""
+    return f"{middle:.0f}{spread} ({middle / statistics.median(yardstick):.2f})"
+
+
+def delay_cell(delays: list[float], turns: int) -> str:
+    return f"{statistics.median(delays):.1f} / {max(delays):.1f} ({len(delays) // turns} of 25)"
+
+
+def table(figures: dict[str, Figures], turns: int) -> str:
+    columns = [column for column in figures[YARDSTICK] if column != "delays"]
+    lines = [["engine", *columns, "delay, ms: median / most (pieces)"]]
+    lines.append(["---", *["--:"] * (len(columns) + 1)])
+    for name, by_column in figures.items():
+        cells = [cpu_cell(by_column[column], figures[YARDSTICK][column]) for column in columns]
+        lines.append([name, *cells, delay_cell(by_column["delays"], turns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one turn under uvloop, in well under a minute")
+    parser.add_argument("--upstream", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.upstream:
+        asyncio.run(serve_until_stdin_ends())
+        return
+    sizes = QUICK if options.quick else FULL
+    with upstream() as base:
+        for loop, turns in sizes.turns_by_loop.items():
+            figures = take_turns(loop, turns, base, sizes)
+            print(f"\n**{loop}**, {turns} turn(s), CPU of the client process\n\n{table(figures, turns)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
