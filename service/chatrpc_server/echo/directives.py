@@ -1,0 +1,170 @@
+"""Directives in the model's name → how echo behaves: `echo:status=429,times=2`.
+
+The fields of `Behaviour` are the one table: what is parsed, and what the help prints.
+Pure: nothing here waits or writes; `delivery` and `server` carry out what is read here.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from chatrpc_server.echo.errors import ApiError
+
+_PREFIX = "echo"
+_Value = TypeVar("_Value")
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"expected an integer from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 86_400:
+        raise ValueError("expected a number of seconds from 0 to 86400")
+    return value
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("expected a text")
+    return unquote(text)
+
+
+def _directive(default: _Value, parse: Callable[[str], Any] | None, description: str) -> _Value:
+    return field(default=default, metadata={"parse": parse, "description": description})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """How to treat one request. Chunks are counted without the one that carries only the role."""
+
+    status: int | None = _directive(
+        None, _integer(400, 599), "=N: HTTP status 400-599 with the error that OpenAI usually gives with it"
+    )
+    code: str | None = _directive(
+        None,
+        _text,
+        "=CODE: the error's code, for status and error (digits: as a number); alone it brings its usual status",
+    )
+    message: str | None = _directive(
+        None, _text, "=TEXT: the error's message, for status, code and error (write %2C for a comma)"
+    )
+    retry_after: float | None = _directive(None, _seconds, "=SECONDS: retry-after header on the error")
+    retry_after_ms: int | None = _directive(
+        None, _integer(0, 86_400_000), "=MILLISECONDS: retry-after-ms header on the error"
+    )
+    times: int | None = _directive(
+        None,
+        _integer(0, 1_000_000),
+        "=N: misbehave for the first N requests with this model string and user, then obey only pieces, size and pace",
+    )
+    delay: float = _directive(0.0, _seconds, "=SECONDS: silence before the headers")
+    first: float = _directive(0.0, _seconds, "=SECONDS: silence between the headers and the first chunk (or the body)")
+    pace: float | None = _directive(None, _seconds, "=SECONDS: pause before each chunk")
+    gap: float = _directive(0.0, _seconds, "=SECONDS: one silence after the 2nd chunk")
+    pieces: int | None = _directive(
+        None, _integer(0, 1_000_000), "=N: the answer is N pieces, the numbers 1 to N, one in each chunk"
+    )
+    size: int | None = _directive(
+        None,
+        _integer(0, 100_000_000),
+        "=BYTES: the answer is so many bytes in one chunk, or in as many as pieces says",
+    )
+    truncate: int | None = _directive(
+        None,
+        _integer(0, 1_000_000),
+        "=K: the stream ends cleanly after K chunks, without finish_reason and [DONE] (unary: half of the JSON)",
+    )
+    reset: int | None = _directive(
+        None,
+        _integer(0, 1_000_000),
+        "=K: the connection is aborted after K chunks (unary: 0 is before the headers, else amid the body)",
+    )
+    error: int | None = _directive(
+        None,
+        _integer(0, 1_000_000),
+        "=K: an error object in the stream after K chunks, code says which (unary: the error object with status 200)",
+    )
+    html: bool = _directive(False, None, ": an HTML page with status 200")
+    no_usage: bool = _directive(False, None, ": no usage, even if asked for")
+    no_done: bool = _directive(False, None, ": the stream ends without [DONE]")
+    reject_usage: bool = _directive(False, None, ": stream_options is refused with status 400")
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the answer is an error status."""
+        return self.status is not None or (self.code is not None and self.error is None)
+
+    @property
+    def ending(self) -> tuple[str, int] | None:
+        """How the answer breaks off (`truncate`, `reset` or `error`) and after how many chunks; None: it does not."""
+        endings = {"truncate": self.truncate, "reset": self.reset, "error": self.error}
+        given = [(name, after) for name, after in endings.items() if after is not None]
+        return min(given, key=lambda ending: ending[1], default=None)
+
+    @property
+    def calmed(self) -> "Behaviour":
+        """What is left once `times` is used up: the shape of the answer, and no fault."""
+        return Behaviour(pieces=self.pieces, size=self.size, pace=self.pace)
+
+
+DIRECTIVES: dict[str, str] = {each.name: each.metadata["description"] for each in fields(Behaviour)}
+"""Name → description, which begins with the form of the value (`=N: …`): `name + description` is a line of help."""
+
+_PARSERS: dict[str, Callable[[str], Any] | None] = {each.name: each.metadata["parse"] for each in fields(Behaviour)}
+
+
+def behaviour_of(model: str) -> Behaviour | None:
+    """How a request for `model` is to be treated; None if it is no name of echo's.
+
+    Raises ApiError (400) that names the directive if one is unknown, has a bad value or is given twice.
+    """
+    return _parsed(model) if model.startswith(_PREFIX) else None
+
+
+@lru_cache(maxsize=1024)
+def _parsed(model: str) -> Behaviour:
+    values: dict[str, Any] = {}
+    for item in filter(None, map(str.strip, model.partition(":")[2].split(","))):
+        name, equals, text = item.partition("=")
+        if name not in _PARSERS:
+            raise _refusal(model, f"unknown directive '{name}'")
+        if name in values:
+            raise _refusal(model, f"directive '{name}' is given twice")
+        values[name] = _value(model, name, text if equals else None)
+    return Behaviour(**values)
+
+
+def _value(model: str, name: str, text: str | None) -> Any:
+    parse = _PARSERS[name]
+    if parse is None:
+        if text is not None:
+            raise _refusal(model, f"directive '{name}' takes no value")
+        return True
+    try:
+        return parse(text or "")
+    except ValueError as error:
+        raise _refusal(model, f"bad value for directive '{name}': {error}, got '{text or ''}'") from error
+
+
+def _refusal(model: str, what: str) -> ApiError:
+    valid = ", ".join(DIRECTIVES)
+    return ApiError(
+        400,
+        f"Invalid model '{model}': {what}. Valid directives: {valid}.",
+        param="model",
+        code="invalid_directive",
+    )
