@@ -1,0 +1,183 @@
+"""The command line: serve, demo, echo, check-config, healthcheck.
+
+Exit codes: 0 done, 1 it failed (the service cannot start, is not healthy, the demo's calls failed), 2 the settings or
+flags are wrong. What goes wrong is told in one line each, never as a traceback.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from chatrpc_server import __version__
+from chatrpc_server.lifecycle import StartError, stop_signals
+from chatrpc_server.settings import Address, Settings, SettingsError, add_flags, load
+
+_Namespace = argparse.Namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    parser = _parser()
+    args, unknown = parser.parse_known_args(arguments)
+    try:
+        return int(args.run(args, unknown))
+    except SettingsError as error:
+        for mistake in error.mistakes:
+            print(f"chatrpc-server: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="chatrpc-server",
+        description="A typed, streaming gRPC chat API in front of any OpenAI-compatible endpoint.",
+        epilog="Every setting can come from flags, CHATRPC_* variables or a YAML file, in this order of strength.",
+    )
+    parser.add_argument("--version", action="version", version=f"chatrpc-server {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the service", description="Runs the service until SIGTERM.")
+    serve.set_defaults(run=_serve)
+    add_flags(serve)
+
+    demo = commands.add_parser(
+        "demo",
+        help="start everything, make two calls, show what came of it",
+        description="Starts the service, and the embedded upstream unless a key or a base URL is set; makes a unary"
+        " and a streaming call over gRPC and shows the answers and the metrics.",
+    )
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--keep", action="store_true", help="go on serving until SIGINT or SIGTERM")
+    demo.add_argument("--model", help="model to ask; default: echo, or gpt-4o-mini for a real upstream")
+    demo.add_argument("--prompt", default="Why do streams beat waiting?", help="what to ask; default: %(default)s")
+    add_flags(demo)
+
+    echo = commands.add_parser(
+        "echo",
+        help="run the embedded upstream by itself",
+        description="Runs an OpenAI-compatible HTTP server that needs no key. Model names choose its behaviour.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_directives(),
+    )
+    echo.set_defaults(run=_echo)
+    echo.add_argument("--listen", default="127.0.0.1:8080", metavar="host:port", help="default: %(default)s")
+    echo.add_argument("--pace-seconds", type=float, default=0.0, help="pause before each chunk; default: %(default)s")
+    echo.add_argument("--api-key", help="refuse other keys with 401")
+
+    check = commands.add_parser("check-config", help="check the settings and print them, secrets hidden")
+    check.set_defaults(run=_check_config)
+    add_flags(check)
+
+    health = commands.add_parser(
+        "healthcheck",
+        help="ask a running service for its health; exit code 0 if it serves",
+        description="Asks grpc.health.v1. Exit code 0: SERVING; 1: anything else, or no answer.",
+    )
+    health.set_defaults(run=_healthcheck)
+    health.add_argument("--service", default="", help="health service name: readiness, liveness, …; default: all")
+    health.add_argument("--timeout-seconds", type=float, default=3.0, help="default: %(default)s")
+    add_flags(health)
+    return parser
+
+
+def _directives() -> str:
+    from chatrpc_server.echo import DIRECTIVES
+
+    lines = [f"  {name}{description}" for name, description in DIRECTIVES.items()]
+    return "\n".join(["directives in model names, such as echo:pace=0.05,truncate=3:", *lines])
+
+
+def _serve(args: _Namespace, unknown: Sequence[str]) -> int:
+    from chatrpc_server.server import Server
+
+    settings = load(args, unknown=unknown)
+    _configure_logs(settings, settings.log.level)
+    return _run(lambda: Server(settings).run(), settings.event_loop)
+
+
+def _demo(args: _Namespace, unknown: Sequence[str]) -> int:
+    from chatrpc_server.demo import demo
+
+    settings = load(args, unknown=unknown)
+    _configure_logs(settings, "warning")  # the answers are to be seen, not the log
+    return _run(lambda: demo(settings, model=args.model, prompt=args.prompt, keep=args.keep), settings.event_loop)
+
+
+def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
+    from chatrpc_server.echo import Echo
+
+    _refuse(unknown)
+    try:
+        address = Address.parse(args.listen)
+    except ValueError as error:
+        raise SettingsError([f"--listen: {error}"]) from None
+    echo = Echo(address.host, address.port, pace_seconds=args.pace_seconds, api_key=args.api_key)
+
+    async def serve() -> None:
+        try:
+            await echo.start()
+        except OSError as error:
+            raise StartError(f"--listen: cannot listen on {address}: {error.strerror or error}") from None
+        print(f"echo answers at {echo.base_url}", flush=True)
+        with stop_signals() as stop_signal:
+            await stop_signal()
+        await echo.stop()
+
+    return _run(serve)
+
+
+def _check_config(args: _Namespace, unknown: Sequence[str]) -> int:
+    settings = load(args, unknown=unknown)
+    print(json.dumps(settings.redacted(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    listen = load(args, unknown=unknown).listen
+    # A server that listens everywhere is asked on loopback.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
+    target = str(Address(host, listen.port))
+    try:
+        with grpc.insecure_channel(target) as channel:
+            request = health_pb2.HealthCheckRequest(service=args.service)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=args.timeout_seconds)
+    except grpc.RpcError as error:
+        print(f"chatrpc-server: {target}: {error.code().name}: {error.details()}", file=sys.stderr)
+        return 1
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    print(status)
+    return 0 if status == "SERVING" else 1
+
+
+def _configure_logs(settings: Settings, level: str) -> None:
+    from chatrpc_server import logs
+
+    logs.configure(level, settings.log.format, logs.Redactor([settings.upstream.api_key]))
+
+
+def _refuse(unknown: Sequence[str]) -> None:
+    if unknown:
+        raise SettingsError([f"{unknown[0].partition('=')[0]}: unknown argument"])
+
+
+def _run(run: Callable[[], Coroutine[Any, Any, Any]], event_loop: str = "uvloop") -> int:
+    """Runs it to its end; False from it, or `StartError`, is exit code 1."""
+    factory = None
+    if event_loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return 1 if runner.run(run()) is False else 0
+    except StartError as error:
+        print(f"chatrpc-server: {error}", file=sys.stderr)
+        return 1

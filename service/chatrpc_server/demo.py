@@ -1,0 +1,133 @@
+"""The demo: the whole service in one process, called over gRPC as anybody would, with what came of it on the screen."""
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+from urllib.request import urlopen
+
+import grpc
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
+from chatrpc.v1.chat_response_pb2 import Usage
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_server.echo import Echo
+from chatrpc_server.lifecycle import stop_signals
+from chatrpc_server.server import Server
+from chatrpc_server.settings import Settings
+
+_PACE_SECONDS = 0.04
+_TIMEOUT_SECONDS = 60
+_SHOWN_METRICS = (
+    "grpc_server_started_total{",
+    "grpc_server_handled_total{",
+    "grpc_server_handling_seconds_sum{",
+    "gen_ai_client_operation_time_to_first_chunk_seconds_sum{",
+    "chatrpc_streams_ended_total{",
+    "chatrpc_tokens_total{",
+)
+
+
+async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool) -> bool:
+    """Makes one unary and one streaming call; False if one failed. Raises `StartError`.
+
+    Without `keep` any free ports are used, so that it never collides with a service that runs already.
+    """
+    async with _upstream(settings, model) as (settings, model):
+        settings = settings.model_copy(update={"reflection": True})
+        if not keep:
+            ports = {name: replace(getattr(settings, name), port=0) for name in ("listen", "metrics_listen")}
+            settings = settings.model_copy(update=ports)
+        server = Server(settings)
+        with stop_signals() as stop_signal:
+            await server.start()
+            try:
+                _print_where(server, model)
+                try:
+                    await _calls(str(server.address), model, prompt)
+                except grpc.aio.AioRpcError as error:
+                    print(f"\n  {error.code().name}: {error.details()}", file=sys.stderr)
+                    return False
+                finally:
+                    _print_metrics(f"http://{server.metrics_address}/metrics")
+                if keep:
+                    logging.getLogger().setLevel(settings.log.level.upper())
+                    print(f"\nServing on {server.address} until Ctrl-C.", flush=True)
+                    await stop_signal()
+            finally:
+                await server.stop()
+    return True
+
+
+@asynccontextmanager
+async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tuple[Settings, str]]:
+    """The configured upstream if there is any sign of one, else the embedded one."""
+    default = Settings().upstream
+    if settings.upstream.api_key or settings.upstream.base_url != default.base_url:
+        model = model or next(iter(settings.upstream.models), "gpt-4o-mini")
+        upstream = settings.upstream.model_copy(update={"models": (*settings.upstream.models, model)})
+        yield settings.model_copy(update={"upstream": upstream}), model
+        return
+    async with Echo(pace_seconds=_PACE_SECONDS) as echo:
+        model = model or "echo"
+        upstream = settings.upstream.model_copy(
+            update={"name": "echo", "provider": "echo", "base_url": echo.base_url, "models": (model,)}
+        )
+        yield settings.model_copy(update={"upstream": upstream}), model
+
+
+async def _calls(target: str, model: str, prompt: str) -> None:
+    request = CreateChatCompletionRequest(model=model, messages=[ChatMessage(role="user", content=prompt)])
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = ChatCompletionServiceStub(channel)
+        _print_heading("CreateChatCompletion: one request, one answer")
+        started = monotonic()
+        response = await stub.CreateChatCompletion(request, timeout=_TIMEOUT_SECONDS)
+        print(f"  user       {prompt}")
+        for choice in response.choices:
+            print(f"  assistant  {choice.message.content}")
+        _print_usage(response.usage, f"{(monotonic() - started) * 1000:.0f} ms")
+
+        _print_heading("CreateChatCompletionStream: the same, as it arrives")
+        started = monotonic()
+        print(f"  user       {prompt}\n  assistant  ", end="", flush=True)
+        usage, messages, first = Usage(), 0, 0.0
+        async for chunk in stub.CreateChatCompletionStream(request, timeout=_TIMEOUT_SECONDS):
+            messages += 1
+            first = first or monotonic() - started
+            for part in chunk.choices:
+                print(part.delta.content, end="", flush=True)
+            if chunk.HasField("usage"):
+                usage = chunk.usage
+        print()
+        _print_usage(
+            usage,
+            f"{messages} messages, the first after {first * 1000:.0f} ms, the last after"
+            f" {(monotonic() - started) * 1000:.0f} ms",
+        )
+
+
+def _print_where(server: Server, model: str) -> None:
+    print(f"  gRPC       {server.address}")
+    print(f"  metrics    http://{server.metrics_address}/metrics")
+    print(f"  upstream   {server.settings.upstream.base_url}, model {model}")
+
+
+def _print_heading(text: str) -> None:
+    print(f"\n\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def _print_usage(usage: Usage, times: str) -> None:
+    print(f"             {usage.prompt_tokens} tokens in, {usage.completion_tokens} out; {times}", flush=True)
+
+
+def _print_metrics(url: str) -> None:
+    """From a thread of its own the exporter answers even while the event loop waits here."""
+    _print_heading("/metrics: what came of it")
+    with urlopen(url, timeout=5) as response:  # noqa: S310  # our own address
+        for line in response.read().decode().splitlines():
+            if line.startswith(_SHOWN_METRICS):
+                print(f"  {line}")

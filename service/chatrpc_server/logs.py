@@ -1,0 +1,84 @@
+"""Structured logs: one line per event, JSON for machines or text for a terminal, and no secret in either.
+
+Fields beyond the message travel in `extra=`. Prompts, completions and upstream messages are never put there at all;
+`Redactor` is the second line of defence, for keys.
+"""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import SecretStr
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key)-[A-Za-z0-9_\-*]{6,}|(?i:bearer)\s+[^\s\"',;]+")
+REDACTED = "[redacted]"
+
+
+class Redactor:
+    """Replaces the given secrets, and whatever looks like a key, in a text."""
+
+    def __init__(self, secrets: Iterable[SecretStr | None] = ()) -> None:
+        known = "|".join(re.escape(secret.get_secret_value()) for secret in secrets if secret)
+        self._known = re.compile(known) if known else None
+
+    def __call__(self, text: str) -> str:
+        if self._known is not None:
+            text = self._known.sub(REDACTED, text)
+        return _KEY_LIKE.sub(REDACTED, text)
+
+
+def configure(level: str, style: str, redact: Callable[[str], str]) -> None:
+    """Sends all logs of this process to stderr. `style`: `json`, `text`, or `auto` for text on a terminal."""
+    if style == "auto":
+        style = "text" if sys.stderr.isatty() else "json"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json(redact) if style == "json" else _Text(redact))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # Below a warning these tell of addresses and headers.
+    for name in ("httpx", "httpcore", "aiohttp", "asyncio", "grpc"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def without_values(error: BaseException) -> str:
+    """The frames and the type of an exception. Its message stays out: it may quote what a caller sent."""
+    import traceback
+
+    return "".join([*traceback.format_tb(error.__traceback__), type(error).__qualname__])
+
+
+class _Json(logging.Formatter):
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"ts": _time(record), "level": record.levelname.lower(), "event": record.getMessage(), **_fields(record)}
+        if record.exc_info and record.exc_info[1]:
+            line["exception"] = without_values(record.exc_info[1])
+        return self._redact(json.dumps(line, ensure_ascii=False, default=str))
+
+
+class _Text(logging.Formatter):
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        text = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}  {fields}".rstrip()
+        if record.exc_info and record.exc_info[1]:
+            text = f"{text}\n{without_values(record.exc_info[1])}"
+        return self._redact(text)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}

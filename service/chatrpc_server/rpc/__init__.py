@@ -1,0 +1,1 @@
+"""The inbound edge: everything that speaks gRPC, and nothing that speaks HTTP."""

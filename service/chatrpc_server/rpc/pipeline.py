@@ -1,0 +1,128 @@
+"""The one meeting with grpc.aio's interceptor API: it puts the layers around our RPCs and drives every stream.
+
+A stream is written with `context.write` from the RPC's own task, over `aclosing`: handlers that are async generators
+are closed by asyncio in another task and Context when a caller cancels during a blocked send, outer layers before
+inner ones.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from chatrpc.v1.chat_service_pb2 import DESCRIPTOR
+from chatrpc_server.core.call import Call
+from chatrpc_server.core.coalesce import coalesce
+from chatrpc_server.core.errors import ResponseTooLarge
+from chatrpc_server.core.upstream import ChatRequest
+
+SERVICE = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Layer = Callable[[Call, Context], AbstractAsyncContextManager[None]]
+"""Something around each call, unary or streaming alike. Raising `ChatError` inside `statuses` ends the call."""
+
+_FORWARDED = ("traceparent", "tracestate")
+_MAX_REQUEST_ID = 128
+
+
+class Pipeline(grpc.aio.ServerInterceptor):
+    """`layers` from the outermost inwards. Calls without a deadline get the default one."""
+
+    def __init__(
+        self, layers: Sequence[Layer], *, default_deadline_seconds: float, max_message_bytes: int, coalesce: bool
+    ) -> None:
+        self._layers = layers
+        self._default_deadline_seconds = default_deadline_seconds
+        self._max_message_bytes = max_message_bytes
+        self._coalesce = coalesce
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "_Handler | None":
+        """Replaces the handlers of our own service; health and reflection stay as they are."""
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler is None or service != SERVICE:
+            return handler
+        wrap = self._streaming if handler.response_streaming else self._unary
+        return wrap(method, handler)
+
+    def _unary(self, method: str, handler: Any) -> _Handler:
+        async def behavior(request: ChatRequest, context: Context) -> Any:
+            async with self._call(method, request, context) as call:
+                response = await handler.unary_unary(request, call)
+                self._check_size(response)
+                await _begin(call, context)
+                call.messages_sent = 1
+                return response
+
+        return grpc.unary_unary_rpc_method_handler(behavior, handler.request_deserializer, handler.response_serializer)
+
+    def _streaming(self, method: str, handler: Any) -> _Handler:
+        async def behavior(request: ChatRequest, context: Context) -> None:
+            # A write that fails is one to a caller that has gone: nobody is left to be told.
+            with suppress(grpc.aio.InternalError):
+                async with (
+                    self._call(method, request, context) as call,
+                    aclosing(handler.unary_stream(request, call)) as batches,
+                ):
+                    async for batch in batches:
+                        if not call.messages_sent:
+                            await _begin(call, context)
+                        for chunk in coalesce(batch) if call.coalesce else batch:
+                            self._check_size(chunk)
+                            await context.write(chunk)
+                            call.messages_sent += 1
+
+        return grpc.unary_stream_rpc_method_handler(behavior, handler.request_deserializer, handler.response_serializer)
+
+    def _check_size(self, message: Message) -> None:
+        # grpc would end the RPC by itself, and no layer would know.
+        size = message.ByteSize()
+        if size > self._max_message_bytes:
+            raise ResponseTooLarge(f"the answer is a message of {size} bytes: {self._max_message_bytes} are allowed")
+
+    @asynccontextmanager
+    async def _call(self, method: str, request: ChatRequest, context: Context) -> AsyncIterator[Call]:
+        """Makes the `Call` and enters the layers around it."""
+        call = self._arrived(method, request, context)
+        async with AsyncExitStack() as stack:
+            for layer in self._layers:
+                await stack.enter_async_context(layer(call, context))
+            yield call
+
+    def _arrived(self, method: str, request: ChatRequest, context: Context) -> Call:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        remaining = context.time_remaining()
+        if remaining is None:
+            remaining = self._default_deadline_seconds
+        request_id = metadata.get("x-request-id", "")
+        if not 0 < len(request_id) <= _MAX_REQUEST_ID:
+            request_id = secrets.token_hex(16)
+        return Call(
+            id=request_id,
+            method=method,
+            started=time.monotonic(),
+            deadline=asyncio.get_running_loop().time() + remaining,
+            forward=[
+                ("x-request-id", request_id),
+                *((name, metadata[name]) for name in _FORWARDED if name in metadata),
+            ],
+            coalesce=self._coalesce and metadata.get("x-chatrpc-coalesce") != "off",
+            model=request.model,
+        )
+
+
+async def _begin(call: Call, context: Context) -> None:
+    """Sends the initial metadata, no earlier than the first message: a call without it can still be retried."""
+    call.first_message_at = time.monotonic()
+    await context.send_initial_metadata([("x-request-id", call.id), *call.response_metadata])

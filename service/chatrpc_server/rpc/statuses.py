@@ -1,0 +1,162 @@
+"""Layer: every exception to the `google.rpc.Status` that the caller gets. `CODES` is THE table.
+
+Nothing else leaves: an exception that nobody foresaw is logged with its frames and answered with INTERNAL and the
+request id. What the upstream said is passed on without keys and cut to size; its 401 concerns our key and is not
+passed on.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2 as details_pb2
+from google.rpc.status_pb2 import Status
+
+from chatrpc.v1.chat_error_pb2 import UpstreamError
+from chatrpc_server.core.call import Call
+from chatrpc_server.core.errors import ChatError, InvalidRequest, Reason, Refused
+from chatrpc_server.rpc.pipeline import Context
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "chatrpc.dev"
+"""`ErrorInfo.domain` of every reason."""
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES = {
+    Reason.INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.CONTEXT_LENGTH_EXCEEDED: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.CONTENT_FILTERED: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.REQUEST_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNPROCESSABLE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.MODERATED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.INSUFFICIENT_BALANCE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.INSUFFICIENT_QUOTA: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.RATE_LIMIT_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.IN_FLIGHT_LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.RESPONSE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.SERVER_DRAINING: grpc.StatusCode.UNAVAILABLE,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    Reason.UPSTREAM_UNAUTHENTICATED: grpc.StatusCode.INTERNAL,
+    Reason.UPSTREAM_FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.UPSTREAM_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.UPSTREAM_UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+    Reason.UPSTREAM_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.UPSTREAM_CONFLICT: grpc.StatusCode.ABORTED,
+    Reason.UPSTREAM_INTERNAL: grpc.StatusCode.INTERNAL,
+    Reason.UPSTREAM_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.OVERLOADED: grpc.StatusCode.UNAVAILABLE,
+    Reason.UPSTREAM_ERROR: grpc.StatusCode.INTERNAL,  # FAILED_PRECONDITION for a 4xx, see `code_of`
+    Reason.UPSTREAM_UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.UPSTREAM_INVALID_RESPONSE: grpc.StatusCode.INTERNAL,
+    Reason.UPSTREAM_STREAM_TRUNCATED: grpc.StatusCode.UNAVAILABLE,
+    Reason.STREAM_ERROR: grpc.StatusCode.INTERNAL,
+}
+
+_STATUS_BYTES = 6000
+"""For message and details as they travel. Some clients take 8 KiB of trailers, and other metadata is in there too."""
+
+
+class Statuses:
+    """`redact` takes keys out of a text."""
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
+
+    @asynccontextmanager
+    async def __call__(self, call: Call, context: Context) -> AsyncIterator[None]:
+        """Ends the RPC with the status of what is raised inside."""
+        try:
+            yield
+        except ChatError as error:
+            call.reason = _reason_shown(error)
+            if error.reason is Reason.UPSTREAM_UNAUTHENTICATED:
+                log.error("the upstream refuses this service's key: check upstream.api_key")
+            await self._abort(error, call, context)
+        except grpc.aio.BaseError:
+            raise  # the RPC is over: its caller went away while a message was being written
+        except Exception:
+            call.reason = Reason.INTERNAL
+            log.exception("unexpected error", extra={"request_id": call.id})
+            await self._abort(ChatError("internal error"), call, context)
+
+    async def _abort(self, error: ChatError, call: Call, context: Context) -> None:
+        status = status_of(error, call, self._redact)
+        metadata = [("x-request-id", call.id), *call.response_metadata, (DETAILS_KEY, status.SerializeToString())]
+        await context.abort(code_of(error), status.message, tuple(metadata))
+
+
+def code_of(error: ChatError) -> grpc.StatusCode:
+    """The gRPC code for an exception."""
+    if error.reason is Reason.UPSTREAM_ERROR and isinstance(error, Refused) and error.status < 500:
+        return grpc.StatusCode.FAILED_PRECONDITION
+    return CODES[error.reason]
+
+
+def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Status:
+    """The rich status for an exception, small enough for every client."""
+    ours = error.reason is Reason.UPSTREAM_UNAUTHENTICATED
+    message = "the upstream refuses this service's credentials" if ours else redact(error.message)
+    status = Status(code=code_of(error).value[0], message=message)
+    _add(status, _error_info(error))
+    if error.retry_after_seconds is not None and error.reason is not Reason.INSUFFICIENT_QUOTA:
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        _add(status, details_pb2.RetryInfo(retry_delay=delay))
+    field, description = _violation(error, message)
+    if field:
+        violation = details_pb2.BadRequest.FieldViolation(field=field, description=description, reason=error.reason)
+        _add(status, details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, Refused) and error.status in (402, 429):
+        violations = [details_pb2.QuotaFailure.Violation(subject="upstream", description=message)]
+        _add(status, details_pb2.QuotaFailure(violations=violations))
+    _add(status, details_pb2.RequestInfo(request_id=call.upstream_request_id or call.id))
+    if isinstance(error, Refused):
+        _add(status, _fitting(status, UpstreamError() if ours else error.detail, error.detail, redact))
+    return status
+
+
+def _reason_shown(error: ChatError) -> Reason:
+    return Reason.STREAM_ERROR if isinstance(error, Refused) and error.in_success else error.reason
+
+
+def _error_info(error: ChatError) -> details_pb2.ErrorInfo:
+    info = details_pb2.ErrorInfo(reason=_reason_shown(error), domain=DOMAIN)
+    if info.reason != error.reason:
+        info.metadata["mapped_reason"] = error.reason
+    if isinstance(error, Refused):
+        info.metadata["http_status"] = str(error.detail.http_status)
+    return info
+
+
+def _violation(error: ChatError, message: str) -> tuple[str, str]:
+    if isinstance(error, InvalidRequest):
+        return error.field, error.description
+    if isinstance(error, Refused) and error.status in (400, 422):
+        return error.detail.param, message
+    return "", ""
+
+
+def _fitting(status: Status, said: UpstreamError, known: UpstreamError, redact: Callable[[str], str]) -> UpstreamError:
+    """What the upstream said, without keys; its body cut to what is left of the space."""
+    detail = UpstreamError()
+    detail.CopyFrom(said)
+    detail.http_status, detail.request_id = known.http_status, known.request_id
+    detail.message = redact(said.message)
+    detail.raw_body = ""
+    left = _STATUS_BYTES - len(quote(status.message)) - (status.ByteSize() + detail.ByteSize()) * 4 // 3
+    body = redact(said.raw_body).encode()
+    kept = body[: max(0, left * 3 // 4)].decode("utf-8", "ignore")
+    detail.raw_body = kept
+    detail.raw_body_truncated = said.raw_body_truncated or len(kept.encode()) < len(body)
+    return detail
+
+
+def _add(status: Status, detail: Message) -> None:
+    status.details.add().Pack(detail)
