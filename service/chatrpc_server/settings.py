@@ -1,0 +1,255 @@
+"""Every setting of the service: typed, validated together, immutable. The only place that reads `os.environ`.
+
+The model and the doors to it; `settings_sources` finds the values. Nothing is started or logged here.
+"""
+
+import os
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. `mistakes` holds every one, each with the place where it stands."""
+
+    def __init__(self, mistakes: Iterable[str]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(self.mistakes))
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a host name or IP address (IPv6 without its brackets) and a TCP port, 0 for any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: object) -> "Address":
+        """From `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`. Raises ValueError, saying what would be right."""
+        if isinstance(text, Address):
+            return text
+        pattern = r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)):([0-9]{1,5})"
+        match = re.fullmatch(pattern, str(text))
+        try:
+            if match and match[1]:
+                IPv6Address(match[1])
+            elif match and re.fullmatch(r"[0-9.]+", match[2]):
+                IPv4Address(match[2])
+        except ValueError:
+            match = None
+        if not match or int(match[3]) > 65535:
+            raise ValueError("must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)")
+        return cls(match[1] or match[2], int(match[3]))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it. Of names only `localhost` counts: others are not looked up."""
+        if ":" in self.host:
+            return IPv6Address(self.host).is_loopback
+        return self.host.lower() == "localhost" or re.fullmatch(r"127\.[0-9.]+", self.host) is not None
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
+    if not value.is_loopback and not info.data.get("allow_insecure", True):
+        raise ValueError(
+            "listens beyond loopback without TLS and without authenticating callers; if that is meant, say so:"
+            " allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
+        )
+    return value
+
+
+def _base_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        valid = url.scheme in ("http", "https") and url.hostname and url.port != 0 and re.fullmatch(r"[!-~]+", text)
+    except ValueError:  # a port that is no number, a bracket left open
+        valid = False
+    if not valid:
+        raise ValueError("must be http:// or https://, a host and the path before /chat/completions")
+    if "@" in url.netloc or "?" in text or "#" in text:
+        raise ValueError("must not hold a user name, password, query (?…) or fragment (#…)")
+    if text.rstrip("/").endswith("/chat/completions"):
+        raise ValueError("must end before /chat/completions, which the service adds")
+    return text.rstrip("/")
+
+
+def _made_of(pattern: str, right: str) -> AfterValidator:
+    def check(value: str | SecretStr | None) -> str | SecretStr | None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if text is not None and not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {right}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _at_least(other: str) -> AfterValidator:
+    """Not below the field `other`, which is declared before."""
+
+    def check(value: float, info: pydantic.ValidationInfo) -> float:
+        if value < info.data.get(other, value):
+            raise ValueError(f"must be at least {other}, which is {info.data[other]}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _split(value: object) -> object:
+    return [item for item in map(str.strip, value.split(",")) if item] if isinstance(value, str) else value
+
+
+# A line break in a header's value would begin another header.
+_in_header = _made_of(r"[!-~]+", "visible ASCII characters, without spaces or line breaks")
+_strip = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
+Secret = Annotated[SecretStr | None, _strip, _in_header, PlainSerializer(lambda _: "***", when_used="json-unless-none")]
+HeaderValue = Annotated[str | None, _in_header]
+Name = Annotated[str, _made_of("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
+Provider = Annotated[str, _made_of("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
+Listen = Annotated[Address, BeforeValidator(Address.parse), PlainSerializer(str, when_used="json")]
+Models = Annotated[tuple[Annotated[str, _made_of(r"\S+", "names without spaces")], ...], BeforeValidator(_split)]
+_HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+Proxy = Annotated[str | None, _made_of(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
+
+
+def _is(default: object, description: str, **bounds: Any) -> Any:
+    return Field(default=default, description=description, **bounds)
+
+
+class _Frozen(pydantic.BaseModel):
+    # validate_default: a default, too, is judged against the fields it depends on.
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+
+class UpstreamSettings(_Frozen):
+    """The OpenAI-compatible service that answers."""
+
+    name: Name = _is("default", "Name of this upstream in metrics.")
+    provider: Provider = _is("openai", "Provider in metrics: OpenTelemetry's gen_ai.provider.name.")
+    base_url: Annotated[str, _strip, AfterValidator(_base_url)] = _is(
+        "https://api.openai.com/v1", "Address before /chat/completions, with /v1 if it has one; else OPENAI_BASE_URL."
+    )
+    api_key: Secret = _is(None, "Key sent upstream; else OPENAI_API_KEY. A flag shows in `ps`: prefer the file.")
+    api_key_file: Path | None = _is(None, "File that holds the key, read at start; else OPENAI_API_KEY_FILE.")
+    organization: HeaderValue = _is(None, "Sent as OpenAI-Organization; else OPENAI_ORG_ID.")
+    project: HeaderValue = _is(None, "Sent as OpenAI-Project; else OPENAI_PROJECT_ID.")
+    models: Models = _is((), "Models with a label of their own in metrics; others count as `other`.", max_length=50)
+    engine: Literal["aiohttp", "httpcore"] = _is("aiohttp", "HTTP transport towards the upstream.")
+    connect_timeout_seconds: float = _is(5, "Longest wait for a connection, in seconds.", gt=0)
+    first_chunk_timeout_seconds: float = _is(120, "Longest wait for the first chunk, in seconds.", gt=0)
+    chunk_gap_timeout_seconds: float = _is(60, "Longest wait from one chunk to the next, in seconds.", gt=0)
+    max_retries: int = _is(2, "Attempts after the first; none once the answer has begun.", ge=0)
+    initial_backoff_seconds: float = _is(0.5, "Longest pause before the first retry, in seconds.", gt=0)
+    max_backoff_seconds: Annotated[float, _at_least("initial_backoff_seconds")] = _is(
+        8, "Longest pause before any retry, in seconds.", gt=0
+    )
+    max_event_bytes: int = _is(1 << 20, "Largest event of a stream, in bytes.", gt=0)
+    max_response_bytes: Annotated[int, _at_least("max_event_bytes")] = _is(
+        64 << 20, "Largest answer that is no stream, in bytes.", gt=0
+    )
+    ca_file: Path | None = _is(None, "PEM file of the only authorities to trust; none: the usual ones.")
+    proxy: Proxy = _is(None, "HTTP proxy, http://host:port; HTTPS_PROXY and its like are not used.")
+
+
+class LimitsSettings(_Frozen):
+    """What one process takes on."""
+
+    max_message_bytes: int = _is(20 << 20, "Largest gRPC message in or out, in bytes.", gt=0, le=(1 << 31) - 1)
+    max_in_flight: int = _is(1000, "Calls at once in one process; more are refused.", gt=0)
+    min_deadline_seconds: float = _is(0.05, "Calls with less time left are refused, in seconds.", ge=0)
+    default_deadline_seconds: Annotated[float, _at_least("min_deadline_seconds")] = _is(
+        600, "Deadline of calls that bring none, in seconds.", gt=0
+    )
+
+
+class DrainSettings(_Frozen):
+    """How the service stops."""
+
+    delay_seconds: float = _is(5, "Still accepting calls while balancers take note, in seconds.", ge=0)
+    grace_seconds: float = _is(120, "Time after that for calls in flight to finish, in seconds.", ge=0)
+
+
+class LogSettings(_Frozen):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = _is("info", "Least severity that is logged.")
+    format: Literal["auto", "json", "text"] = _is("auto", "`auto` is text on a terminal, else json.")
+
+
+class Settings(_Frozen):
+    """All settings, from `load`. Built directly it reads no file and raises pydantic's ValidationError."""
+
+    allow_insecure: bool = _is(False, "Allows `listen` beyond loopback, without TLS or caller authentication.")
+    listen: Annotated[Listen, AfterValidator(_safe_listen)] = _is(
+        Address("127.0.0.1", 50051), "Address for gRPC; port 0 is any free one."
+    )
+    metrics_listen: Listen = _is(Address("127.0.0.1", 9464), "Address for /metrics; port 0 is any free one.")
+    reflection: bool = _is(False, "Serves gRPC reflection, so that grpcurl needs no .proto files.")
+    coalesce: bool = _is(True, "Merges chunks that arrived together into one message; never waits.")
+    event_loop: Literal["uvloop", "asyncio"] = _is("uvloop", "Event loop that runs the service.")
+    upstream: UpstreamSettings = UpstreamSettings()
+    limits: LimitsSettings = LimitsSettings()
+    drain: DrainSettings = DrainSettings()
+    log: LogSettings = LogSettings()
+
+    def redacted(self) -> dict[str, Any]:
+        """All settings in the shape of the YAML file, ready for JSON; a secret that is set is `***`."""
+        return self.model_dump(mode="json")
+
+
+class SettingRow(NamedTuple):
+    """One setting: its name in each source, what it takes (to be read after "must be"), default, description."""
+
+    path: str
+    env: str
+    flag: str
+    type: str
+    default: str
+    description: str
+
+
+# The sources are imported where they are used: building Settings directly needs neither pydantic-settings nor YAML.
+
+
+def describe() -> list[SettingRow]:
+    """Every setting, in the order of the model."""
+    from chatrpc_server import settings_sources
+
+    return list(settings_sources.rows().values())
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds `--config` and a flag for each setting; `load` finds there what was given.
+
+    Abbreviations are switched off: `--upstream.m` would change its meaning with the next setting.
+    """
+    from chatrpc_server import settings_sources
+
+    settings_sources.add_flags(parser)
+
+
+def load(
+    args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
+) -> Settings:
+    """Settings from all sources: defaults < `OPENAI_*` < YAML file < `CHATRPC_*` < flags.
+
+    Secrets' files are read; relative paths begin in the working directory. `args` comes from a parser that went through
+    `add_flags`; `unknown` is what `parse_known_args` left over: told here with the nearest flag and without its value.
+    Raises SettingsError with the mistakes of all sources.
+    """
+    from chatrpc_server import settings_sources
+
+    return settings_sources.load(args or Namespace(), environ, unknown)
