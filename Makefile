@@ -48,7 +48,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
 	$$lock pyproject.toml -o requirements/runtime.txt; \
 	$$lock pyproject.toml --group dev -o requirements/dev.txt; \
-	$$lock requirements/protos.in -o requirements/protos.txt
+	$$lock requirements/protos.in -o requirements/protos.txt; \
+	$$lock requirements/litellm.in -o requirements/litellm.txt
 
 clean: ## remove what the other commands made
 	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info

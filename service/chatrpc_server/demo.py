@@ -1,6 +1,7 @@
 """The demo: the whole service in one process, called over gRPC as anybody would, with what came of it on the screen."""
 
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +30,8 @@ _SHOWN_METRICS = (
     "chatrpc_streams_ended_total{",
     "chatrpc_tokens_total{",
 )
+_EVIDENT_LABELS = re.compile(r'(grpc_service|grpc_type|gen_ai_(operation|provider)_name|upstream)="[^"]*",?')
+"""Left out, so that a line fits the screen; what remains still selects the series."""
 
 
 async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool) -> bool:
@@ -130,4 +133,6 @@ def _print_metrics(url: str) -> None:
     with urlopen(url, timeout=5) as response:  # noqa: S310  # our own address
         for line in response.read().decode().splitlines():
             if line.startswith(_SHOWN_METRICS):
-                print(f"  {line}")
+                selector, _, value = line.rpartition(" ")
+                selector = _EVIDENT_LABELS.sub("", selector).replace(",}", "}")
+                print(f"  {selector} {float(value):.4g}")

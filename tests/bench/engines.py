@@ -37,6 +37,8 @@ import aiohttp
 import httpx
 import uvloop
 
+from chatrpc_server.upstream.aiohttp_transport import AiohttpTransport
+
 CHUNKS_PER_BURST = 66
 PACE_SECONDS = 0.020
 TIMEOUT = httpx.Timeout(None, connect=5.0)  # as the service: its limits on waiting for chunks are its own
@@ -146,41 +148,6 @@ def aiohttp_session() -> aiohttp.ClientSession:
         auto_decompress=False,
         skip_auto_headers=("Accept", "User-Agent"),
     )
-
-
-class ThinTransport(httpx.AsyncBaseTransport):
-    """aiohttp behind httpx's transport seam; mapping errors is left out, free until one comes."""
-
-    def __init__(self) -> None:
-        self.session = aiohttp_session()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        timeout = request.extensions["timeout"]
-        response = await self.session.request(
-            request.method,
-            str(request.url),
-            headers=[(name.decode("ascii"), value.decode("ascii")) for name, value in request.headers.raw],
-            data=request.content,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(connect=timeout["connect"], sock_read=timeout["read"]),
-        )
-        stream = ThinStream(response)
-        return httpx.Response(response.status, headers=response.raw_headers, stream=stream, request=request)
-
-    async def aclose(self) -> None:
-        await self.session.close()
-
-
-class ThinStream(httpx.AsyncByteStream):
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self.response.content.readany():
-            yield data
-
-    async def aclose(self) -> None:
-        self.response.close()
 
 
 class ClientEngine:
@@ -295,7 +262,7 @@ CANDIDATES: list[tuple[str, str, Callable[[], Engine]]] = [
     ("(b) httpcore transport", "httpx", lambda: TransportEngine(httpcore_transport())),
     ("(c) httpx client, httpx-aiohttp", "httpx_aiohttp", lambda: ClientEngine(httpx_aiohttp_transport())),
     ("(d) httpx-aiohttp transport", "httpx_aiohttp", lambda: TransportEngine(httpx_aiohttp_transport())),
-    ("(e) thin aiohttp transport", "aiohttp", lambda: TransportEngine(ThinTransport())),
+    ("(e) our transport over aiohttp", "aiohttp", lambda: TransportEngine(AiohttpTransport(tls=True))),
     (YARDSTICK, "aiohttp", AiohttpEngine),
     ("(g) pyreqwest, no httpx", "pyreqwest", PyreqwestEngine),
 ]
