@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from chatrpc.v1.chat_response_pb2 import Usage
+from chatrpc.v1.chat_response_pb2 import ChunkChoice, Usage
 from chatrpc_server.core import jsontext, mapping, sse
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
 from chatrpc_server.core.refusals import error_in_success
@@ -122,7 +122,7 @@ class StreamReader:
                 self._open_choices.add(choice.index)
         if chunk.HasField("usage"):
             self.usage = chunk.usage
-            if self._drop_usage_chunk and not chunk.choices:
+            if self._drop_usage_chunk and not any(map(_says_something, chunk.choices)):
                 return None
         return chunk
 
@@ -139,6 +139,11 @@ class StreamReader:
             usage = _usage_elsewhere(source, choices)
             if usage is not None:
                 source["usage"] = usage
+
+
+def _says_something(choice: ChunkChoice) -> bool:
+    """LiteLLM sends the usage beside a choice with an empty delta."""
+    return bool(choice.finish_reason or choice.delta.ByteSize() or choice.HasField("logprobs") or choice.extra_json)
 
 
 class ToolCallNumbering:

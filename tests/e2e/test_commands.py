@@ -1,0 +1,119 @@
+"""The other commands, as processes."""
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from e2e.process import ANY_PORTS, run, running
+
+from chatrpc_server import __version__
+from chatrpc_server.echo import Echo
+
+KEY = "sk-canary-0123456789abcdef"
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"chatrpc-server {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "echo", "check-config", "healthcheck"])
+def test_help(command: str) -> None:
+    result = run(command, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "usage: chatrpc-server " + command in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [((), "COMMAND"), (("server",), "invalid choice: 'server'"), (("echo", "--foo"), "--foo: unknown argument")],
+    ids=["no-command", "unknown-command", "unknown-argument"],
+)
+def test_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_demo() -> None:
+    result = run("demo", "--prompt", "What is a token?")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("You said: What is a token?") == 2
+    assert "tokens in, " in result.stdout
+    for metric in ("grpc_server_handled_total{", "chatrpc_tokens_total{"):
+        assert metric in result.stdout
+
+
+async def test_demo_with_a_real_key() -> None:
+    async with Echo(api_key=KEY) as echo:
+        result = await asyncio.to_thread(run, "demo", "--model=echo", OPENAI_API_KEY=KEY, OPENAI_BASE_URL=echo.base_url)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f"upstream   {echo.base_url}, model echo" in result.stdout
+        assert len(echo.requests) == 2
+        assert KEY not in result.stdout
+
+
+async def test_demo_that_fails_says_so(echo: Echo) -> None:
+    result = await asyncio.to_thread(run, "demo", "--model=gpt-9", OPENAI_BASE_URL=echo.base_url)
+    assert result.returncode == 1
+    assert "NOT_FOUND: The model `gpt-9` does not exist" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_echo_command() -> None:
+    with running("echo", "--listen=127.0.0.1:0") as process:
+        base_url = process.line("echo answers at").split()[-1]
+        with urlopen(f"{base_url}/models", timeout=5) as response:
+            assert json.load(response)["object"] == "list"
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("listen", ["8080", "127.0.0.1:99999"])
+def test_echo_with_a_wrong_address(listen: str) -> None:
+    result = run("echo", f"--listen={listen}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("chatrpc-server: --listen: must be host:port")
+
+
+def test_check_config(tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text(KEY + "\n")
+    config = tmp_path / "chatrpc.yaml"
+    config.write_text(f"upstream: {{api_key_file: {key_file}, name: mine}}\n")
+    result = run("check-config", f"--config={config}", CHATRPC_LISTEN="127.0.0.1:7777")
+    assert (result.returncode, result.stderr) == (0, "")
+    shown = json.loads(result.stdout)
+    assert (shown["listen"], shown["upstream"]["name"], shown["upstream"]["api_key"]) == (
+        "127.0.0.1:7777",
+        "mine",
+        "***",
+    )
+    assert KEY not in result.stdout
+
+
+def test_check_config_finds_what_is_wrong(tmp_path: Path) -> None:
+    config = tmp_path / "chatrpc.yaml"
+    config.write_text("upstream:\n  base_ur: https://example.com/v1\n")
+    result = run("check-config", f"--config={config}")
+    assert result.returncode == 2
+    assert "line 2: unknown setting, did you mean upstream.base_url?" in result.stderr
+
+
+def test_healthcheck() -> None:
+    with running("serve", *ANY_PORTS) as process:
+        listen = process.log("serving")["listen"]
+        result = run("healthcheck", f"--listen={listen}")
+        assert (result.returncode, result.stdout) == (0, "SERVING\n")
+        result = run("healthcheck", f"--listen={listen}", "--service=nope")
+        assert result.returncode == 1
+        assert "NOT_FOUND: unknown service" in result.stderr
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    result = run("healthcheck", f"--listen={listen}", "--timeout-seconds=2")
+    assert result.returncode == 1
+    assert "UNAVAILABLE" in result.stderr
+    assert "Traceback" not in result.stderr

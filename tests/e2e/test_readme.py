@@ -1,0 +1,98 @@
+"""The README tells the truth: its commands and snippets run, its settings table is the code's."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e.process import ANY_PORTS, run, running
+
+from chatrpc_server.settings import describe
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [code for language, code in BLOCKS if language == "sh"]
+TOOLS = ROOT / ".tools" / "bin"
+GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of what `make serve` runs."""
+    with running("demo", "--keep", *ANY_PORTS) as process:
+        yield process.line("Serving on").split()[2]
+
+
+@pytest.fixture(scope="module")
+def grpcurl() -> str:
+    """Found, or built where Go is at hand."""
+    found = shutil.which("grpcurl", path=f"{TOOLS}:{os.environ['PATH']}")
+    if not found and shutil.which("go"):
+        subprocess.run(["go", "install", GRPCURL], env=os.environ | {"GOBIN": str(TOOLS)}, check=True, timeout=280)
+        found = str(TOOLS / "grpcurl")
+    if not found:
+        pytest.skip("neither grpcurl nor Go to build it is installed")
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_the_grpcurl_line(grpcurl: str, address: str) -> None:
+    (line,) = (code for code in SHELL if code.startswith("grpcurl"))
+    command = shlex.split(line.replace("127.0.0.1:50051", address).replace("\\\n", ""))
+    result = subprocess.run([grpcurl, *command[1:]], capture_output=True, text=True, timeout=20, check=True)
+    assert '"content": " Hello!"' in result.stdout
+    assert '"finish_reason": "stop"' in result.stdout
+
+
+def test_buf_curl(address: str) -> None:
+    buf = Path(sys.executable).parent / "buf"
+    (options,) = re.findall(r"`\.venv/bin/buf (curl .*?)`", README.read_text())
+    url = f"http://{address}/chatrpc.v1.ChatCompletionService/CreateChatCompletion"
+    data = '{"model": "echo", "messages": [{"role": "user", "content": "Hello!"}]}'
+    command = [buf, *shlex.split(options), "--data", data, url]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    assert "You said: Hello!" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("snippet", "prints"),
+    list(zip(PYTHON, ["You said: Hello!", "INVALID_ARGUMENT INVALID_REQUEST messages: at least one"], strict=True)),
+    ids=["stream", "errors"],
+)
+def test_the_python_snippets(snippet: str, prints: str, address: str) -> None:
+    code = snippet.replace("127.0.0.1:50051", address)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert result.stdout.startswith(prints)
+
+
+def test_every_command_exists() -> None:
+    text = README.read_text()
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in set(re.findall(r"(?:^|`|… )make ([a-z-]+)", text, re.MULTILINE)):
+        assert f"make {target} " in listed
+    for command in set(re.findall(r"chatrpc-server ([a-z][a-z-]+)", text)):
+        assert run(command, "--help").returncode == 0
+
+
+def test_every_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_settings_table() -> None:
+    """UPDATE_README=1 writes it."""
+    rows = [f"| `{row.path}` | {row.type} | {row.default} | {row.description} |" for row in describe()]
+    table = "\n".join(["| setting | must be | default | meaning |", "|---|---|---|---|", *rows])
+    text = README.read_text()
+    before, old, after = re.split(r"(?<=<!-- settings -->\n)(.*?)(?=<!-- /settings -->)", text, flags=re.DOTALL)
+    if os.environ.get("UPDATE_README"):
+        README.write_text(f"{before}{table}\n{after}")
+    else:
+        assert old == f"{table}\n"

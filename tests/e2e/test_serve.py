@@ -1,0 +1,93 @@
+"""`serve` as a process: it starts, answers, and ends as it should."""
+
+import signal
+import socket
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from e2e.process import ANY_PORTS, run, running
+
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_server.echo import Echo
+from support import collect, request
+
+KEY = "sk-canary-0123456789abcdef"
+
+
+async def test_it_serves_and_stops(echo: Echo) -> None:
+    with running("serve", *ANY_PORTS, OPENAI_BASE_URL=echo.base_url, OPENAI_API_KEY=KEY) as process:
+        first = process.log("serving")
+        assert process.lines[0] == process.lines[-1], "the addresses are in the first line"
+        async with grpc.aio.insecure_channel(first["listen"]) as channel:
+            stub = ChatCompletionServiceStub(channel)
+            assert (await stub.CreateChatCompletion(request())).choices[0].message.content
+            assert await collect(stub.CreateChatCompletionStream(request()))
+        assert echo.requests[0].headers["authorization"] == f"Bearer {KEY}"
+        with urlopen(first["metrics"], timeout=5) as response:
+            assert b'grpc_server_handled_total{grpc_code="OK"' in response.read()
+        process.signal(signal.SIGTERM)
+        process.log("draining")
+        assert process.wait() == 0
+        assert "stopped" in process.lines[-1]
+        assert KEY not in process.output
+        assert "Hello!" not in process.output
+
+
+async def test_a_second_signal_stops_at_once(echo: Echo) -> None:
+    with running("serve", *ANY_PORTS, "--drain.delay-seconds=600", OPENAI_BASE_URL=echo.base_url) as process:
+        process.log("serving")
+        process.signal(signal.SIGINT)
+        process.log("draining")
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("setting", ["listen", "metrics-listen"])
+def test_a_port_that_is_taken(setting: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        result = run("serve", *ANY_PORTS, f"--{setting}={address}")
+    assert result.returncode == 1
+    told = f"chatrpc-server: {setting.replace('-', '_')}: cannot listen on {address}: Address already in use\n"
+    assert result.stderr.endswith(told)
+    assert "Traceback" not in result.stderr
+
+
+def test_two_servers_do_not_share_a_port(echo: Echo) -> None:
+    with running("serve", *ANY_PORTS) as process:
+        result = run("serve", *ANY_PORTS, f"--listen={process.log('serving')['listen']}")
+    assert result.returncode == 1
+    assert "Address already in use" in result.stderr
+
+
+def test_all_mistakes_at_once() -> None:
+    result = run(
+        "serve", "--lisen=x", "--limits.max-in-flight=many", CHATRPC_UPSTREAM__BASE_UR="x", CHATRPC_LOG__LEVEL="loud"
+    )
+    assert result.returncode == 2
+    lines = sorted(result.stderr.splitlines())
+    assert lines == [
+        "chatrpc-server: --limits.max-in-flight: must be a whole number, more than 0",
+        "chatrpc-server: --lisen: unknown setting, did you mean --listen?",
+        "chatrpc-server: CHATRPC_LOG__LEVEL in the environment: must be one of debug, info, warning, error",
+        "chatrpc-server: CHATRPC_UPSTREAM__BASE_UR in the environment: unknown setting, "
+        "did you mean CHATRPC_UPSTREAM__BASE_URL?",
+    ]
+
+
+def test_a_ca_file_without_certificates(tmp_path: pytest.TempPathFactory) -> None:
+    ca_file = tmp_path / "ca.pem"  # type: ignore[operator]
+    ca_file.write_text("no certificate")
+    result = run("serve", *ANY_PORTS, f"--upstream.ca-file={ca_file}")
+    assert result.returncode == 1
+    assert "upstream.ca_file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_listening_everywhere_has_to_be_meant() -> None:
+    result = run("serve", "--listen=0.0.0.0:0")
+    assert result.returncode == 2
+    assert "allow_insecure" in result.stderr

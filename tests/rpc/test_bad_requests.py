@@ -1,0 +1,135 @@
+"""What a caller does wrong, and what it is told: where, and what would be right. Nothing of it reaches the upstream."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc.v1.chat_request_pb2 import (
+    CreateChatCompletionRequest,
+    FunctionDefinition,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+)
+from chatrpc_server.echo import Echo
+from support import Service, failure, request, service
+
+BAD: list[tuple[str, CreateChatCompletionRequest, str, str]] = [
+    ("no-messages", CreateChatCompletionRequest(model="echo"), "messages", "at least one message is required"),
+    (
+        "empty-role",
+        CreateChatCompletionRequest(messages=[ChatMessage(role="user", content="a"), ChatMessage(content="b")]),
+        "messages[1].role",
+        "is empty: a role such as user, system or assistant is required",
+    ),
+    (
+        "parameters-not-json",
+        request(tools=[Tool(function=FunctionDefinition(name="f", parameters_json="{"))]),
+        "tools[0].function.parameters_json",
+        "is not JSON",
+    ),
+    (
+        "parameters-not-an-object",
+        request(tools=[Tool(function=FunctionDefinition(name="f", parameters_json="[1]"))]),
+        "tools[0].function.parameters_json",
+        "is JSON an array: an object is expected",
+    ),
+    (
+        "schema-not-an-object",
+        request(response_format=ResponseFormat(json_schema={"name": "s", "schema_json": '"x"'})),
+        "response_format.json_schema.schema_json",
+        "is JSON a string: an object is expected",
+    ),
+    (
+        "tool-choice-not-json",
+        request(tool_choice=ToolChoice(raw_json="auto")),
+        "tool_choice.raw_json",
+        "is not JSON",
+    ),
+    ("extra-not-an-object", request(extra_json="[]"), "extra_json", "is JSON an array: an object is expected"),
+    ("extra-nan", request(extra_json='{"a": NaN}'), "extra_json", "NaN is not a JSON value"),
+    (
+        "extra-sets-a-field-again",
+        request(temperature=1, extra_json='{"temperature": 0}'),
+        "extra_json",
+        'sets "temperature", which a field of this message sets too: set only one',
+    ),
+    ("extra-sets-the-model", request(extra_json='{"model": "x"}'), "extra_json", 'may not set "model"'),
+    ("extra-sets-stream", request(extra_json='{"stream": true}'), "extra_json", 'may not set "stream"'),
+    ("stream-contradicts", request(stream=True), "stream", "call CreateChatCompletionStream"),
+    ("not-finite", request(temperature=float("nan")), "temperature", "JSON has finite numbers only"),
+]
+
+
+@pytest.mark.parametrize(("bad", "field", "says"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+async def test_bad_request(chat: Service, echo: Echo, bad: CreateChatCompletionRequest, field: str, says: str) -> None:
+    failed = await failure(chat.stub.CreateChatCompletion(bad))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    (violation,) = failed.details["BadRequest"].field_violations
+    assert violation.field == field
+    assert says in violation.description
+    assert failed.message == f"{field}: {violation.description}"
+    assert not echo.requests
+
+
+async def test_stream_contradicts_the_streaming_rpc(chat: Service) -> None:
+    failed = await failure(chat.stub.CreateChatCompletionStream(request(stream=False)))
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "call CreateChatCompletion" in failed.message
+
+
+@pytest.mark.parametrize("stream", [None, True])
+async def test_stream_may_agree_with_the_rpc(chat: Service, stream: bool | None) -> None:
+    assert [chunk async for chunk in chat.stub.CreateChatCompletionStream(request(stream=stream))]
+
+
+async def test_messages_up_to_the_limit_pass(chat: Service) -> None:
+    response = await chat.stub.CreateChatCompletion(request("x" * (19 << 20)))
+    assert response.usage.prompt_tokens > 0
+
+
+async def test_a_message_over_the_limit_is_refused(echo: Echo) -> None:
+    async with service(echo.base_url, limits={"max_message_bytes": 100_000}) as chat:
+        failed = await failure(chat.stub.CreateChatCompletion(request("x" * 100_001)))
+        assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max (100" in failed.message
+        assert not echo.requests
+
+
+@pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
+async def test_an_answer_over_the_limit_is_told(echo: Echo, rpc: str) -> None:
+    async with service(echo.base_url, limits={"max_message_bytes": 100_000}) as chat:
+        failed = await failure(getattr(chat.stub, rpc)(request(model="echo:size=200000")))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
+        assert "100000 are allowed" in failed.message
+        assert chat.value("grpc_server_handled_total", grpc_code="ResourceExhausted") == 1
+
+
+async def test_unknown_method(chat: Service) -> None:
+    call: Any = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/Nope")
+    failed = await failure(call(b""))
+    assert failed.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_bytes_that_are_no_message(chat: Service, echo: Echo) -> None:
+    call: Any = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/CreateChatCompletion")
+    failed = await failure(call(b"\xff\xff\xff"))
+    assert failed.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+    assert "Traceback" not in failed.message
+    assert not echo.requests
+
+
+async def test_roles_are_the_upstreams_to_judge(chat: Service) -> None:
+    """Page four of the provider pages shows this very error."""
+    bad = CreateChatCompletionRequest(model="echo", messages=[ChatMessage(role="doctor", content="a")])
+    failed = await failure(chat.stub.CreateChatCompletion(bad))
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert failed.details["UpstreamError"].type == "invalid_request_error"
+    assert not failed.details["UpstreamError"].HasField("param")
+
+
+async def test_unknown_model(chat: Service) -> None:
+    failed = await failure(chat.stub.CreateChatCompletion(request(model="gpt-9")))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")

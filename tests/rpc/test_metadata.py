@@ -1,0 +1,91 @@
+"""What travels beside the messages, in both directions."""
+
+import pytest
+
+from chatrpc_server.echo import Echo
+from support import Script, Service, failure, http, request, service
+
+ANSWER = b'{"choices": []}'
+
+
+async def test_request_id_and_trace_context_go_through(chat: Service, echo: Echo) -> None:
+    sent = [("x-request-id", "id-1"), ("traceparent", "00-abc-def-01"), ("tracestate", "a=b")]
+    call = chat.stub.CreateChatCompletion(request(), metadata=[*sent, ("authorization", "Bearer mine"), ("x-foo", "1")])
+    assert dict(await call.initial_metadata())["x-request-id"] == "id-1"
+    headers = echo.requests[0].headers
+    assert [(name, headers[name]) for name, _ in sent] == sent
+    assert "authorization" not in headers, "the caller's credentials are for us"
+    assert "x-foo" not in headers, "what goes through is a closed list"
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129], ids=["none", "too-long"])
+async def test_a_request_id_is_made_if_there_is_none(chat: Service, echo: Echo, given: str) -> None:
+    call = chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", given)] if given else None)
+    made = dict(await call.initial_metadata())["x-request-id"]
+    assert len(made) == 32
+    assert echo.requests[0].headers["x-request-id"] == made
+
+
+@pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
+async def test_what_the_upstream_says_of_limits_reaches_the_caller(script: Script, rpc: str) -> None:
+    headers = {"x_ratelimit_remaining_requests": "9", "x_request_id": "theirs", "x_secret": "1", "set_cookie": "a=b"}
+    body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else ANSWER
+    script.answers(
+        http(body, content_type="text/event-stream" if rpc.endswith("Stream") else "application/json", **headers)
+    )
+    async with service(script.base_url) as chat:
+        call = getattr(chat.stub, rpc)(request(), metadata=[("x-request-id", "ours")])
+        metadata = dict(await call.initial_metadata())
+    shown = {key: value for key, value in metadata.items() if key.startswith("x-")}
+    assert shown == {"x-request-id": "ours", "x-ratelimit-remaining-requests": "9", "x-upstream-request-id": "theirs"}
+
+
+async def test_errors_carry_it_in_the_trailers(script: Script) -> None:
+    script.answers(http(b"{}", "400 Bad Request", x_ratelimit_remaining_tokens="0"))
+    async with service(script.base_url) as chat:
+        failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "ours")]))
+    assert failed.trailers["x-request-id"] == "ours"
+    assert failed.trailers["x-ratelimit-remaining-tokens"] == "0"
+
+
+async def test_headers_towards_the_upstream(script: Script) -> None:
+    script.answers(http(ANSWER))
+    upstream = {"api_key": "sk-x", "organization": "org-1", "project": "proj-1"}
+    async with service(script.base_url, upstream=upstream) as chat:
+        await chat.stub.CreateChatCompletion(request())
+    head = script.exchanges[0].head.decode().lower().splitlines()
+    assert head[0] == "post /v1/chat/completions http/1.1"
+    for line in (
+        "content-type: application/json",
+        "accept: application/json, text/event-stream",
+        "accept-encoding: identity",
+        "authorization: bearer sk-x",
+        "openai-organization: org-1",
+        "openai-project: proj-1",
+    ):
+        assert line in head
+    assert not any(line.startswith("cookie") for line in head)
+    assert len([line for line in head if line.startswith("user-agent: chatrpc-server/")]) == 1
+
+
+async def test_cookies_are_not_kept(script: Script) -> None:
+    script.answers(http(ANSWER, set_cookie="session=1"))
+    async with service(script.base_url) as chat:
+        for _ in range(2):
+            await chat.stub.CreateChatCompletion(request())
+    assert b"session=1" not in script.exchanges[1].head
+
+
+async def test_the_environments_proxy_is_not_used(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with service(echo.base_url) as chat:
+        assert (await chat.stub.CreateChatCompletion(request())).choices
+
+
+async def test_a_proxy_that_is_set_is_used(script: Script) -> None:
+    script.answers(http(ANSWER))
+    proxy = script.base_url.removesuffix("/v1")
+    async with service("http://model.invalid/v1", upstream={"proxy": proxy}) as chat:
+        await chat.stub.CreateChatCompletion(request())
+    assert script.exchanges[0].head.startswith(b"POST http://model.invalid/v1/chat/completions ")

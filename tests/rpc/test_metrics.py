@@ -1,0 +1,104 @@
+"""What a call leaves behind: metrics and one access line."""
+
+import logging
+from urllib.request import urlopen
+
+import pytest
+
+from chatrpc_server.echo import Echo
+from support import Script, Service, collect, failure, request, service, sse
+
+RPC = {"grpc_service": "chatrpc.v1.ChatCompletionService"}
+UNARY = {**RPC, "grpc_type": "unary", "grpc_method": "CreateChatCompletion"}
+STREAM = {**RPC, "grpc_type": "server_stream", "grpc_method": "CreateChatCompletionStream"}
+
+
+async def test_a_call_is_counted(chat: Service) -> None:
+    response = await chat.stub.CreateChatCompletion(request())
+    chunks = await collect(chat.stub.CreateChatCompletionStream(request(model="echo:pace=0.001")))
+    usage, streamed = response.usage, chunks[-1].usage
+    for labels in (UNARY, STREAM):
+        assert chat.value("grpc_server_started_total", **labels) == 1
+        assert chat.value("grpc_server_handled_total", **labels, grpc_code="OK") == 1
+        assert chat.value("grpc_server_handling_seconds_count", **labels) == 1
+        assert chat.value("grpc_server_msg_received_total", **labels) == 1
+    assert chat.value("grpc_server_msg_sent_total", **STREAM) == len(chunks)
+    assert chat.value("chatrpc_rpcs_in_flight") == 0
+    assert chat.value("gen_ai_client_operation_duration_seconds_count", error_type="") == 2
+    assert chat.value("gen_ai_client_operation_time_to_first_chunk_seconds_count") == 1
+    assert chat.value("chatrpc_streams_ended_total", end="complete") == 1
+    model = {"gen_ai_request_model": "echo"}
+    assert chat.value("chatrpc_tokens_total", **model, gen_ai_token_type="input") == usage.prompt_tokens
+    assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") == (
+        usage.completion_tokens + streamed.completion_tokens
+    )
+
+
+async def test_usage_in_every_chunk_is_counted_once(script: Script) -> None:
+    choice = b'{"choices": [{"index": 0, "delta": {"content": "a"}}], '
+    chunks = [choice + b'"usage": {"prompt_tokens": 3, "completion_tokens": %d}}' % n for n in (1, 2, 3)]
+    script.answers(sse(*chunks))
+    async with service(script.base_url) as chat:
+        await collect(chat.stub.CreateChatCompletionStream(request()))
+        assert chat.value("chatrpc_tokens_total", gen_ai_token_type="input") == 3
+        assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") == 3
+
+
+async def test_models_that_are_not_configured_share_a_label(chat: Service) -> None:
+    for number in range(20):
+        await failure(chat.stub.CreateChatCompletion(request(model=f"made-up-{number}")))
+    labels = {
+        sample.labels["gen_ai_request_model"]
+        for metric in chat.server.metrics.registry.collect()
+        for sample in metric.samples
+        if "gen_ai_request_model" in sample.labels
+    }
+    assert labels == {"other"}
+    assert chat.value("gen_ai_client_operation_duration_seconds_count", error_type="MODEL_NOT_FOUND") == 20
+    assert chat.value("grpc_server_handled_total", grpc_code="NotFound") == 20
+
+
+async def test_metrics_are_served_over_http(chat: Service) -> None:
+    await chat.stub.CreateChatCompletion(request())
+    with urlopen(f"http://{chat.server.metrics_address}/metrics", timeout=5) as response:
+        text = response.read().decode()
+    for line in (
+        'grpc_server_handled_total{grpc_code="OK",grpc_method="CreateChatCompletion",',
+        "# TYPE grpc_server_handling_seconds histogram",
+        'chatrpc_build_info{grpcio="',
+        "process_resident_memory_bytes",
+    ):
+        assert line in text
+    assert "_created" not in text
+
+
+async def test_one_access_line_a_call(chat: Service, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await chat.stub.CreateChatCompletion(request("the-secret-prompt"), metadata=[("x-request-id", "id-1")])
+    await failure(chat.stub.CreateChatCompletionStream(request("the-secret-prompt", "echo:status=400")))
+    good, bad = (vars(record) for record in caplog.records if record.name == "chatrpc.access")
+    assert {key: good[key] for key in ("request_id", "method", "model", "code", "messages", "attempts")} == {
+        "request_id": "id-1",
+        "method": "CreateChatCompletion",
+        "model": "echo",
+        "code": "OK",
+        "messages": 1,
+        "attempts": 1,
+    }
+    assert good["output_tokens"] > 0
+    assert good["duration_ms"] >= good["first_message_ms"] > 0
+    assert (bad["code"], bad["reason"], bad["messages"]) == ("InvalidArgument", "INVALID_REQUEST", 0)
+    assert not any("secret-prompt" in str(vars(record)) for record in caplog.records)
+
+
+async def test_a_refused_key_is_told_to_the_operator(echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
+    async with (
+        Echo(api_key="right") as picky,
+        service(picky.base_url, upstream={"api_key": "sk-wrong-key-12345"}) as chat,
+    ):
+        failed = await failure(chat.stub.CreateChatCompletion(request()))
+    assert failed.reason == "UPSTREAM_UNAUTHENTICATED"
+    assert [record.levelname for record in caplog.records if "refuses this service's key" in record.message] == [
+        "ERROR"
+    ]
+    assert not any("wrong-key" in str(vars(record)) for record in caplog.records)

@@ -1,0 +1,61 @@
+"""What is tried again, how often, and what never is."""
+
+import grpc
+import pytest
+
+from chatrpc_server.echo import Echo
+from support import Script, Service, collect, failure, http, request, service, sse
+
+OK = http(b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}')
+STREAM = sse(b'{"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}')
+RPCS = [("CreateChatCompletion", OK), ("CreateChatCompletionStream", STREAM)]
+rpcs = pytest.mark.parametrize(("rpc", "good"), RPCS, ids=["unary", "stream"])
+
+
+@rpcs
+@pytest.mark.parametrize("status", ["408 x", "409 x", "429 x", "500 x", "503 x", "529 x"])
+async def test_passing_trouble_is_not_seen(script: Script, rpc: str, good: bytes, status: str) -> None:
+    script.answers(http(b"{}", status), http(b"{}", status), good)
+    async with service(script.base_url) as chat:
+        call = getattr(chat.stub, rpc)(request())
+        await (collect(call) if rpc.endswith("Stream") else call)
+        assert chat.value("chatrpc_upstream_retries_total", reason=status[:3]) == 2
+    assert len({exchange.body for exchange in script.exchanges}) == 1
+    assert len(script.exchanges) == 3
+
+
+@rpcs
+@pytest.mark.parametrize(
+    ("answer", "attempts"),
+    [
+        (http(b"{}", "400 x"), 1),
+        (http(b"{}", "404 x"), 1),
+        (http(b'{"error": {"code": "insufficient_quota"}}', "429 x"), 1),
+        (http(b"{}", "500 x", x_should_retry="false"), 1),
+        (http(b"{}", "400 x", x_should_retry="true"), 3),
+        (http(b"{}", "503 x"), 3),
+        (http(b"{}", "503 x", retry_after="3600"), 1),
+        (http(b"{}", "429 x", retry_after_ms="10"), 3),
+    ],
+    ids=["400", "404", "quota", "told-not-to", "told-to", "gives-up", "past-the-deadline", "retry-after-ms"],
+)
+async def test_attempts(script: Script, rpc: str, good: bytes, answer: bytes, attempts: int) -> None:
+    script.answers(answer)
+    async with service(script.base_url) as chat:
+        await failure(getattr(chat.stub, rpc)(request(), timeout=30))
+    assert len(script.exchanges) == attempts
+
+
+async def test_a_connection_that_breaks_before_the_answer(echo: Echo) -> None:
+    """As kept connections do when the upstream has just closed them."""
+    async with service(echo.base_url) as chat:
+        response = await chat.stub.CreateChatCompletion(request(model="echo:reset=0,times=1"))
+    assert response.choices[0].message.content
+    assert len(echo.requests) == 2
+
+
+async def test_never_after_the_first_chunk(chat: Service, echo: Echo) -> None:
+    failed = await failure(chat.stub.CreateChatCompletionStream(request("a b c", "echo:reset=2,pace=0.01,times=1")))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED")
+    assert failed.chunks
+    assert len(echo.requests) == 1

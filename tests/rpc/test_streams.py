@@ -1,0 +1,181 @@
+"""What a stream may look like between the upstream's events and the caller's messages."""
+
+import asyncio
+import json
+
+import pytest
+
+from chatrpc.v1.chat_request_pb2 import StreamOptions
+from chatrpc_server.echo import Echo
+from support import Exchange, Script, Service, collect, http, request, service, sse
+
+
+def chunk(content: str, **fields: object) -> bytes:
+    return json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"content": content}}], **fields}).encode()
+
+
+END = b'{"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'
+USAGE = b'{"id": "c", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}'
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def http_chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+async def test_each_chunk_is_sent_when_it_comes(script: Script) -> None:
+    """The upstream sends a chunk only after the caller has the one before: any waiting would be for ever."""
+    arrived: asyncio.Queue[str] = asyncio.Queue()
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD)
+        for number in range(20):
+            await exchange.send(http_chunk(b"data: " + chunk(f"{number} ") + b"\n\n"))
+            assert await arrived.get() == f"{number} "
+        await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
+
+    script.answers(answer)
+    async with service(script.base_url) as chat, asyncio.timeout(10):
+        async for message in chat.stub.CreateChatCompletionStream(request()):
+            if message.choices[0].delta.content:
+                arrived.put_nowait(message.choices[0].delta.content)
+
+
+@pytest.mark.parametrize(
+    ("setting", "metadata", "messages"),
+    [(True, (), 3), (False, (), 7), (True, (("x-chatrpc-coalesce", "off"),), 7)],
+    ids=["on", "off", "off-for-the-call"],
+)
+async def test_chunks_that_came_together_become_one(
+    script: Script, setting: bool, metadata: tuple[tuple[str, str], ...], messages: int
+) -> None:
+    script.answers(sse(*(chunk(letter) for letter in "Hello"), END, USAGE))
+    async with service(script.base_url, coalesce=setting) as chat:
+        chunks = await collect(chat.stub.CreateChatCompletionStream(request(), metadata=metadata))
+    assert "".join(c.choices[0].delta.content for c in chunks if c.choices) == "Hello"
+    assert len(chunks) == messages
+    assert chunks[-1].usage.total_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [(None, True), (StreamOptions(include_usage=True), True), (StreamOptions(include_usage=False), False)],
+    ids=["unset", "wanted", "unwanted"],
+)
+async def test_usage_is_always_asked_for(chat: Service, echo: Echo, options: StreamOptions | None, shown: bool) -> None:
+    """It is counted in any case; only the caller that said so does not see it."""
+    chunks = await collect(chat.stub.CreateChatCompletionStream(request(stream_options=options)))
+    assert echo.requests[-1].body["stream_options"] == {"include_usage": True}
+    assert any(chunk.HasField("usage") for chunk in chunks) == shown
+    assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") > 0
+
+
+async def test_usage_beside_an_empty_delta_is_a_usage_chunk_too(script: Script) -> None:
+    """As LiteLLM sends it."""
+    script.answers(sse(chunk("a"), END, USAGE.replace(b'"choices": []', b'"choices": [{"index": 0, "delta": {}}]')))
+    async with service(script.base_url) as chat:
+        options = StreamOptions(include_usage=False)
+        chunks = await collect(chat.stub.CreateChatCompletionStream(request(stream_options=options)))
+    assert [c.HasField("usage") for c in chunks] == [False, False]
+
+
+async def test_an_upstream_that_rejects_stream_options_is_asked_without(chat: Service, echo: Echo) -> None:
+    for _ in range(2):
+        assert await collect(chat.stub.CreateChatCompletionStream(request(model="echo:reject_usage")))
+    assert ["stream_options" in received.body for received in echo.requests] == [True, False, False]
+    assert chat.value("chatrpc_usage_missing_total", stream="true") == 2
+
+
+async def test_nothing_but_chunks_becomes_a_message(script: Script) -> None:
+    body = (
+        b"\xef\xbb\xbf: OPENROUTER PROCESSING\r\n\r\n:\r\n\r\ndata:"
+        + chunk("a")
+        + b"\r\n\r\nevent: ping\r\ndata:\r\n\r\n"
+        b"id: 7\r\nretry: 10\r\ndata:  " + END + b"\r\n\r\ndata: [DONE]\r\n\r\ndata: after the end\r\n\r\n"
+    )
+    script.answers(http(body, content_type="text/event-stream; charset=utf-8"))
+    async with service(script.base_url) as chat:
+        chunks = await collect(chat.stub.CreateChatCompletionStream(request()))
+    assert len(chunks) == 2
+
+
+async def test_parallel_tool_calls_without_index_stay_apart(script: Script) -> None:
+    def call(name: str) -> dict[str, object]:
+        return {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": {"x": 1}}}
+
+    deltas = [{"choices": [{"index": 0, "delta": {"tool_calls": [call(name)]}}]} for name in ("a", "b")]
+    script.answers(sse(*(json.dumps(delta).encode() for delta in deltas), END))
+    async with service(script.base_url) as chat:
+        chunks = await collect(chat.stub.CreateChatCompletionStream(request()))
+    calls = [call for c in chunks for choice in c.choices for call in choice.delta.tool_calls]
+    assert [(c.index, c.id, c.function.arguments) for c in calls] == [
+        (0, "call_a", '{"x":1}'),
+        (1, "call_b", '{"x":1}'),
+    ]
+
+
+async def test_connections_are_used_again(script: Script) -> None:
+    """After a unary answer and after a stream that was read to [DONE], with the end of the body behind it."""
+    stream = STREAM_HEAD + http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
+    answer = http(b'{"choices": []}')
+    script.answers(stream, answer, stream, answer)
+    async with service(script.base_url) as chat:
+        for _ in range(2):
+            await collect(chat.stub.CreateChatCompletionStream(request()))
+            await chat.stub.CreateChatCompletion(request())
+    assert (len(script.exchanges), script.connections) == (4, 1)
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+async def test_every_engine_streams(script: Script, engine: str) -> None:
+    """As it comes, not at the end: the second chunk is sent when the caller has the first."""
+    first = asyncio.Event()
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD, http_chunk(b"data: " + chunk("a") + b"\n\n"))
+        await first.wait()
+        await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
+
+    script.answers(answer)
+    async with service(script.base_url, upstream={"engine": engine}) as chat, asyncio.timeout(10):
+        async for message in chat.stub.CreateChatCompletionStream(request()):
+            first.set()
+            finish_reason = message.choices[0].finish_reason
+    assert finish_reason == "stop"
+
+
+async def test_two_hundred_streams_at_once(echo: Echo) -> None:
+    """No limit of connections, here or in the transport, makes one wait for another."""
+    async with service(echo.base_url) as chat, asyncio.timeout(30):
+        calls = [chat.stub.CreateChatCompletionStream(request(model="echo:first=1,pieces=5")) for _ in range(200)]
+        answers = await asyncio.gather(*map(collect, calls))
+        text = {"".join(c.delta.content for chunk in answer for c in chunk.choices) for answer in answers}
+    assert text == {"1 2 3 4 5"}
+
+
+async def test_a_slow_reader_stops_our_reading(script: Script) -> None:
+    """The upstream gets no further than the buffers on the way, and all of it arrives in the end."""
+    sent = 0
+    piece = chunk("x" * 100_000)
+
+    async def answer(exchange: Exchange) -> None:
+        nonlocal sent
+        await exchange.send(STREAM_HEAD)
+        for _ in range(400):
+            await exchange.send(http_chunk(b"data: " + piece + b"\n\n"))
+            sent += len(piece)
+        await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
+
+    script.answers(answer)
+    async with service(script.base_url) as chat, asyncio.timeout(30):
+        call = chat.stub.CreateChatCompletionStream(request())
+        messages = aiter(call)
+        received = len((await anext(messages)).choices[0].delta.content)
+        before = -1
+        while sent != before:  # until nothing moves any more
+            before = sent
+            await asyncio.sleep(0.3)
+        assert sent < 25_000_000
+        async for message in messages:
+            received += len(message.choices[0].delta.content)
+    assert received == 40_000_000

@@ -1,0 +1,53 @@
+"""TLS towards the upstream: verified by default, against the authorities that the settings name."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+from support import failure, http, request, service
+
+ANSWER = http(b'{"choices": []}')
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def base_url(authority: trustme.CA) -> AsyncIterator[str]:
+    """An upstream with a certificate of that authority."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ANSWER)
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    yield f"https://localhost:{server.sockets[0].getsockname()[1]}/v1"
+    server.close()
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+async def test_a_stranger_is_not_trusted(base_url: str, engine: str) -> None:
+    async with service(base_url, upstream={"engine": engine, "max_retries": 0}) as chat:
+        failed = await failure(chat.stub.CreateChatCompletion(request()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNREACHABLE")
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+async def test_the_named_authority_is_trusted(
+    base_url: str, authority: trustme.CA, tmp_path: Path, engine: str
+) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with service(base_url, upstream={"engine": engine, "ca_file": tmp_path / "ca.pem"}) as chat:
+        assert await chat.stub.CreateChatCompletion(request())

@@ -1,0 +1,109 @@
+"""The import rules: which part may know of which, read from the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "service" / "chatrpc_server"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LEAVES = {"settings", "logs", "metrics", "lifecycle"}
+"""Importable from anywhere but the core."""
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "__main__": {"cli"},
+    "cli": {"demo", "echo", "server"} | LEAVES,
+    "demo": {"echo", "server"} | LEAVES,
+    "server": {"rpc", "upstream", "core"} | LEAVES,
+    "rpc": {"core"} | LEAVES,
+    "upstream": {"core"} | LEAVES,
+    "core": set(),
+    "echo": set(),
+    "metrics": set(),
+    "logs": set(),
+    "lifecycle": set(),
+    "settings": {"settings_sources"},
+    "settings_sources": {"settings"},
+}
+"""Part (a file or folder of the package) to the other parts that it may import. What is missing here is an error."""
+
+ONLY_IN: dict[str, set[str]] = {
+    "grpc": {"rpc", "server", "cli", "demo"},
+    "grpc_health": {"rpc", "server", "cli"},
+    "grpc_reflection": {"server"},
+    "google.rpc": {"rpc"},
+    "httpx": {"upstream"},
+    "aiohttp": {"upstream", "echo"},
+    "prometheus_client": {"metrics"},
+    "pydantic_settings": {"settings", "settings_sources"},
+    "yaml": {"settings", "settings_sources"},
+    "uvloop": {"cli"},
+}
+"""Library to the parts that may import it. cli and demo are clients of the service too."""
+
+NOT_IN_CORE = {"asyncio", "time", "os", "random", "socket", "threading", "logging"}
+
+
+def part(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            assert node.module
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ids(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def test_every_part_has_its_rule() -> None:
+    assert {part(file) for file in FILES} - {"__init__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_parts_import_only_what_they_may(file: Path) -> None:
+    known = set(MAY_IMPORT)
+    ours = {name.split(".")[1] for name in imports(file) if within(name, "chatrpc_server")} & known
+    assert ours - {part(file)} <= MAY_IMPORT.get(part(file), set())
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_libraries_stay_where_they_belong(file: Path) -> None:
+    for library, parts in ONLY_IN.items():
+        if any(within(name, library) for name in imports(file)):
+            assert part(file) in parts, f"{library} belongs to {', '.join(sorted(parts))}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part(file) == "core"], ids=ids)
+def test_the_core_is_pure(file: Path) -> None:
+    names = imports(file)
+    assert not {name for name in names if name.split(".")[0] in NOT_IN_CORE}
+    assert not {name for name in names if "_pb2_grpc" in name}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part(file) != "settings"], ids=ids)
+def test_only_settings_read_the_environment(file: Path) -> None:
+    names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(ast.parse(file.read_text()))}
+    assert not {"getenv", "putenv"} & names
+    assert "os.environ" not in file.read_text()
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_files_have_a_docstring_and_one_concern(file: Path) -> None:
+    source = file.read_text()
+    assert ast.get_docstring(ast.parse(source)), "a module says what it is"
+    assert len(source.splitlines()) <= 400, "two things live in one room"
+    assert not {"utils", "helpers", "common", "manager", "base"} & set(file.stem.split("_"))

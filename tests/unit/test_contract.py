@@ -1,0 +1,55 @@
+"""The contract's files: clean, stubs fresh, and the check for breaking changes bites."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROTOS = ROOT / "protos"
+BUF = Path(sys.executable).parent / "buf"
+
+
+def run(*command: object, cwd: Path = PROTOS) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_buf_lint_is_clean() -> None:
+    result = run(BUF, "lint")
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+def test_exactly_three_lint_rules_are_ignored() -> None:
+    """All for one decision: both RPCs share their request."""
+    ignores = [line for file in PROTOS.rglob("*.proto") for line in file.read_text().splitlines() if "buf:lint" in line]
+    assert len(ignores) == 3
+
+
+@pytest.mark.timeout(300)
+def test_stubs_are_fresh() -> None:
+    """Installs the pinned generator the first time."""
+    result = run(sys.executable, PROTOS / "generate.py", "--check")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+BREAKS = {
+    "type": ("optional double temperature = 3;", "optional float temperature = 3;"),
+    "presence": ("optional double temperature = 3;", "double temperature = 3;"),
+    "name": ("optional double temperature = 3;", "optional double heat = 3;"),
+    "removal": ("  optional double temperature = 3;\n", ""),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), BREAKS.values(), ids=BREAKS)
+def test_breaking_changes_are_caught(tmp_path: Path, before: str, after: str) -> None:
+    changed = tmp_path / "protos"
+    shutil.copytree(PROTOS, changed)
+    assert run(BUF, "breaking", "--against", PROTOS, cwd=changed).returncode == 0
+    file = changed / "chatrpc" / "v1" / "chat_request.proto"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    result = run(BUF, "breaking", "--against", PROTOS, cwd=changed)
+    assert result.returncode != 0
+    assert "temperature" in result.stdout
