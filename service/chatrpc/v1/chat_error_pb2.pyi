@@ -3,8 +3,9 @@
 isort:skip_file
 What a caller sees when a call fails. Conventions: see chat_service.proto.
 
-The status is a `google.rpc.Status` whose details always hold an ErrorInfo. This table gives its `reason` with the
-gRPC code, and the HTTP status or the event that leads to it. New reasons may be added; codes of old ones stay.
+The status is a `google.rpc.Status` whose details always hold an ErrorInfo of the domain `chatrpc.dev`. This table
+gives its `reason` with the gRPC code, and the HTTP status or the event that leads to it. New reasons may be added;
+codes of old ones stay.
 
   code                 reason                     cause
   INVALID_ARGUMENT     INVALID_REQUEST            the service found the request malformed; 400
@@ -21,6 +22,7 @@ gRPC code, and the HTTP status or the event that leads to it. New reasons may be
   RESOURCE_EXHAUSTED   RATE_LIMIT_EXCEEDED        429
                        INSUFFICIENT_QUOTA         429 whose code says so: no RetryInfo, it would be no use
                        IN_FLIGHT_LIMIT            this service has too many calls in flight
+                       RESPONSE_TOO_LARGE         the answer is larger than a message may be
   ABORTED              UPSTREAM_CONFLICT          409
   UNIMPLEMENTED        UPSTREAM_UNIMPLEMENTED     405, 501
   DEADLINE_EXCEEDED    DEADLINE_EXCEEDED          the call's deadline; clients often tell first, without details
@@ -34,11 +36,13 @@ gRPC code, and the HTTP status or the event that leads to it. New reasons may be
                        UPSTREAM_INTERNAL          500
                        UPSTREAM_ERROR             any other 5xx
                        UPSTREAM_INVALID_RESPONSE  the answer is no chat completion, or larger than the service takes
-                       STREAM_ERROR               an error object inside a 200, with a code that tells nothing
                        INTERNAL                   a fault of this service; the logs have it under the request id
+  (see below)          STREAM_ERROR               an error object inside a 200, in a stream or not
 
-An error object inside a 200 counts as the HTTP status that its code stands for. CANCELLED is the caller's own doing
-and has no details, nor has a message over the size limit, which gRPC itself refuses (RESOURCE_EXHAUSTED).
+STREAM_ERROR has the code of the reason that its error object amounts to, which stands in the ErrorInfo's metadata
+under `mapped_reason` (RATE_LIMIT_EXCEEDED, say, with RESOURCE_EXHAUSTED); where the object's code tells nothing it is
+INTERNAL without one. CANCELLED is the caller's own doing and has no details, nor has a request over the size limit,
+which gRPC itself refuses (RESOURCE_EXHAUSTED).
 """
 
 from google.protobuf import descriptor as descriptor

@@ -29,8 +29,8 @@ if _version_not_supported:
 class ChatCompletionServiceStub(object):
     """Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
 
-    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), waiting for the upstream's answer
-    (120 s), each gap in a stream (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
+    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
+    each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
     with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
 
     Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
@@ -53,6 +53,7 @@ class ChatCompletionServiceStub(object):
 
     Metadata out:
     x-request-id             always.
+    x-upstream-request-id    the upstream's own, if it sent one.
     x-ratelimit-*            as the upstream sent them.
 
     Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.
@@ -79,8 +80,8 @@ class ChatCompletionServiceStub(object):
 class ChatCompletionServiceServicer(object):
     """Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
 
-    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), waiting for the upstream's answer
-    (120 s), each gap in a stream (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
+    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
+    each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
     with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
 
     Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
@@ -103,6 +104,7 @@ class ChatCompletionServiceServicer(object):
 
     Metadata out:
     x-request-id             always.
+    x-upstream-request-id    the upstream's own, if it sent one.
     x-ratelimit-*            as the upstream sent them.
 
     Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.
@@ -125,8 +127,8 @@ class ChatCompletionServiceServicer(object):
 
         The end is honest. OK means that the completion is whole: the upstream said `[DONE]`, or every choice seen had its
         finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_STREAM_TRUNCATED. An error
-        object in the stream becomes the call's status: the reason that its code stands for, else INTERNAL with reason
-        STREAM_ERROR. What was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
+        object in the stream becomes the call's status: reason STREAM_ERROR, with the code that the error amounts to. What
+        was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
 
         Backpressure: a caller that reads slowly slows down the reading of the upstream.
 
@@ -145,7 +147,7 @@ class ChatCompletionServiceServicer(object):
         8. Nothing is invented: an id, model or created that the upstream did not send stays empty. `reasoning` is not
         copied to `reasoning_content`, nor the other way round.
         9. The upstream is always asked for usage, so that tokens are counted (one that refuses `stream_options` is asked
-        without). The message that carries it, with no choices, is left out if the caller set
+        without). The message that carries it, and nothing else, is left out if the caller set
         `stream_options.include_usage` to false.
         10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
         content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
@@ -182,8 +184,8 @@ def add_ChatCompletionServiceServicer_to_server(servicer, server):
 class ChatCompletionService(object):
     """Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
 
-    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), waiting for the upstream's answer
-    (120 s), each gap in a stream (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
+    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
+    each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
     with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
 
     Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
@@ -206,6 +208,7 @@ class ChatCompletionService(object):
 
     Metadata out:
     x-request-id             always.
+    x-upstream-request-id    the upstream's own, if it sent one.
     x-ratelimit-*            as the upstream sent them.
 
     Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.

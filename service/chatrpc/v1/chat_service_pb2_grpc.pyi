@@ -65,8 +65,8 @@ GRPC_VERSION: str
 class ChatCompletionServiceStub:
     """Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
 
-    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), waiting for the upstream's answer
-    (120 s), each gap in a stream (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
+    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
+    each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
     with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
 
     Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
@@ -89,6 +89,7 @@ class ChatCompletionServiceStub:
 
     Metadata out:
       x-request-id             always.
+      x-upstream-request-id    the upstream's own, if it sent one.
       x-ratelimit-*            as the upstream sent them.
 
     Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.
@@ -111,8 +112,8 @@ class ChatCompletionServiceStub:
 
     The end is honest. OK means that the completion is whole: the upstream said `[DONE]`, or every choice seen had its
     finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_STREAM_TRUNCATED. An error
-    object in the stream becomes the call's status: the reason that its code stands for, else INTERNAL with reason
-    STREAM_ERROR. What was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
+    object in the stream becomes the call's status: reason STREAM_ERROR, with the code that the error amounts to. What
+    was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
 
     Backpressure: a caller that reads slowly slows down the reading of the upstream.
 
@@ -131,7 +132,7 @@ class ChatCompletionServiceStub:
      8. Nothing is invented: an id, model or created that the upstream did not send stays empty. `reasoning` is not
         copied to `reasoning_content`, nor the other way round.
      9. The upstream is always asked for usage, so that tokens are counted (one that refuses `stream_options` is asked
-        without). The message that carries it, with no choices, is left out if the caller set
+        without). The message that carries it, and nothing else, is left out if the caller set
         `stream_options.include_usage` to false.
     10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
         content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
@@ -145,8 +146,8 @@ class ChatCompletionServiceStub:
 class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     """Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
 
-    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), waiting for the upstream's answer
-    (120 s), each gap in a stream (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
+    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
+    each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
     with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
 
     Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
@@ -169,6 +170,7 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
 
     Metadata out:
       x-request-id             always.
+      x-upstream-request-id    the upstream's own, if it sent one.
       x-ratelimit-*            as the upstream sent them.
 
     Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.
@@ -188,8 +190,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
 
     The end is honest. OK means that the completion is whole: the upstream said `[DONE]`, or every choice seen had its
     finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_STREAM_TRUNCATED. An error
-    object in the stream becomes the call's status: the reason that its code stands for, else INTERNAL with reason
-    STREAM_ERROR. What was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
+    object in the stream becomes the call's status: reason STREAM_ERROR, with the code that the error amounts to. What
+    was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
 
     Backpressure: a caller that reads slowly slows down the reading of the upstream.
 
@@ -208,7 +210,7 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
      8. Nothing is invented: an id, model or created that the upstream did not send stays empty. `reasoning` is not
         copied to `reasoning_content`, nor the other way round.
      9. The upstream is always asked for usage, so that tokens are counted (one that refuses `stream_options` is asked
-        without). The message that carries it, with no choices, is left out if the caller set
+        without). The message that carries it, and nothing else, is left out if the caller set
         `stream_options.include_usage` to false.
     10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
         content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
@@ -221,8 +223,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
 class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
     """Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
 
-    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), waiting for the upstream's answer
-    (120 s), each gap in a stream (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
+    Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
+    each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
     with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
 
     Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
@@ -245,6 +247,7 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
 
     Metadata out:
       x-request-id             always.
+      x-upstream-request-id    the upstream's own, if it sent one.
       x-ratelimit-*            as the upstream sent them.
 
     Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.
@@ -274,8 +277,8 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
 
         The end is honest. OK means that the completion is whole: the upstream said `[DONE]`, or every choice seen had its
         finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_STREAM_TRUNCATED. An error
-        object in the stream becomes the call's status: the reason that its code stands for, else INTERNAL with reason
-        STREAM_ERROR. What was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
+        object in the stream becomes the call's status: reason STREAM_ERROR, with the code that the error amounts to. What
+        was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
 
         Backpressure: a caller that reads slowly slows down the reading of the upstream.
 
@@ -294,7 +297,7 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
          8. Nothing is invented: an id, model or created that the upstream did not send stays empty. `reasoning` is not
             copied to `reasoning_content`, nor the other way round.
          9. The upstream is always asked for usage, so that tokens are counted (one that refuses `stream_options` is asked
-            without). The message that carries it, with no choices, is left out if the caller set
+            without). The message that carries it, and nothing else, is left out if the caller set
             `stream_options.include_usage` to false.
         10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
             content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
