@@ -72,6 +72,12 @@ def test_the_python_snippets(snippet: str, prints: str, address: str) -> None:
     assert result.stdout.startswith(prints)
 
 
+def test_the_first_command() -> None:
+    result = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=50, check=True)
+    assert result.stdout.count("You said: ") == 2
+    assert "grpc_server_handled_total{" in result.stdout
+
+
 def test_every_command_exists() -> None:
     text = README.read_text()
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
