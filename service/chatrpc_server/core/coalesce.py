@@ -48,7 +48,7 @@ def _continues(first: ChatChunk, second: ChatChunk) -> bool:
 def _continues_delta(one: Delta, two: Delta) -> bool:
     if len(one.tool_calls) == len(two.tool_calls) == 1:
         return _same_fields(one, two, {"tool_calls"}) and _continues_call(one.tool_calls[0], two.tool_calls[0])
-    return not one.tool_calls and _same_fields(one, two, _TEXTS)
+    return _same_fields(one, two, _TEXTS)
 
 
 def _continues_call(one: ToolCallDelta, two: ToolCallDelta) -> bool:

@@ -1,0 +1,115 @@
+"""JSON as it should be, as servers write it, and as callers may write it."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatrpc_server.core import jsontext
+from chatrpc_server.core.jsontext import Raw
+
+DEEP = 9999
+REFUSED = "refused"
+
+
+def outcome(function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except ValueError:
+        return REFUSED
+
+
+READ: dict[str, tuple[bytes, Any, Any]] = {
+    # what: text, the value, the value with good will
+    "object": (b'{"a":[1,"b",null,true]}', {"a": [1, "b", None, True]}, {"a": [1, "b", None, True]}),
+    "white space around": (b"\n\n {} \r\n", {}, {}),
+    "64 bits": (b"18446744073709551615", 2**64 - 1, 2**64 - 1),
+    "the later of two": (b'{"a":1,"a":2}', {"a": 2}, {"a": 2}),
+    "a pair of escapes": (rb'"\ud83d\ude00"', "😀", "😀"),
+    "byte order mark": (b"\xef\xbb\xbf{}", REFUSED, {}),
+    "half a pair": (rb'"\ud83d"', REFUSED, "\ud83d"),
+    "infinity": (b"[-Infinity]", REFUSED, [-math.inf]),
+    "beyond doubles": (b"1e999", REFUSED, math.inf),
+    "invalid UTF-8": (b'"\xff"', REFUSED, "\ufffd"),
+    "cut": (b'{"a":', REFUSED, REFUSED),
+    "nothing": (b"", REFUSED, REFUSED),
+    "HTML": (b"<html>", REFUSED, REFUSED),
+    "two values": (b"{}{}", REFUSED, REFUSED),
+    "too deep": (b"[" * DEEP + b"]" * DEEP, REFUSED, REFUSED),
+    "too many digits": (b"9" * 5000, REFUSED, REFUSED),
+}
+
+
+@pytest.mark.parametrize(("data", "strict", "lenient"), READ.values(), ids=READ)
+def test_reading_servers(data: bytes, strict: Any, lenient: Any) -> None:
+    assert outcome(jsontext.loads, data) == strict
+    assert outcome(jsontext.loads_leniently, data) == lenient
+
+
+def test_nan_is_read_leniently() -> None:
+    assert math.isnan(jsontext.loads_leniently(b"NaN"))
+
+
+WRITTEN: dict[str, tuple[str, Any]] = {
+    "object": ('{"a": 1.0}', {"a": 1.0}),
+    "100 bits": (str(2**100), 2**100),
+    "half a pair": (r'"\ud83d"', "\ud83d"),
+    "NaN": ("[NaN]", REFUSED),
+    "infinity": ("Infinity", REFUSED),
+    "beyond doubles": ("[1e999]", REFUSED),
+    "beyond doubles, below": ("-1E+999", REFUSED),
+    "nothing": ("", REFUSED),
+    "byte order mark": ("\ufeff{}", REFUSED),
+    "too deep": ("[" * DEEP + "]" * DEEP, REFUSED),
+    "too many digits": ("9" * 5000, REFUSED),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), WRITTEN.values(), ids=WRITTEN)
+def test_reading_callers(text: str, expected: Any) -> None:
+    value = outcome(jsontext.loads_exactly, text)
+    assert (type(value), value) == (type(expected), expected)
+
+
+TEXT = '{"a" : 1.10,\n"a":1e400}'
+OUT: dict[str, tuple[Any, bytes]] = {
+    "compact": ({"a": [1, 1.0, True, None, "é"]}, '{"a":[1,1.0,true,null,"é"]}'.encode()),
+    "raw, byte for byte": ({"a": [Raw(TEXT)]}, b'{"a":[' + TEXT.encode() + b"]}"),
+    "100 bits": ([2**100], b"[1267650600228229401496703205376]"),
+    "half a pair": (["\ud83d", "é"], rb'["\ud83d","\u00e9"]'),
+    "half a pair as key": ({"\ude00": 1}, rb'{"\ude00":1}'),
+    "deeper than the fast way": (jsontext.loads(b"[" * 400 + b"]" * 400), b"[" * 400 + b"]" * 400),
+    "NaN": ([math.nan, math.inf, -math.inf, 1.5], b"[null,null,null,1.5]"),
+    "NaN, the slow way": ([math.nan, math.inf, -math.inf, 1.5, 2**64], b"[null,null,null,1.5,18446744073709551616]"),
+    "NaN only in words": (["NaN", 2**64], b'["NaN",18446744073709551616]'),
+    "raw, the slow way": ({"a": Raw('{ "b": [1.10]}'), "c": 2**64}, b'{"a":{"b":[1.1]},"c":18446744073709551616}'),
+}
+
+
+@pytest.mark.parametrize(("value", "expected"), OUT.values(), ids=OUT)
+def test_writing(value: Any, expected: bytes) -> None:
+    assert jsontext.dumps(value) == expected
+
+
+def test_writing_too_deep() -> None:
+    value: Any = 1
+    for _ in range(DEEP):
+        value = [value]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        jsontext.dumps(value)
+
+
+STRING = st.text(st.characters())  # with surrogates
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | STRING,
+    lambda values: st.lists(values) | st.dictionaries(STRING, values),
+    max_leaves=10,
+)
+
+
+@given(VALUES)
+def test_what_is_written_can_be_read(value: Any) -> None:
+    assert jsontext.loads_exactly(jsontext.dumps(value).decode()) == value
+    assert jsontext.loads_leniently(jsontext.dumps(value)) == value

@@ -1,0 +1,97 @@
+"""Whole answers: what is a completion, what is an error although the status was 200, what is neither."""
+
+import json
+from typing import Any
+
+import pytest
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc.v1.chat_response_pb2 import Choice, Usage
+from chatrpc_server.core import responses
+from chatrpc_server.core.errors import InvalidResponse, Reason, Refused
+from chatrpc_server.core.upstream import ChatResponse
+
+HI = ChatResponse(choices=[Choice(message=ChatMessage(role="assistant", content="hi"))])
+BODY = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}]}'
+
+COMPLETIONS: dict[str, tuple[bytes, ChatResponse]] = {
+    "plain": (BODY, HI),
+    "empty lines before it": (b"\n\n \n" + BODY, HI),
+    "byte order mark": (b"\xef\xbb\xbf" + BODY, HI),
+    "no choices made": (b'{"choices":[]}', ChatResponse()),
+    "nulls": (b'{"id":null,"error":null,"choices":[],"usage":null}', ChatResponse()),
+    "an error that is none": (
+        b'{"error":"","choices":[]}',
+        ChatResponse(extra_json='{"error":""}'),
+    ),
+    "no message": (b'{"choices":[{"finish_reason":"stop"}]}', ChatResponse(choices=[Choice(finish_reason="stop")])),
+    "choices that are none": (b'{"choices":[5]}', ChatResponse(extra_json='{"choices":[5]}')),
+    "half a pair": (
+        rb'{"choices":[{"message":{"content":"a\ud83d"}}]}',
+        ChatResponse(choices=[Choice(message=ChatMessage(content="a\ufffd"))]),
+    ),
+    "invalid UTF-8": (
+        b'{"choices":[{"message":{"content":"a\xff"}}]}',
+        ChatResponse(choices=[Choice(message=ChatMessage(content="a\ufffd"))]),
+    ),
+    "NaN": (
+        b'{"choices":[],"usage":{"total_tokens":NaN,"time":Infinity}}',
+        ChatResponse(usage=Usage(extra_json='{"total_tokens":null,"time":null}')),
+    ),
+    "whole floats as counts": (
+        b'{"choices":[],"usage":{"total_tokens":3.0}}',
+        ChatResponse(usage=Usage(total_tokens=3)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "expected"), COMPLETIONS.values(), ids=COMPLETIONS)
+def test_completion(body: bytes, expected: ChatResponse) -> None:
+    assert responses.response(body) == expected
+
+
+INVALID: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "something that is not JSON (0 bytes)"),
+    "HTML": (b"<html>", "something that is not JSON (6 bytes)"),
+    "cut": (BODY[:-1], "something that is not JSON"),
+    "a stream": (b"data: " + BODY + b"\n\n", "something that is not JSON"),
+    "text": (b'"hi"', "it has no array `choices`"),
+    "array": (b"[" + BODY + b"]", "it has no array `choices`"),
+    "null": (b"null", "it has no array `choices`"),
+    "no choices": (b'{"id":"i"}', "it has no array `choices`"),
+    "choices null": (b'{"choices":null}', "it has no array `choices`"),
+    "choices object": (b'{"choices":{}}', "it has no array `choices`"),
+    "a remark": (b'{"message":"later"}', "it has no array `choices`"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), INVALID.values(), ids=INVALID)
+def test_no_completion(body: bytes, message: str) -> None:
+    with pytest.raises(InvalidResponse) as caught:
+        responses.response(body)
+    assert message in caught.value.message
+    assert caught.value.reason is Reason.UPSTREAM_INVALID_RESPONSE
+
+
+ERRORS: dict[str, tuple[Any, Reason, str]] = {
+    "object": ({"error": {"message": "m", "code": 429}}, Reason.RATE_LIMIT_EXCEEDED, "m"),
+    "object beside choices": (
+        {"error": {"message": "m", "code": 502}, "choices": []},
+        Reason.UPSTREAM_UNAVAILABLE,
+        "m",
+    ),
+    "text": ({"error": "m"}, Reason.STREAM_ERROR, "m"),
+    "flat": ({"object": "error", "message": "m", "code": 400}, Reason.INVALID_REQUEST, "m"),
+    "list": ([{"error": {"message": "m", "code": 400}}], Reason.INVALID_REQUEST, "m"),
+    "empty object": ({"error": {}}, Reason.STREAM_ERROR, "the upstream sent an error without a message"),
+}
+
+
+@pytest.mark.parametrize(("source", "reason", "message"), ERRORS.values(), ids=ERRORS)
+def test_error_in_success(source: Any, reason: Reason, message: str) -> None:
+    body = json.dumps(source).encode()
+    with pytest.raises(Refused) as caught:
+        responses.response(body)
+    error = caught.value
+    assert (error.reason, error.message, error.in_success) == (reason, message, True)
+    assert (error.detail.http_status, error.detail.raw_body) == (200, body.decode())

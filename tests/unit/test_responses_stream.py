@@ -1,0 +1,297 @@
+"""Streams: what is normalised, how a stream ends, how it fails. The rules' numbers are those of chat_service.proto."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatrpc.v1.chat_message_pb2 import ContentPart
+from chatrpc.v1.chat_response_pb2 import ChunkChoice, Delta, Usage
+from chatrpc_server.core.errors import Reason, Refused, Truncated
+from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.core.upstream import ChatChunk
+
+LIMIT = 1000
+HIGH, LOW = "\ud83d", "\ude00"  # the halves of 😀
+
+
+def event(source: Any) -> bytes:
+    return b"data: " + json.dumps(source).encode() + b"\n\n"
+
+
+def choice(content: str = "", index: int = 0, **more: Any) -> dict[str, Any]:
+    return {"index": index, "delta": {"content": content} if content else {}, **more}
+
+
+def chunk(*choices: Any, **more: Any) -> bytes:
+    return event({"choices": choices, **more})
+
+
+A, B = chunk(choice("a")), chunk(choice("b"))
+END = chunk(choice(finish_reason="stop"))
+DONE = b"data: [DONE]\n\n"
+
+
+def fed(pieces: Iterable[bytes], **options: Any) -> tuple[StreamReader, list[ChatChunk]]:
+    """The reader after these reads and the end of the bytes, and all its chunks."""
+    reader = StreamReader(LIMIT, **options)
+    chunks = [chunk for piece in pieces for chunk in reader.feed(piece)]
+    return reader, chunks + reader.finish()
+
+
+def texts(chunks: Iterable[ChatChunk]) -> list[str]:
+    return [choice.delta.content for chunk in chunks for choice in chunk.choices]
+
+
+def a_chunk(*choices: ChunkChoice, **more: Any) -> ChatChunk:
+    return ChatChunk(choices=choices, **more)
+
+
+def a_delta(**fields: Any) -> ChatChunk:
+    return a_chunk(ChunkChoice(delta=Delta(**fields)))
+
+
+def shown(source: Any) -> str:
+    return json.dumps(source, separators=(",", ":"))
+
+
+USAGE = {"total_tokens": 3}
+SURFACES: dict[str, tuple[bytes, list[ChatChunk]]] = {
+    "1. an event": (A, [a_delta(content="a")]),
+    "1. no comments": (b": keep-alive\n\n" + A + b":\n", [a_delta(content="a")]),
+    "1. no empty events": (b"data:\n\ndata\n\nevent: ping\n\n" + A, [a_delta(content="a")]),
+    "1. choices that are empty": (
+        chunk(prompt_filter_results=[]),
+        [a_chunk(extra_json='{"prompt_filter_results":[]}')],
+    ),
+    "1. a choice without delta": (
+        chunk({"index": 0, "content_filter_results": {}}),
+        [a_chunk(ChunkChoice(extra_json='{"content_filter_results":{}}'))],
+    ),
+    "1. choices of another kind": (event({"choices": 5}), [a_chunk(extra_json='{"choices":5}')]),
+    "1. a choice of another kind": (chunk(5), [a_chunk(extra_json='{"choices":[5]}')]),
+    "3. empty names": (
+        chunk({"delta": {"role": "", "content": "a"}, "finish_reason": ""}),
+        [a_delta(content="a")],
+    ),
+    "4. content array": (
+        chunk({"delta": {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}}),
+        [a_delta(content="ab", content_parts=[ContentPart(type="text", text=text) for text in "ab"])],
+    ),
+    "5. usage as it is": (event({"choices": [], "usage": USAGE}), [a_chunk(usage=Usage(total_tokens=3))]),
+    "5. usage of Moonshot": (
+        chunk(choice("a", usage=USAGE), choice("b", 1, usage={"total_tokens": 4})),
+        [
+            a_chunk(
+                ChunkChoice(delta=Delta(content="a"), extra_json=shown({"usage": USAGE})),
+                ChunkChoice(index=1, delta=Delta(content="b"), extra_json='{"usage":{"total_tokens":4}}'),
+                usage=Usage(total_tokens=3),
+            )
+        ],
+    ),
+    "5. usage of Groq": (
+        chunk(choice("a"), usage=None, x_groq={"usage": USAGE}),
+        [
+            a_chunk(
+                ChunkChoice(delta=Delta(content="a")),
+                usage=Usage(total_tokens=3),
+                extra_json=shown({"x_groq": {"usage": USAGE}}),
+            )
+        ],
+    ),
+    "5. usage of Groq, no choices": (
+        event({"x_groq": {"usage": USAGE}}),
+        [a_chunk(usage=Usage(total_tokens=3), extra_json=shown({"x_groq": {"usage": USAGE}}))],
+    ),
+    "5. the usage on top is the one": (
+        chunk(usage=USAGE, x_groq={"usage": {"total_tokens": 4}}),
+        [a_chunk(usage=Usage(total_tokens=3), extra_json='{"x_groq":{"usage":{"total_tokens":4}}}')],
+    ),
+    "5. usage of another kind is not lifted": (
+        chunk(x_groq={"usage": 5}),
+        [a_chunk(extra_json='{"x_groq":{"usage":5}}')],
+    ),
+    "6. halves of a pair": (
+        chunk(choice("a" + HIGH)) + chunk(choice(LOW + "b")),
+        [a_delta(content="a"), a_delta(content="😀b")],
+    ),
+    "6. halves of a pair, over a usual event": (
+        chunk(choice(HIGH)) + chunk(choice("", 1)) + chunk(choice(LOW)),
+        [a_delta(content=""), a_chunk(ChunkChoice(index=1, delta=Delta())), a_delta(content="😀")],
+    ),
+    "6. half a pair, not the second half": (
+        chunk(choice(HIGH)) + chunk(choice("b")),
+        [a_delta(content=""), a_delta(content="\ufffdb")],
+    ),
+    "6. half a pair at the end": (
+        chunk(choice("a" + HIGH)) + END,
+        [a_delta(content="a"), a_chunk(ChunkChoice(delta=Delta(content="\ufffd"), finish_reason="stop"))],
+    ),
+    "6. half a pair as an extra": (chunk(x=HIGH), [a_chunk(extra_json=r'{"x":"\ud83d"}')]),
+    "8. nothing is invented": (event({"choices": []}), [ChatChunk()]),
+    "8. one reasoning is not the other": (
+        chunk({"delta": {"reasoning": "r"}}) + chunk({"delta": {"reasoning_content": "c"}}),
+        [a_delta(reasoning="r"), a_delta(reasoning_content="c")],
+    ),
+    "an id of its own in each": (
+        event({"id": "1", "choices": []}) + event({"id": "2", "choices": []}),
+        [ChatChunk(id="1"), ChatChunk(id="2")],
+    ),
+    "white space around": (b"data:  \t" + A[6:], [a_delta(content="a")]),
+    "NaN": (b'data: {"choices":[],"x":NaN}\n\n', [a_chunk(extra_json='{"x":null}')]),
+}
+
+
+@pytest.mark.parametrize(("data", "expected"), SURFACES.values(), ids=SURFACES)
+def test_what_surfaces(data: bytes, expected: list[ChatChunk]) -> None:
+    reader, chunks = fed([data, DONE])
+    assert (chunks, reader.error) == (expected, None)
+
+
+def test_the_newest_usage_counts() -> None:
+    reader, _ = fed([event({"choices": [], "usage": {"total_tokens": n}}) for n in (1, 2)] + [A, DONE])
+    assert reader.usage == Usage(total_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "dropped"),
+    [
+        pytest.param({"choices": [], "usage": USAGE}, True, id="usage"),
+        pytest.param({"usage": USAGE}, True, id="usage, no key choices"),
+        pytest.param({"choices": [choice()], "usage": USAGE}, True, id="usage and an empty delta, of LiteLLM"),
+        pytest.param({"choices": [choice("a")], "usage": USAGE}, False, id="usage and text"),
+        pytest.param({"choices": [choice(finish_reason="stop")], "usage": USAGE}, False, id="usage and the end"),
+        pytest.param({"choices": [choice(logprobs={})], "usage": USAGE}, False, id="usage and logprobs"),
+        pytest.param({"choices": [choice(x=1)], "usage": USAGE}, False, id="usage and extras of a choice"),
+        pytest.param({"choices": []}, False, id="no usage"),
+    ],
+)
+def test_9_usage_that_is_not_wanted(source: Any, dropped: bool) -> None:
+    for drop in (False, True):
+        reader, chunks = fed([event(source), DONE], drop_usage_chunk=drop)
+        assert len(chunks) == (0 if dropped and drop else 1)
+        assert (reader.usage == Usage(total_tokens=3)) == ("usage" in source)
+
+
+TRUNCATED = "the upstream's stream ended without [DONE] and before every choice had finished"
+TWO = chunk(choice("a"), choice("b", 1))
+END1 = chunk(choice("", 1, finish_reason="length"))
+ENDS: dict[str, tuple[bytes, bool]] = {
+    # what came, and is it whole?
+    "7. [DONE]": (A + DONE, True),
+    "7. finish_reason": (A + END, True),
+    "7. both": (A + END + DONE, True),
+    "7. neither": (A, False),
+    "7. nothing at all": (b"", False),
+    "7. only comments": (b": x\n\n", False),
+    "7. only [DONE]": (DONE, True),
+    "7. [DONE] with more on its line": (A + b"data: [DONE] bye\n\n", True),
+    "7. [DONE] without blank line": (A + b"data: [DONE]", True),
+    "7. [DONE] and then anything": (A + DONE + b"data: <html>\n\n" + event({"error": "e"}), True),
+    "7. [DONE] and then too much": (A + DONE + b"x" * 2 * LIMIT, True),
+    "7. one of two has finished": (TWO + END, False),
+    "7. both have finished": (TWO + END + END1, True),
+    "7. the other finished without a word": (A + END1, False),
+    "7. text after the finish": (A + END + B, True),
+    "7. usage after the finish": (A + END + chunk(usage=USAGE), True),
+    "7. an empty finish_reason": (A + chunk({"delta": {}, "finish_reason": ""}), False),
+    "7. finished without blank line": (A + END[:-2], True),
+    "7. cut in an event": (A + END[:-5], False),
+    "7. cut after the finish": (A + END + chunk(usage=USAGE)[:-9], True),
+    "7. cut in [DONE], after the finish": (A + END + b"data: [DO", True),
+}
+
+
+@pytest.mark.parametrize(("data", "whole"), ENDS.values(), ids=ENDS)
+def test_end(data: bytes, whole: bool) -> None:
+    reader, _ = fed([data])
+    if whole:
+        assert reader.error is None
+    else:
+        assert isinstance(reader.error, Truncated)
+        assert (reader.error.message, reader.error.reason) == (TRUNCATED, Reason.UPSTREAM_STREAM_TRUNCATED)
+
+
+def test_the_last_event_may_be_an_error() -> None:
+    reader, chunks = fed([A + event({"error": "m"})[:-2]])
+    assert texts(chunks) == ["a"]
+    assert isinstance(reader.error, Refused)
+
+
+def test_the_last_event_needs_no_blank_line() -> None:
+    reader = StreamReader(LIMIT)
+    assert texts(reader.feed(A + END[:-2])) == ["a"]
+    assert reader.finish() == [a_chunk(ChunkChoice(delta=Delta(), finish_reason="stop"))]
+    assert (reader.error, reader.done) == (None, False)
+
+
+def test_finish_reasons_by_choice() -> None:
+    reader, _ = fed([TWO, END1, DONE])
+    assert (reader.finish_reasons, reader.done) == ({1: "length"}, True)
+
+
+def test_after_done_nothing_counts() -> None:
+    reader = StreamReader(LIMIT)
+    assert texts(reader.feed(A + DONE + B)) == ["a"]
+    assert (reader.feed(B), reader.finish(), reader.error) == ([], [], None)
+
+
+INVALID = Reason.UPSTREAM_INVALID_RESPONSE
+FAILURES: dict[str, tuple[bytes, Reason, str]] = {
+    "error object": (event({"error": {"message": "m", "code": 429}}), Reason.RATE_LIMIT_EXCEEDED, "m"),
+    "error beside choices": (chunk(choice("x"), error={"message": "m", "code": 502}), Reason.UPSTREAM_UNAVAILABLE, "m"),
+    "error text": (event({"error": "m"}), Reason.STREAM_ERROR, "m"),
+    "error list": (event([{"error": {"message": "m", "code": 400}}]), Reason.INVALID_REQUEST, "m"),
+    "flat error": (event({"object": "error", "message": "m", "code": 500}), Reason.UPSTREAM_INTERNAL, "m"),
+    "error event": (b"event: error\n" + event({"message": "m"}), Reason.STREAM_ERROR, "m"),
+    "error event, detail": (b"event: error\n" + event({"detail": "m"}), Reason.STREAM_ERROR, "m"),
+    "error event, JSON text": (b"event: error\n" + event("m"), Reason.STREAM_ERROR, "m"),
+    "error event, plain text": (b"event: error\ndata: m\xff\n\n", Reason.STREAM_ERROR, "m\ufffd"),
+    "error event, null": (b"event: error\n" + event(None), Reason.STREAM_ERROR, "an error without a message"),
+    "error field of llama.cpp": (b'error: {"message":"m","code":503}\n\n', Reason.UPSTREAM_UNAVAILABLE, "m"),
+    "garbage": (b"data: <html>\n\n", INVALID, "an event that is not JSON (6 bytes)"),
+    "an object cut short": (END[:-5] + b"\n\n", INVALID, "an event that is not JSON (62 bytes)"),
+    "a number": (b"data: 5\n\n", INVALID, "an event that is no JSON object"),
+    "an array": (b"data: []\n\n", INVALID, "an event that is no JSON object"),
+    "too much": (b"data: " + b"x" * LIMIT * 2, INVALID, f"an event of more than {LIMIT} bytes"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason", "message"), FAILURES.values(), ids=FAILURES)
+def test_failure(data: bytes, reason: Reason, message: str) -> None:
+    reader, chunks = fed([A + data, B, DONE])
+    assert texts(chunks) == ["a"]
+    assert reader.error is not None
+    assert (reader.error.reason, reader.done) == (reason, False)
+    assert reader.error.message.endswith(message)
+    if isinstance(reader.error, Refused):
+        assert (reader.error.in_success, reader.error.detail.http_status) == (True, 200)
+
+
+def test_an_error_after_the_finish_is_an_error() -> None:
+    reader, _ = fed([A + END + event({"error": "m"}) + DONE])
+    assert isinstance(reader.error, Refused)
+
+
+EVERYTHING = [data for data, _ in SURFACES.values()] + [data for data, _ in ENDS.values()]
+EVERYTHING += [A + data + B for data, _, _ in FAILURES.values()]
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(EVERYTHING), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 300)))
+def test_any_split_of_the_bytes_gives_the_same(data: bytes, newline: bytes, cuts: list[int]) -> None:
+    data = data.replace(b"\n", newline)
+    assert outcome(*fed(pieces(data, cuts))) == outcome(*fed([data]))
+
+
+def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
+    bounds = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    return (data[start:end] for start, end in pairwise(bounds))
+
+
+def outcome(reader: StreamReader, chunks: list[ChatChunk]) -> Any:
+    return chunks, repr(reader.error), reader.done, reader.usage, reader.finish_reasons
