@@ -9,11 +9,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from chatrpc_server.echo import DIRECTIVES, Echo, answers, directives, errors, validation, wire
 from chatrpc_server.echo.instances import NoInstanceError, instance
 from chatrpc_server.echo.pieces import cut_before, split
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PATIENCE_SECONDS = 5.0
 WEATHER = {
