@@ -5,14 +5,26 @@ has been seen from real providers, so whatever it refuses may get a second chanc
 """
 
 import json
+import re
 from typing import Any
 
 import orjson
 
 
+_ZEROS = bytes.maketrans(b"0123456789", b"0000000000")
+"""For `bytes.translate`: all digits become one. Finds many of them in a row in an eighth of a regular expression's time."""
+_MANY_DIGITS = b"0" * 19
+_LONG_INTEGER = re.compile(rb"[\[:,\s]-?[0-9]{19,}\s*[,\]}]")
+"""Outside of strings, of which it may find a few too; it takes 19 digits to get past 64 bits."""
+
+
 def loads(data: bytes) -> Any:
     """The value of well-formed JSON. Raises ValueError."""
-    return orjson.loads(data)
+    value = orjson.loads(data)
+    # Integers past 64 bits have become doubles. Looking for them takes 0.3 µs for a usual chunk, 1 % of what it costs.
+    if _MANY_DIGITS in data.translate(_ZEROS) and _LONG_INTEGER.search(data):
+        return loads_leniently(data)
+    return value
 
 
 def loads_leniently(data: bytes) -> Any:

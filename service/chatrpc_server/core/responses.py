@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from chatrpc.v1.chat_response_pb2 import ChunkChoice, Usage
 from chatrpc_server.core import jsontext, mapping, sse
+from chatrpc_server.core.assemble import assemble
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
 from chatrpc_server.core.refusals import error_in_success
 from chatrpc_server.core.surrogates import SurrogateJoiner
@@ -34,6 +35,15 @@ def response(body: bytes) -> ChatResponse:
         raise InvalidResponse("the upstream answered with JSON that is no chat completion: it has no array `choices`")
     message = ChatResponse()
     _read(message, source)
+    return message
+
+
+def assembled(body: bytes, max_event_bytes: int) -> ChatResponse:
+    """The message of a unary answer that came as a stream unasked. Raises as a stream fails."""
+    reader = StreamReader(max_event_bytes)
+    message = assemble([*reader.feed(body), *reader.finish()])
+    if reader.error:
+        raise reader.error
     return message
 
 
@@ -69,6 +79,19 @@ class StreamReader:
                     break
         except ChatError as error:
             self.error = error
+        if self.done or self.error:
+            self._take_rest(chunks)
+        return chunks
+
+    def whole(self, body: bytes) -> list[ChatChunk]:
+        """The one chunk of an answer that came in one piece although a stream was asked for."""
+        chunks: list[ChatChunk] = []
+        try:
+            response(body)  # which raises if it is none
+            self._take("message", body, chunks)
+            self.done = True
+        except ChatError as error:
+            self.error = error
         return chunks
 
     def finish(self) -> list[ChatChunk]:
@@ -83,6 +106,7 @@ class StreamReader:
             pass  # It was cut off, which matters only if the completion was too.
         except ChatError as error:
             self.error = error
+        self._take_rest(chunks)
         if not self.error and not self.done and (self._open_choices or not self.finish_reasons):
             self.error = Truncated("the upstream's stream ended without [DONE] and before every choice had finished")
         return chunks
@@ -96,6 +120,10 @@ class StreamReader:
         try:
             source, odd = _loads(payload)
         except ValueError:
+            lines = payload.split(b"\n")
+            if len(lines) > 1:
+                self._take_each(kind, lines, chunks)
+                return
             if kind != "error":
                 raise InvalidResponse(f"the upstream sent an event that is not JSON ({len(payload)} bytes)") from None
             source, odd = payload.decode("utf-8", "replace"), False
@@ -107,11 +135,21 @@ class StreamReader:
         self._normalise(source)
         if odd or self._surrogates.waiting:
             self._surrogates.join(source)
-        chunk = self._chunk(source)
-        if chunk is not None:
-            chunks.append(chunk)
+        self._add(source, chunks)
 
-    def _chunk(self, source: dict[str, Any]) -> ChatChunk | None:
+    def _take_each(self, kind: str, lines: list[bytes], chunks: list[ChatChunk]) -> None:
+        """Where a server leaves the blank lines out, several events come as the lines of one."""
+        for line in lines:
+            if not self.done:
+                self._take(kind, line, chunks)
+
+    def _take_rest(self, chunks: list[ChatChunk]) -> None:
+        """Halves of pairs for which nothing comes any more; without a finish_reason that was not told before."""
+        source = self._surrogates.rest()
+        if source is not None:
+            self._add(source, chunks)
+
+    def _add(self, source: dict[str, Any], chunks: list[ChatChunk]) -> None:
         chunk = ChatChunk()
         _read(chunk, source)
         for choice in chunk.choices:
@@ -123,15 +161,19 @@ class StreamReader:
         if chunk.HasField("usage"):
             self.usage = chunk.usage
             if self._drop_usage_chunk and not any(map(_says_something, chunk.choices)):
-                return None
-        return chunk
+                return
+        chunks.append(chunk)
 
     def _normalise(self, source: dict[str, Any]) -> None:
         choices = source.get("choices")
         if not isinstance(choices, list):
             choices = []
         for choice in choices:
-            delta = choice.get("delta") if isinstance(choice, dict) else None
+            if not isinstance(choice, dict):
+                continue
+            if "delta" not in choice and isinstance(choice.get("message"), dict):
+                choice["delta"] = choice.pop("message")
+            delta = choice.get("delta")
             if isinstance(delta, dict) and isinstance(delta.get("tool_calls"), list):
                 index = mapping.whole(choice.get("index")) or 0
                 self._tool_calls.setdefault(index, ToolCallNumbering()).number(delta["tool_calls"])
@@ -147,34 +189,60 @@ def _says_something(choice: ChunkChoice) -> bool:
 
 
 class ToolCallNumbering:
-    """Gives each tool call of a choice its index where the upstream sends none: without, parallel calls merge."""
+    """Gives each tool call of a choice an index of its own: without, parallel calls merge.
+
+    The upstream's counts, unless it sends none, or the same one for all: then the calls are told apart by their ids.
+    """
 
     def __init__(self) -> None:
-        self._by_id: dict[str, int] = {}
+        self._known: dict[tuple[int | None, str], int] = {}
+        """By index as sent and id. With the empty id: the one that was spoken of last under the index."""
+        self._identified: set[int] = set()
         self._last = -1
 
     def number(self, calls: list[Any]) -> None:
-        """Sets `index` in the deltas that lack it."""
+        """Sets `index` in the deltas."""
         for position, call in enumerate(calls):
             if not isinstance(call, dict):
                 continue
             identity = call.get("id")
             if not isinstance(identity, str):
                 identity = ""
-            index = mapping.whole(call.get("index"))
-            if index is None:
+            sent = _sent_index(call.get("index"))
+            if sent is None:
                 # One that tells nothing of itself among several continues the call at its place, alone the last one.
-                index = call["index"] = self._index(call, identity, position if len(calls) > 1 else max(self._last, 0))
+                index = self._index(call, identity, position if len(calls) > 1 else max(self._last, 0))
+            else:
+                index = self._index_for(sent, call, identity)
+                self._known[sent, identity] = self._known[sent, ""] = index
+            call["index"] = index
             if identity:
-                self._by_id.setdefault(identity, index)
+                self._known.setdefault((None, identity), index)
+                self._identified.add(index)
             self._last = max(self._last, index)
 
     def _index(self, call: dict[str, Any], identity: str, otherwise: int) -> int:
-        if identity in self._by_id:
-            return self._by_id[identity]
-        function = call.get("function")
-        begins = identity or (isinstance(function, dict) and function.get("name"))
-        return self._last + 1 if begins else otherwise
+        if identity and (None, identity) in self._known:
+            return self._known[None, identity]
+        return self._last + 1 if identity or _has_name(call) else otherwise
+
+    def _index_for(self, sent: int, call: dict[str, Any], identity: str) -> int:
+        if (sent, identity) in self._known:
+            return self._known[sent, identity]
+        index = self._known.get((sent, ""), sent)
+        # Ollama sends index 0 for all calls. A new id without a name is no new call: Poolside changes the ids of one.
+        another = identity and index in self._identified and self._known.get((None, identity)) != index
+        return self._last + 1 if another and _has_name(call) else index
+
+
+def _sent_index(value: Any) -> int | None:
+    if isinstance(value, str) and len(value) < 10 and value.isdecimal():
+        return int(value)
+    return mapping.whole(value)
+
+
+def _has_name(call: dict[str, Any]) -> bool:
+    return any(isinstance(holder, dict) and holder.get("name") for holder in (call.get("function"), call.get("custom")))
 
 
 def _loads(data: bytes) -> tuple[Any, bool]:

@@ -48,8 +48,9 @@ class OpenAI:
         """The whole answer. Only the call's deadline bounds how long it may take."""
         body = requests.body(request, stream=False, ask_usage=False)
         async with self._open(body, call, until=None) as response:
-            data = await self._read(response, self._settings.max_response_bytes)
-        message = responses.response(data)
+            data = await _read(_reads(response), self._settings.max_response_bytes)
+            streamed = _media_type(response) == "text/event-stream"
+        message = responses.assembled(data, self._settings.max_event_bytes) if streamed else responses.response(data)
         if message.HasField("usage"):
             call.usage = message.usage
         call.finish_reasons = {choice.index: choice.finish_reason for choice in message.choices}
@@ -66,18 +67,18 @@ class OpenAI:
         until = loop.time() + limit
         async with AsyncExitStack() as stack:
             response = await self._open_stream(request, call, until, stack)
-            reads = aiter(response.stream)  # type: ignore[arg-type]  # a transport's stream is an async one
-            while not (reader.done or reader.error):
+            next_chunks = self._whole_answer if _media_type(response) == "application/json" else _next_chunks
+            reads = _reads(response)
+            ended = False
+            while not (ended or reader.done or reader.error):
                 try:
                     async with asyncio.timeout_at(until):
-                        chunks, ended = await _next_chunks(reads, reader)
+                        chunks, ended = await next_chunks(reads, reader)
                 except TimeoutError:
                     raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
                 call.usage = reader.usage
                 if chunks:
                     yield chunks
-                if ended:
-                    break
                 limit = self._settings.chunk_gap_timeout_seconds
                 until = loop.time() + limit
             if reader.error:
@@ -91,22 +92,14 @@ class OpenAI:
         ask_usage = self._asks_usage
         body = requests.body(request, stream=True, ask_usage=ask_usage)
         try:
-            response = await stack.enter_async_context(self._open(body, call, until))
+            return await stack.enter_async_context(self._open(body, call, until))
         except Refused as error:
             if not ask_usage or request.stream_options.include_usage or not refusals.rejects_usage(error):
                 raise
-            log.warning("upstream rejects stream_options: usage of streams is not asked for any more")
-            self._asks_usage = False
-            body = requests.body(request, stream=True, ask_usage=False)
-            response = await stack.enter_async_context(self._open(body, call, until))
-        content_type = response.headers.get("content-type", "")
-        if content_type.startswith("application/json"):
-            body = await self._read(response, _ERROR_BODY_BYTES)
-            responses.response(body)  # raises if it is an error object
-            raise InvalidResponse("the upstream answered a stream with a single JSON body")
-        if content_type.startswith("text/html"):
-            raise InvalidResponse("the upstream answered with an HTML page")
-        return response
+        log.warning("upstream rejects stream_options: usage of streams is not asked for any more")
+        self._asks_usage = False
+        body = requests.body(request, stream=True, ask_usage=False)
+        return await stack.enter_async_context(self._open(body, call, until))
 
     @asynccontextmanager
     async def _open(self, body: bytes, call: Call, until: float | None) -> AsyncIterator[httpx.Response]:
@@ -120,27 +113,22 @@ class OpenAI:
             content=body,
             extensions=self._extensions,
         )
-        response = await self._send(request, until)
-        try:
-            call.upstream_seconds = time.monotonic() - started
-            _note_headers(response.headers, call)
-            if response.status_code != 200:
-                data = await self._read(response, _ERROR_BODY_BYTES, keep_start=True)
-                raise refusals.refused(response.status_code, response.headers, data, time.time())
-            encoding = response.headers.get("content-encoding", "identity")
-            if encoding != "identity":
-                raise InvalidResponse(f"the upstream compressed its answer ({encoding}) although not asked to")
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout_at(until):
+                    response = await self._send(request)
+                    stack.push_async_callback(response.aclose)
+                    call.upstream_seconds = time.monotonic() - started
+                    _note_headers(response.headers, call)
+                    await _check(response)
+            except TimeoutError:
+                limit = self._settings.first_chunk_timeout_seconds
+                raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
             yield response
-        finally:
-            await response.aclose()
 
-    async def _send(self, request: httpx.Request, until: float | None) -> httpx.Response:
+    async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
-            async with asyncio.timeout_at(until):
-                return await self._transport.handle_async_request(request)
-        except TimeoutError:
-            limit = self._settings.first_chunk_timeout_seconds
-            raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
+            return await self._transport.handle_async_request(request)
         except httpx.ConnectTimeout:
             limit = self._settings.connect_timeout_seconds
             raise Unreachable(f"no connection to the upstream within {limit:g} s") from None
@@ -153,17 +141,11 @@ class OpenAI:
             log.warning("the upstream broke the connection", extra={"cause": str(error)})
             raise Unreachable("the connection to the upstream broke before it answered") from error
 
-    async def _read(self, response: httpx.Response, limit_bytes: int, *, keep_start: bool = False) -> bytes:
-        """The whole body. Past the limit: what came so far if `keep_start`, else `InvalidResponse`."""
-        data = bytearray()
-        reads = aiter(response.stream)  # type: ignore[arg-type]
-        while (piece := await _next_read(reads)) is not None:
-            data += piece
-            if len(data) > limit_bytes:
-                if keep_start:
-                    break
-                raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes")
-        return bytes(data)
+    async def _whole_answer(
+        self, reads: AsyncIterator[bytes], reader: responses.StreamReader
+    ) -> tuple[Sequence[ChatChunk], bool]:
+        """What `_next_chunks` gives, for an answer in one piece although a stream was asked for."""
+        return reader.whole(await _read(reads, self._settings.max_response_bytes)), True
 
 
 def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
@@ -198,14 +180,47 @@ def _is_plain(value: str) -> bool:
     return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
+async def _check(response: httpx.Response) -> None:
+    """Raises what a response that is no success amounts to."""
+    if response.status_code != 200:
+        body = await _read(_reads(response), _ERROR_BODY_BYTES, keep_start=True)
+        raise refusals.refused(response.status_code, response.headers, body, time.time())
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidResponse(f"the upstream compressed its answer ({encoding}) although not asked to")
+    if _media_type(response) == "text/html":
+        raise InvalidResponse("the upstream answered with an HTML page")
+
+
+def _media_type(response: httpx.Response) -> str:
+    content_type: str = response.headers.get("content-type", "")
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _reads(response: httpx.Response) -> AsyncIterator[bytes]:
+    """What each read of the body brings."""
+    return aiter(response.stream)  # type: ignore[arg-type]  # a transport's stream is an asynchronous one
+
+
+async def _read(reads: AsyncIterator[bytes], limit_bytes: int, *, keep_start: bool = False) -> bytes:
+    """All that is left of a body. Past the limit: what came so far if `keep_start`, else `InvalidResponse`."""
+    data = bytearray()
+    while (piece := await _next_read(reads)) is not None:
+        data += piece
+        if len(data) > limit_bytes:
+            if keep_start:
+                break
+            raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes")
+    return bytes(data)
+
+
 async def _next_chunks(reads: AsyncIterator[bytes], reader: responses.StreamReader) -> tuple[Sequence[ChatChunk], bool]:
     """What the next reads bring, until there is a chunk or an end; and whether the bytes have ended."""
     while True:
         try:
             data = await _next_read(reads)
-        except (Truncated, TimedOut) as error:
-            reader.error = error
-            return (), True
+        except Truncated:
+            data = None  # if the completion has ended, its connection may break
         if data is None:
             return reader.finish(), True
         chunks = reader.feed(data)
