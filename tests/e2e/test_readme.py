@@ -73,7 +73,7 @@ def test_the_python_snippets(snippet: str, prints: str, address: str) -> None:
 
 
 def test_the_first_command() -> None:
-    result = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=50, check=True)
+    result = subprocess.run(["make", "demo", "ARGS="], cwd=ROOT, capture_output=True, text=True, timeout=50, check=True)
     assert result.stdout.count("You said: ") == 2
     assert "grpc_server_handled_total{" in result.stdout
 

@@ -131,6 +131,13 @@ SURFACES: dict[str, tuple[bytes, list[ChatChunk]]] = {
         chunk(choice("a" + HIGH)) + END,
         [a_delta(content="a"), a_chunk(ChunkChoice(delta=Delta(content="\ufffd"), finish_reason="stop"))],
     ),
+    "6. half a pair before [DONE]": (
+        chunk(choice("a" + HIGH, 1), id="i"),
+        [
+            a_chunk(ChunkChoice(index=1, delta=Delta(content="a")), id="i"),
+            a_chunk(ChunkChoice(index=1, delta=Delta(content="\ufffd")), id="i"),
+        ],
+    ),
     "6. half a pair as an extra": (chunk(x=HIGH), [a_chunk(extra_json=r'{"x":"\ud83d"}')]),
     "8. nothing is invented": (event({"choices": []}), [ChatChunk()]),
     "8. one reasoning is not the other": (
@@ -232,6 +239,13 @@ def test_the_last_event_needs_no_blank_line() -> None:
 def test_finish_reasons_by_choice() -> None:
     reader, _ = fed([TWO, END1, DONE])
     assert (reader.finish_reasons, reader.done) == ({1: "length"}, True)
+
+
+@pytest.mark.parametrize("end", [b"", event({"error": "m"}), b"data: garbage\n\n"])
+def test_6_half_a_pair_is_told_at_any_end(end: bytes) -> None:
+    reader, chunks = fed([chunk(choice("a" + HIGH)) + end])
+    assert texts(chunks) == ["a", "\ufffd"]
+    assert reader.error is not None
 
 
 def test_after_done_nothing_counts() -> None:

@@ -37,6 +37,22 @@ def call(text: str, index: Any = 0) -> dict[str, Any]:
     return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
+def custom(text: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": 0, "custom": {"input": text}}]}
+
+
+def legacy(text: str) -> dict[str, Any]:
+    return {"function_call": {"arguments": text}}
+
+
+def spoken(text: str) -> dict[str, Any]:
+    return {"audio": {"transcript": text}}
+
+
+def part(text: str) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": text}]}
+
+
 END = {"finish_reason": "stop"}
 STREAMS: dict[str, list[tuple[Any, Any]]] = {
     # name: (chunk, the same mended), in order
@@ -89,6 +105,28 @@ STREAMS: dict[str, list[tuple[Any, Any]]] = {
 }
 
 
+STREAMS |= {
+    f"the end, {name}": [
+        (choice(delta(HIGH)), choice(delta(""))),
+        (choice(before, **END), choice(after, **END)),
+    ]
+    for name, delta, before, after in [
+        ("arguments", call, None, call(LOST)),
+        (
+            "arguments, another call",
+            call,
+            {"tool_calls": [{"index": 1}]},
+            {"tool_calls": [{"index": 1}, *call(LOST)["tool_calls"]]},
+        ),
+        ("custom tool", custom, {"tool_calls": 5}, custom(LOST)),
+        ("legacy arguments", legacy, {}, legacy(LOST)),
+        ("transcript", spoken, {"audio": {"id": "a"}}, {"audio": {"id": "a", "transcript": LOST}}),
+        ("part", part, {"content": []}, part(LOST)),
+        ("part, then text", part, {"content": "b"}, {"content": "b" + LOST}),
+    ]
+}
+
+
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_stream(stream: list[tuple[Any, Any]]) -> None:
     joiner = SurrogateJoiner()
@@ -105,10 +143,10 @@ TEXTS: dict[str, Any] = {
     "refusal": lambda text: {"refusal": text},
     "tool arguments": call,
     "tool arguments, no index": lambda text: {"tool_calls": [{"function": {"arguments": text}}]},
-    "custom tool input": lambda text: {"tool_calls": [{"index": 0, "custom": {"input": text}}]},
-    "legacy arguments": lambda text: {"function_call": {"arguments": text}},
-    "transcript": lambda text: {"audio": {"transcript": text}},
-    "part": lambda text: {"content": [{"type": "text", "text": text}]},
+    "custom tool input": custom,
+    "legacy arguments": legacy,
+    "transcript": spoken,
+    "part": part,
 }
 
 
@@ -120,6 +158,23 @@ def test_every_text_is_joined(delta: Any) -> None:
     assert (first, joiner.waiting) == (choice(delta("a")), True)
     joiner.join(second)
     assert (second, joiner.waiting) == (choice(delta("😀b")), False)
+
+
+def test_the_rest() -> None:
+    joiner = SurrogateJoiner()
+    assert joiner.rest() is None
+    both = {**call("a" + HIGH, 1), "reasoning": HIGH}
+    joiner.join({"id": "i", "model": "m", **choice({"content": HIGH}, None), "usage": {}})
+    joiner.join({"id": "j", "created": 1, "choices": [choice({}, None)["choices"][0], *choice(both, 2)["choices"]]})
+    assert joiner.rest() == {
+        "id": "j",
+        "created": 1,
+        "choices": [
+            {"index": None, "delta": {"content": LOST}},
+            {"index": 2, "delta": {**call(LOST, 1), "reasoning": LOST}},
+        ],
+    }
+    assert (joiner.waiting, joiner.rest()) == (False, None)
 
 
 @pytest.mark.parametrize(

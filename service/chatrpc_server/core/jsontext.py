@@ -10,9 +10,8 @@ from typing import Any
 
 import orjson
 
-
 _ZEROS = bytes.maketrans(b"0123456789", b"0000000000")
-"""For `bytes.translate`: all digits become one. Finds many of them in a row in an eighth of a regular expression's time."""
+"""For `bytes.translate`: all digits become one, which finds many in a row 8 times as fast as a regular expression."""
 _MANY_DIGITS = b"0" * 19
 _LONG_INTEGER = re.compile(rb"[\[:,\s]-?[0-9]{19,}\s*[,\]}]")
 """Outside of strings, of which it may find a few too; it takes 19 digits to get past 64 bits."""
