@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import monotonic
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import grpc
 
@@ -45,23 +45,23 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
             ports = {name: replace(getattr(settings, name), port=0) for name in ("listen", "metrics_listen")}
             settings = settings.model_copy(update=ports)
         server = Server(settings)
-        with stop_signals() as stop_signal:
-            await server.start()
+        await server.start()
+        try:
+            _print_where(server, model)
             try:
-                _print_where(server, model)
-                try:
-                    await _calls(str(server.address), model, prompt)
-                except grpc.aio.AioRpcError as error:
-                    print(f"\n  {error.code().name}: {error.details()}", file=sys.stderr)
-                    return False
-                finally:
-                    _print_metrics(f"http://{server.metrics_address}/metrics")
-                if keep:
-                    logging.getLogger().setLevel(settings.log.level.upper())
+                await _calls(str(server.address), model, prompt)
+            except grpc.aio.AioRpcError as error:
+                print(f"\n  {error.code().name}: {error.details()}", file=sys.stderr)
+                return False
+            finally:
+                _print_metrics(f"http://{server.metrics_address}/metrics")
+            if keep:
+                logging.getLogger().setLevel(settings.log.level.upper())
+                with stop_signals() as stop_signal:
                     print(f"\nServing on {server.address} until Ctrl-C.", flush=True)
                     await stop_signal()
-            finally:
-                await server.stop()
+        finally:
+            await server.stop()
     return True
 
 
@@ -84,7 +84,8 @@ async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tupl
 
 async def _calls(target: str, model: str, prompt: str) -> None:
     request = CreateChatCompletionRequest(model=model, messages=[ChatMessage(role="user", content=prompt)])
-    async with grpc.aio.insecure_channel(target) as channel:
+    # The environment's proxy is for the world outside, not for this process.
+    async with grpc.aio.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         stub = ChatCompletionServiceStub(channel)
         _print_heading("CreateChatCompletion: one request, one answer")
         started = monotonic()
@@ -130,7 +131,7 @@ def _print_usage(usage: Usage, times: str) -> None:
 def _print_metrics(url: str) -> None:
     """From a thread of its own the exporter answers even while the event loop waits here."""
     _print_heading("/metrics: what came of it")
-    with urlopen(url, timeout=5) as response:  # noqa: S310  # our own address
+    with build_opener(ProxyHandler({})).open(url, timeout=5) as response:
         for line in response.read().decode().splitlines():
             if line.startswith(_SHOWN_METRICS):
                 selector, _, value = line.rpartition(" ")

@@ -23,13 +23,19 @@ class Redactor:
     """Replaces the given secrets, and whatever looks like a key, in a text."""
 
     def __init__(self, secrets: Iterable[SecretStr | None] = ()) -> None:
-        known = "|".join(re.escape(secret.get_secret_value()) for secret in secrets if secret)
-        self._known = re.compile(known) if known else None
+        forms = {form for secret in secrets if secret for form in _forms(secret.get_secret_value())}
+        self._known = re.compile("|".join(map(re.escape, forms))) if forms else None
 
     def __call__(self, text: str) -> str:
         if self._known is not None:
             text = self._known.sub(REDACTED, text)
         return _KEY_LIKE.sub(REDACTED, text)
+
+
+def _forms(secret: str) -> set[str]:
+    """The secret as it is, and as it stands in JSON text, of which some writers escape the slash too."""
+    escaped = json.dumps(secret)[1:-1]
+    return {secret, escaped, escaped.replace("/", "\\/")}
 
 
 def configure(level: str, style: str, redact: Callable[[str], str]) -> None:
@@ -69,11 +75,17 @@ class _Text(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record).items())
         text = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}  {fields}".rstrip()
         if record.exc_info and record.exc_info[1]:
             text = f"{text}\n{without_values(record.exc_info[1])}"
         return self._redact(text)
+
+
+def _plain(value: Any) -> str:
+    """Quoted if it holds what could pass for another field or another line."""
+    text = str(value)
+    return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -82,12 +82,10 @@ class Server:
         await asyncio.sleep(settings.delay_seconds)
         stopping = asyncio.create_task(self._grpc.stop(settings.grace_seconds + _LAST_WORDS_SECONDS))
         self.health.end_watches()  # they would hold the stop up until its grace is over
-        if not await self._admission.wait_idle(settings.grace_seconds):
+        done, _ = await asyncio.wait((stopping,), timeout=settings.grace_seconds)
+        if not done:
             log.warning("ending calls that outlast the grace", extra={"in_flight": self._admission.in_flight})
             self._admission.end_calls()
-        # The calls are done, their statuses still on the way.
-        await asyncio.wait((stopping,), timeout=_LAST_WORDS_SECONDS)
-        await self._grpc.stop(None)
         await stopping
 
     async def stop(self) -> None:
@@ -106,7 +104,8 @@ class Server:
                 await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
                 for task in (draining, again):
                     task.cancel()
-                await asyncio.gather(draining, again, return_exceptions=True)
+                    with suppress(asyncio.CancelledError):
+                        await task
             finally:
                 await self.stop()
 
@@ -175,10 +174,10 @@ def _openai(settings: UpstreamSettings) -> OpenAI:
 def _listen(server: grpc.aio.Server, address: Address) -> int:
     """The port that it listens on. Tried with a socket first, since grpc does not tell why it cannot."""
     try:
-        family, _, _, _, sockaddr = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(sockaddr)
+        for family, _, _, _, sockaddr in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(sockaddr)
         return server.add_insecure_port(str(address))
     except (OSError, RuntimeError) as error:
         raise _cannot_listen("listen", address, error) from None

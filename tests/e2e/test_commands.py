@@ -38,8 +38,9 @@ def test_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_demo() -> None:
-    result = run("demo", "--prompt", "What is a token?")
+@pytest.mark.parametrize("environ", [{}, {"http_proxy": "http://127.0.0.1:1"}], ids=["plain", "behind-a-proxy"])
+def test_demo(environ: dict[str, str]) -> None:
+    result = run("demo", "--prompt", "What is a token?", **environ)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("You said: What is a token?") == 2
     assert "tokens in, " in result.stdout
@@ -61,6 +62,14 @@ async def test_demo_that_fails_says_so(echo: Echo) -> None:
     assert result.returncode == 1
     assert "NOT_FOUND: The model `gpt-9` does not exist" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+async def test_demo_can_be_stopped(echo: Echo) -> None:
+    with running("demo", "--model=echo:delay=60", OPENAI_BASE_URL=echo.base_url) as process:
+        await echo.arrived()
+        process.signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait) == 130
+        assert "Traceback" not in process.output
 
 
 def test_echo_command() -> None:
@@ -106,7 +115,7 @@ def test_check_config_finds_what_is_wrong(tmp_path: Path) -> None:
 def test_healthcheck() -> None:
     with running("serve", *ANY_PORTS) as process:
         listen = process.log("serving")["listen"]
-        result = run("healthcheck", f"--listen={listen}")
+        result = run("healthcheck", f"--listen={listen}", http_proxy="http://127.0.0.1:1")
         assert (result.returncode, result.stdout) == (0, "SERVING\n")
         result = run("healthcheck", f"--listen={listen}", "--service=nope")
         assert result.returncode == 1

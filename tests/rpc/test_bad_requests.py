@@ -116,8 +116,9 @@ async def test_unknown_method(chat: Service) -> None:
 async def test_bytes_that_are_no_message(chat: Service, echo: Echo) -> None:
     call: Any = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/CreateChatCompletion")
     failed = await failure(call(b"\xff\xff\xff"))
-    assert failed.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-    assert "Traceback" not in failed.message
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert failed.message == "request: its 3 bytes are no CreateChatCompletionRequest"
+    assert chat.value("grpc_server_handled_total", grpc_code="InvalidArgument") == 1
     assert not echo.requests
 
 

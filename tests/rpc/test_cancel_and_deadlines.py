@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import grpc
 import pytest
 
+from chatrpc.v1.chat_request_pb2 import StreamOptions
 from chatrpc_server.echo import Echo
-from support import Service, failure, request, service
+from support import Answer, Exchange, Script, Service, failure, request, service
 
 Code = grpc.StatusCode
 
@@ -20,10 +22,10 @@ PHASES = [
 phases = pytest.mark.parametrize(("rpc", "model"), [p[1:] for p in PHASES], ids=[p[0] for p in PHASES])
 
 
-@pytest.fixture
-async def patient(echo: Echo) -> AsyncIterator[Service]:
-    """A service that does not retry, so that each call is one request."""
-    async with service(echo.base_url, upstream={"max_retries": 0}) as running:
+@pytest.fixture(params=["aiohttp", "httpcore"])
+async def patient(echo: Echo, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    """A service that does not retry, so that each call is one request; over either engine."""
+    async with service(echo.base_url, upstream={"max_retries": 0, "engine": request.param}) as running:
         yield running
 
 
@@ -62,6 +64,15 @@ async def test_deadline_reaches_the_upstream(patient: Service, echo: Echo, rpc: 
     assert patient.value("grpc_server_handled_total", grpc_code="DeadlineExceeded") == 1
 
 
+async def test_a_deadline_is_no_cancel_in_the_metrics(echo: Echo) -> None:
+    """Though grpc rounds longer ones up on the way, so that the caller ends the call before our clock does."""
+    async with service(echo.base_url) as chat:
+        for milliseconds in (1003, 1237, 2341):
+            await failure(chat.stub.CreateChatCompletion(request(model="echo:delay=60"), timeout=milliseconds / 1000))
+        await _ended(chat)
+        assert chat.value("grpc_server_handled_total", grpc_code="DeadlineExceeded") == 3
+
+
 @phases
 async def test_calls_without_a_deadline_get_one(echo: Echo, rpc: str, model: str) -> None:
     async with service(echo.base_url, limits={"default_deadline_seconds": 0.3}) as chat:
@@ -95,6 +106,71 @@ async def test_a_silent_upstream_is_given_up(echo: Echo, model: str, setting: st
     assert failed.message == "the upstream sent no chunk for 0.3 s"
     assert len(failed.chunks) == chunks
     await echo.requests[0].disconnected.wait()
+
+
+def _endless(sent: list[int]) -> Answer:
+    """A stream that goes on until nobody takes it any more, and waits then for the other side to close."""
+
+    async def answer(exchange: Exchange) -> None:
+        piece = b'data: {"choices": [{"index": 0, "delta": {"content": "%s"}}]}\n\n' % (b"x" * 100_000)
+        await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        with suppress(ConnectionError):
+            while True:
+                await exchange.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+        sent.append(1)
+
+    return answer
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+async def test_cancel_while_the_caller_does_not_read(script: Script, engine: str) -> None:
+    """The message that waits to be written is given up, and the upstream with it."""
+    closed: list[int] = []
+    script.answers(_endless(closed))
+    async with service(script.base_url, upstream={"engine": engine}) as chat, asyncio.timeout(10):
+        call = chat.stub.CreateChatCompletionStream(request())
+        await call.read()
+        await asyncio.sleep(0.3)  # until the buffers on the way are full
+        call.cancel()
+        while not closed:
+            await asyncio.sleep(0.01)
+        await _ended(chat)
+        assert chat.value("grpc_server_handled_total", grpc_code="Canceled") == 1
+
+
+async def test_a_caller_that_does_not_read_does_not_outlive_its_deadline(script: Script) -> None:
+    closed: list[int] = []
+    script.answers(_endless(closed))
+    async with service(script.base_url, limits={"default_deadline_seconds": 0.5}) as chat, asyncio.timeout(10):
+        call = chat.stub.CreateChatCompletionStream(request())
+        await call.read()
+        while not closed:
+            await asyncio.sleep(0.01)
+        await _ended(chat)
+        assert chat.value("grpc_server_handled_total", grpc_code="DeadlineExceeded") == 1
+        call.cancel()
+
+
+async def test_usage_that_makes_no_message_is_counted_too(script: Script) -> None:
+    """The caller does not want it, and goes while the upstream still holds the stream open."""
+    seen = asyncio.Event()
+
+    async def answer(exchange: Exchange) -> None:
+        events = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}\n\n'
+        events += b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 8}}\n\n'
+        await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", events)
+        seen.set()
+        await exchange.closed_by_peer()
+
+    script.answers(answer)
+    async with service(script.base_url) as chat, asyncio.timeout(10):
+        call = chat.stub.CreateChatCompletionStream(request(stream_options=StreamOptions(include_usage=False)))
+        await call.read()
+        await seen.wait()
+        await asyncio.sleep(0.1)
+        call.cancel()
+        await _ended(chat)
+        assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") == 8
 
 
 async def test_tokens_of_a_cancelled_stream_are_counted(patient: Service, echo: Echo) -> None:

@@ -1,9 +1,11 @@
 """What travels beside the messages, in both directions."""
 
+import asyncio
+
 import pytest
 
 from chatrpc_server.echo import Echo
-from support import Script, Service, failure, http, request, service
+from support import Script, Service, collect, failure, http, request, service, sse
 
 ANSWER = b'{"choices": []}'
 
@@ -38,6 +40,60 @@ async def test_what_the_upstream_says_of_limits_reaches_the_caller(script: Scrip
         metadata = dict(await call.initial_metadata())
     shown = {key: value for key, value in metadata.items() if key.startswith("x-")}
     assert shown == {"x-request-id": "ours", "x-ratelimit-remaining-requests": "9", "x-upstream-request-id": "theirs"}
+
+
+@pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-ratelimit-foo-bin", "abc"),
+        ("x-ratelimit-foo!bar", "1"),
+        ("x-ratelimit-" + "x" * 9000, "1"),
+        ("x-ratelimit-foo", "é"),
+        ("x-ratelimit-foo", "1" * 9000),
+    ],
+    ids=["bin", "no-token", "long-name", "not-ascii", "long-value"],
+)
+async def test_odd_headers_of_the_upstream_are_left_out(
+    script: Script, rpc: str, status: str, name: str, value: str
+) -> None:
+    body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else ANSWER
+    media_type = "text/event-stream" if rpc.endswith("Stream") else "application/json"
+    script.answers(http(body, status, media_type, **{name: value}))
+    async with service(script.base_url) as chat, asyncio.timeout(5):
+        call = getattr(chat.stub, rpc)(request(), metadata=[("x-request-id", "ours")])
+        if status == "200 OK":
+            assert await (collect(call) if rpc.endswith("Stream") else call)
+            assert dict(await call.initial_metadata())["x-request-id"] == "ours"
+        else:
+            assert (await failure(call)).reason == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+async def test_odd_metadata_of_the_caller_is_left_out(echo: Echo, engine: str) -> None:
+    metadata = [(name, " padded ") for name in ("x-request-id", "traceparent", "tracestate")]
+    async with service(echo.base_url, upstream={"engine": engine, "max_retries": 0}) as chat:
+        call = chat.stub.CreateChatCompletion(request(), metadata=metadata)
+        assert len(dict(await call.initial_metadata())["x-request-id"]) == 32
+        assert await call
+    assert not {"traceparent", "tracestate"} & set(echo.requests[0].headers)
+
+
+async def test_a_stream_without_chunks_has_it_too(script: Script) -> None:
+    script.answers(sse())
+    async with service(script.base_url) as chat:
+        call = chat.stub.CreateChatCompletionStream(request(), metadata=[("x-request-id", "ours")])
+        assert await collect(call) == []
+        assert dict(await call.initial_metadata())["x-request-id"] == "ours"
+
+
+async def test_what_the_first_attempt_brought_is_forgotten(script: Script) -> None:
+    script.answers(http(b"{}", "503 x", x_request_id="first"), b"what?\r\n\r\n")
+    async with service(script.base_url, upstream={"max_retries": 1}) as chat:
+        failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "ours")]))
+    assert failed.details["RequestInfo"].request_id == "ours"
+    assert "x-upstream-request-id" not in failed.trailers
 
 
 async def test_errors_carry_it_in_the_trailers(script: Script) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from chatrpc.v1.chat_request_pb2 import StreamOptions
 from chatrpc_server.echo import Echo
-from support import Exchange, Script, Service, collect, http, request, service, sse
+from support import Exchange, Script, Service, collect, failure, http, request, service, sse
 
 
 def chunk(content: str, **fields: object) -> bytes:
@@ -68,6 +68,18 @@ async def test_usage_is_always_asked_for(chat: Service, echo: Echo, options: Str
     assert echo.requests[-1].body["stream_options"] == {"include_usage": True}
     assert any(chunk.HasField("usage") for chunk in chunks) == shown
     assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") > 0
+
+
+async def test_a_complaint_that_only_quotes_the_request_changes_nothing(script: Script) -> None:
+    """As pydantic's 422 does: it holds the whole input, stream_options and all."""
+    quoting = http(
+        b'{"detail": [{"loc": ["body", "n"], "input": {"stream_options": {"include_usage": true}}}]}', "422 x"
+    )
+    script.answers(quoting, quoting, sse(END))
+    async with service(script.base_url) as chat:
+        await failure(chat.stub.CreateChatCompletionStream(request()))
+        await collect(chat.stub.CreateChatCompletionStream(request()))
+    assert [b"stream_options" in exchange.body for exchange in script.exchanges] == [True, False, True]
 
 
 async def test_usage_beside_an_empty_delta_is_a_usage_chunk_too(script: Script) -> None:

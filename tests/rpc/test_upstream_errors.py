@@ -214,26 +214,57 @@ async def test_unreachable() -> None:
     assert (failed.code, failed.reason) == (Code.UNAVAILABLE, "UPSTREAM_UNREACHABLE")
 
 
-async def test_largest_error_fits_into_the_trailers(script: Script) -> None:
-    """The limit is checked by `failure` for every test; this is the worst that an upstream can do."""
-    huge = "\N{PILE OF POO}\x01" * 20_000
-    body = error_body(huge, type=huge, param=huge, code=huge)
-    script.answers(http(body, "429 Too Many Requests", retry_after="1", x_request_id="r" * 2000))
+@pytest.mark.parametrize("status", ["400 Bad Request", "429 Too Many Requests", "500 Internal Server Error"])
+@pytest.mark.parametrize("letter", ["a", "\x01", "é", "模", "\N{PILE OF POO}"], ids=ascii)
+@pytest.mark.parametrize("length", [300, 1000, 2000, 3000])
+async def test_the_largest_error_fits_into_the_trailers(script: Script, status: str, letter: str, length: int) -> None:
+    """The limit is checked by `failure`, for every test; this is the worst that an upstream can do."""
+    huge = letter * length
+    limits = {f"x_ratelimit_{name}_{number}": "9" * 64 for name in ("limit", "remaining") for number in range(9)}
+    body = json.dumps(
+        {"error": {"message": huge, "type": huge, "param": huge, "code": huge}}, ensure_ascii=False
+    ).encode()
+    script.answers(http(body, status, retry_after="1", x_request_id="r" * 64, **limits))
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
-        failed = await failure(chat.stub.CreateChatCompletion(request()))
-    assert failed.code is Code.RESOURCE_EXHAUSTED
-    assert failed.details["UpstreamError"].raw_body_truncated
+        failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "r" * 128)]))
+    assert failed.message.startswith(letter * 100)
+    assert failed.details["UpstreamError"].code.startswith(letter * 20)
 
 
 async def test_keys_are_taken_out_of_what_the_upstream_says(script: Script) -> None:
-    key = "topsecret-canary-4711"
-    script.answers(http(error_body(f"key {key} or sk-abcdefgh12345678 may not do that"), "403 Forbidden"))
+    key = "topsecret/canary-4711"
+    said = error_body(f"key {key} or sk-abcdefgh12345678 may not do that", code=key, type=f"t {key}")
+    script.answers(http(said.replace(b"/canary", b"\\/canary"), "403 Forbidden"))
     async with service(script.base_url, upstream={"api_key": key}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     assert f"Bearer {key}".encode() in script.exchanges[0].head
     assert failed.message == "key [redacted] or [redacted] may not do that"
     assert key not in str(failed)
     assert "sk-abcdefgh" not in str(failed)
+
+
+async def test_a_key_that_a_cut_halves_is_found(script: Script) -> None:
+    key = "topsecret-canary-4711"
+    script.answers(http(error_body("x" * 1015 + key), "403 Forbidden"))
+    async with service(script.base_url, upstream={"api_key": key}) as chat:
+        failed = await failure(chat.stub.CreateChatCompletion(request()))
+    assert "topsecret" not in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        ("401 Unauthorized", Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
+        ("503 Service Unavailable", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
+    ],
+)
+async def test_an_error_whose_body_is_cut_off_keeps_its_status(
+    script: Script, status: str, code: Code, reason: str
+) -> None:
+    script.answers(f"HTTP/1.1 {status}\r\ncontent-length: 99\r\nconnection: close\r\n\r\n{{".encode())
+    async with service(script.base_url, upstream=NO_RETRIES) as chat:
+        failed = await failure(chat.stub.CreateChatCompletion(request()))
+    assert (failed.code, failed.reason) == (code, reason)
 
 
 async def test_an_unforeseen_exception_tells_nothing(

@@ -68,6 +68,25 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
             }
         },
     ),
+    "names-again": (
+        [
+            choice(call(0, id="a", function={"name": "f", "arguments": "["})),
+            choice(call(0, id="a", function={"name": "f", "arguments": "]"})),
+            choice(call(1, custom={"name": "g", "input": "1"})),
+            choice(call(1, custom={"name": "g", "input": "2"})),
+            choice({"function_call": {"name": "h", "arguments": "{"}}),
+            choice({"function_call": {"name": "h", "arguments": "}"}}),
+        ],
+        {
+            "message": {
+                "tool_calls": [
+                    {"id": "a", "function": {"name": "f", "arguments": "[]"}},
+                    {"custom": {"name": "g", "input": "12"}},
+                ],
+                "function_call": {"name": "h", "arguments": "{}"},
+            }
+        },
+    ),
     "legacy-function-call": (
         [
             choice({"function_call": {"name": "f", "arguments": "{"}}),
@@ -81,6 +100,31 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
             choice({"audio": {"transcript": "lo", "expires_at": 9, "odd": 1}}),
         ],
         {"message": {"audio": {"id": "a", "transcript": "Hello", "data": "QQ", "expires_at": 9, "odd": 1}}},
+    ),
+    "audio-in-pieces": (
+        [choice({"audio": {"data": data}}) for data in ("YWJj", "ZA==", "ZWY=", "?")],
+        {"message": {"audio": {"data": "YWJjZGVm?"}}},
+    ),
+    "audio-that-is-no-base64": (
+        [choice({"audio": {"data": data}}) for data in ("YQ==", "Y")],
+        {"message": {"audio": {"data": "YQ==Y"}}},
+    ),
+    "text-around-parts": (
+        [
+            choice({"content": "a"}),
+            choice({"content": [{"type": "thinking", "thinking": []}]}),
+            choice({"content": "b"}),
+            choice({"content": "c"}),
+        ],
+        {
+            "message": {
+                "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "thinking", "thinking": []},
+                    {"type": "text", "text": "bc"},
+                ]
+            }
+        },
     ),
     "parts-annotations-extras": (
         [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.errors import InvalidResponse, Reason, Refused
-from chatrpc_server.core.refusals import MESSAGE_BYTES, RAW_BODY_BYTES, error_in_success, refused, rejects_usage
+from chatrpc_server.core.refusals import FIELD_BYTES, MESSAGE_BYTES, RAW_BODY_BYTES, error_in_success, refused, rejects_usage
 
 NOW = 1_700_000_000.0
 """Tue, 14 Nov 2023 22:13:20 GMT."""
@@ -198,7 +198,7 @@ def test_should_retry(value: str | None, expected: bool | None) -> None:
 def test_request_id() -> None:
     assert refusal().detail.request_id == ""
     assert refusal(headers={"x-request-id": "req_1"}).detail.request_id == "req_1"
-    assert refusal(headers={"x-request-id": "x" * 9999}).detail.request_id == "x" * 256
+    assert refusal(headers={"x-request-id": "x" * 9999}).detail.request_id == "x" * FIELD_BYTES
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "€", "😀"])
@@ -209,9 +209,9 @@ def test_sizes(letter: str, shift: int) -> None:
     detail = refusal(400, body.encode()).detail
     for cut, whole, limit in (
         (detail.message, text, MESSAGE_BYTES),
-        (detail.type, text, 256),
-        (detail.param, text, 256),
-        (detail.code, text, 256),
+        (detail.type, text, FIELD_BYTES),
+        (detail.param, text, FIELD_BYTES),
+        (detail.code, text, FIELD_BYTES),
         (detail.raw_body, body, RAW_BODY_BYTES),
     ):
         assert whole.startswith(cut)

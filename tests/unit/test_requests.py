@@ -161,6 +161,10 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
         {"web_search_options": WebSearchOptions(user_location=UserLocation(country="US"))},
         '{"web_search_options":{"user_location":{"type":"approximate","approximate":{"country":"US"}}}}',
     ),
+    "web search, a key of the inner object": (
+        {"web_search_options": WebSearchOptions(user_location=UserLocation(type="t", extra_json='{"type":"u"}'))},
+        '{"web_search_options":{"user_location":{"type":"t","approximate":{"type":"u"}}}}',
+    ),
     "store": ({"store": False}, '{"store":false}'),
     "metadata": ({"metadata": {"k": "v"}}, '{"metadata":{"k":"v"}}'),
     "safety_identifier": ({"safety_identifier": "s"}, '{"safety_identifier":"s"}'),

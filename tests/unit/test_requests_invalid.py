@@ -103,10 +103,10 @@ MISTAKES: dict[str, tuple[ChatRequest, str, str]] = {
         "prediction.extra_json",
         TWICE.format("type"),
     ),
-    "twice, the type of a location": (
-        a_request(web_search_options=WebSearchOptions(user_location=UserLocation(type="t", extra_json='{"type":1}'))),
+    "twice, inside a location": (
+        a_request(web_search_options=WebSearchOptions(user_location=UserLocation(city="c", extra_json='{"city":1}'))),
         "web_search_options.user_location.extra_json",
-        TWICE.format("type"),
+        TWICE.format("city"),
     ),
     "schema, no object": (
         a_request(tools=[Tool(function=FunctionDefinition(parameters_json="[]"))]),

@@ -248,6 +248,12 @@ def test_6_half_a_pair_is_told_at_any_end(end: bytes) -> None:
     assert reader.error is not None
 
 
+def test_6_half_a_pair_in_an_answer_in_one_piece() -> None:
+    reader = StreamReader(LIMIT)
+    chunks = reader.whole(b'{"choices":[{"message":{"content":"a\\ud83d"}}]}')
+    assert (texts(chunks), reader.done, reader.error) == (["a", "\ufffd"], True, None)
+
+
 def test_after_done_nothing_counts() -> None:
     reader = StreamReader(LIMIT)
     assert texts(reader.feed(A + DONE + B)) == ["a"]

@@ -3,6 +3,7 @@
 Text concatenates, a delta's lists grow, of everything else the newest counts.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,27 +47,54 @@ def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
 def _add_delta(message: ChatMessage, delta: Delta) -> None:
     message.SetInParent()
     _take_newest(message, delta, ("role",))
+    _add_parts(message, delta)
     _concatenate(message, delta, _TEXTS)
-    message.content_parts.extend(delta.content_parts)
     message.annotations.extend(delta.annotations)
     if delta.HasField("function_call"):
-        _concatenate(message.function_call, delta.function_call, ("name", "arguments"))
+        _take_newest(message.function_call, delta.function_call, ("name",))
+        _concatenate(message.function_call, delta.function_call, ("arguments",))
         _merge_extras(message.function_call, delta.function_call)
     if delta.HasField("audio"):
         _take_newest(message.audio, delta.audio, ("id", "expires_at"))
-        _concatenate(message.audio, delta.audio, ("data", "transcript"))
+        if delta.audio.HasField("data"):
+            message.audio.data = _add_base64(message.audio.data, delta.audio.data)
+        _concatenate(message.audio, delta.audio, ("transcript",))
         _merge_extras(message.audio, delta.audio)
     _merge_extras(message, delta, grow=True)
+
+
+def _add_parts(message: ChatMessage, delta: Delta) -> None:
+    """Where content comes as text and as arrays, as Mistral's does when it thinks, all of it is in the parts."""
+    if delta.content_parts:
+        if message.content and not message.content_parts:
+            message.content_parts.add(type="text", text=message.content)
+        message.content_parts.extend(delta.content_parts)
+    elif delta.content and message.content_parts:
+        if not message.content_parts[-1].HasField("text"):
+            message.content_parts.add(type="text")
+        message.content_parts[-1].text += delta.content
+
+
+def _add_base64(known: str, more: str) -> str:
+    """Each piece is encoded for itself, so that padding may stand between them."""
+    if known.endswith("="):
+        try:
+            return b64encode(b64decode(known) + b64decode(more)).decode()
+        except ValueError:
+            pass
+    return known + more
 
 
 def _add_call(call: ToolCall, delta: ToolCallDelta) -> None:
     _take_newest(call, delta, ("id", "type"))
     _merge_extras(call, delta)
     if delta.HasField("function"):
-        _concatenate(call.function, delta.function, ("name", "arguments"))
+        _take_newest(call.function, delta.function, ("name",))
+        _concatenate(call.function, delta.function, ("arguments",))
         _merge_extras(call.function, delta.function)
     if delta.HasField("custom"):
-        _concatenate(call.custom, delta.custom, ("name", "input"))
+        _take_newest(call.custom, delta.custom, ("name",))
+        _concatenate(call.custom, delta.custom, ("input",))
         _merge_extras(call.custom, delta.custom)
 
 

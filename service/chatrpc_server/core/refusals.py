@@ -16,9 +16,10 @@ from chatrpc_server.core import jsontext
 from chatrpc_server.core.errors import InvalidResponse, Reason, Refused, UpstreamFault
 from chatrpc_server.core.surrogates import well_formed
 
-MESSAGE_BYTES = 1024
-RAW_BODY_BYTES = 2048
-"""A status travels in HTTP/2 trailers, of which some clients take no more than 8 KiB; the message travels twice."""
+MESSAGE_BYTES = 2048
+RAW_BODY_BYTES = 4096
+FIELD_BYTES = 128
+"""What is kept. Less is shown of the longer ones: keys are taken out in between, and half a key would not be found."""
 _LONGEST_WAIT_SECONDS = 1e9
 """What asks for more says nothing, and would not fit a `google.protobuf.Duration`."""
 
@@ -93,7 +94,7 @@ def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: floa
         return InvalidResponse(f"the upstream answered with HTTP {http_status}{remark}")
     error = _error_object(_loads(body), certain=True)
     detail = _detail(http_status, error, body)
-    detail.request_id = _clip(headers.get("x-request-id", ""), 256)
+    detail.request_id = clip(headers.get("x-request-id", ""), FIELD_BYTES)
     return Refused(
         _reason(http_status, detail),
         http_status,
@@ -141,13 +142,13 @@ def _error_object(source: Any, *, certain: bool) -> dict[str, Any] | None:
 def _detail(http_status: int, error: dict[str, Any] | None, body: bytes) -> UpstreamError:
     error = error or {}
     detail = UpstreamError(http_status=http_status)
-    detail.message = _clip(_text(error.get("message")) or _standard_message(http_status), MESSAGE_BYTES)
+    detail.message = clip(_text(error.get("message")) or _standard_message(http_status), MESSAGE_BYTES)
     for key in ("type", "param", "code"):
         text = _text(error.get(key))
         if text:
-            setattr(detail, key, _clip(text, 256))
+            setattr(detail, key, clip(text, FIELD_BYTES))
     text = body.decode("utf-8", "replace")
-    detail.raw_body = _clip(text, RAW_BODY_BYTES)
+    detail.raw_body = clip(text, RAW_BODY_BYTES)
     detail.raw_body_truncated = len(detail.raw_body) < len(text)
     return detail
 
@@ -217,7 +218,7 @@ def _text(value: Any) -> str:
         return ""
 
 
-def _clip(text: str, limit_bytes: int) -> str:
+def clip(text: str, limit_bytes: int) -> str:
     """The longest prefix of at most so many UTF-8 bytes."""
     data = well_formed(text).encode()
     return data[:limit_bytes].decode("utf-8", "ignore")

@@ -226,8 +226,7 @@ def _voice_id(_: Message, out: JsonObject, value: str) -> None:
 
 
 def _user_location(_: Message, out: JsonObject, value: chat_request_pb2.UserLocation) -> None:
-    approximate = _child("user_location", value)
-    out["user_location"] = {"type": approximate.pop("type", "approximate"), "approximate": approximate}
+    out["user_location"] = {"type": value.type or "approximate", "approximate": _child("user_location", value)}
 
 
 def _moderation_mode(direction: str) -> _Writer:
@@ -250,6 +249,7 @@ _SPECIAL: dict[str, _Writer] = {
     "AudioOptions.voice_id": _voice_id,
     "Prediction.content_parts": _content_parts,
     "WebSearchOptions.user_location": _user_location,
+    "UserLocation.type": _nothing,
     "ModerationOptions.input_mode": _moderation_mode("input"),
     "ModerationOptions.output_mode": _moderation_mode("output"),
     "ChatMessage.content_parts": _content_parts,

@@ -89,6 +89,7 @@ class StreamReader:
         try:
             response(body)  # which raises if it is none
             self._take("message", body, chunks)
+            self._take_rest(chunks)
             self.done = True
         except ChatError as error:
             self.error = error

@@ -1,7 +1,7 @@
 """Layer: how many calls at once, and how long each may take.
 
 The count is our own: grpc's `maximum_concurrent_rpcs` would turn away health checks too, and get the process restarted
-just when it is busiest. It is also what a drain waits for.
+just when it is busiest.
 """
 
 import asyncio
@@ -23,8 +23,6 @@ class Admission:
         self._min_deadline_seconds = min_deadline_seconds
         self._rejected = rejected
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._ended = False
 
     @property
@@ -39,21 +37,23 @@ class Admission:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self._idle.clear()
         try:
-            async with asyncio.timeout_at(call.deadline):
+            async with asyncio.timeout_at(call.deadline) as deadline:
                 yield
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the upstream had answered completely") from None
+            if deadline.expired():
+                raise DeadlineExceeded("the deadline passed before the upstream had answered completely") from None
+            raise
         except asyncio.CancelledError:
-            if self._ended and task.cancelling():
+            if not task.cancelling():
+                # grpc would leave the caller waiting for an RPC that it believes to be cancelled.
+                raise RuntimeError("a cancellation from within the call") from None
+            if self._ended:
                 task.uncancel()
                 raise Draining("the server is draining", retry_after_seconds=_RETRY_AFTER_SECONDS) from None
             raise
         finally:
             self._tasks.discard(task)
-            if not self._tasks:
-                self._idle.set()
 
     def _admit(self, call: Call) -> None:
         if len(self._tasks) >= self._max_in_flight:
@@ -66,15 +66,6 @@ class Admission:
         if remaining < self._min_deadline_seconds:
             self._rejected("deadline")
             raise DeadlineExceeded(f"{max(0.0, remaining) * 1000:.0f} ms are left: too little to ask an upstream")
-
-    async def wait_idle(self, timeout_seconds: float) -> bool:
-        """Waits until no call is in flight; False if that takes longer."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def end_calls(self) -> None:
         """Ends what is in flight with `Draining`."""

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 
@@ -46,8 +47,8 @@ class Observe:
         code = grpc.StatusCode.OK
         try:
             yield
-        except BaseException as error:
-            code = final_code(error, context)
+        except BaseException:
+            code = final_code(call, context)
             raise
         finally:
             in_flight.dec()
@@ -89,16 +90,18 @@ class Observe:
         return _OPERATION, self._provider, self._metrics.model_label(call.model)
 
 
-def final_code(error: BaseException, context: Context) -> grpc.StatusCode:
-    """The code of an RPC that ends with this exception: grpc.aio tells it in three different ways, or not at all."""
-    if isinstance(error, grpc.aio.AbortError):
-        code = context.code()
+def final_code(call: Call, context: Context) -> grpc.StatusCode:
+    """The code of an RPC that ends with an exception: an abort has set it, else the caller has gone or timed out."""
+    code: Any = context.code()
+    if code:
         return code if isinstance(code, grpc.StatusCode) else next(c for c in grpc.StatusCode if c.value[0] == code)
     remaining = context.time_remaining()
-    if remaining is not None and remaining <= 0:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-    # A cancelled task, or a write to a caller that has gone.
-    return grpc.StatusCode.CANCELLED
+    if remaining is None:
+        return grpc.StatusCode.CANCELLED
+    # A caller's own clock ends its call a little before ours does: grpc rounds timeouts up on the way, by 1 % at most.
+    total = remaining + time.monotonic() - call.started
+    timed_out = remaining <= 0.005 + 0.01 * total
+    return grpc.StatusCode.DEADLINE_EXCEEDED if timed_out else grpc.StatusCode.CANCELLED
 
 
 def stream_end(call: Call, code: grpc.StatusCode) -> str:
@@ -116,7 +119,9 @@ def stream_end(call: Call, code: grpc.StatusCode) -> str:
             return "drain"
         case grpc.StatusCode.DEADLINE_EXCEEDED, _:
             return "deadline"
-        case _, Reason.IN_FLIGHT_LIMIT | Reason.INVALID_REQUEST:
+        case _, Reason.INTERNAL | Reason.RESPONSE_TOO_LARGE:
+            return "service_error"
+        case _, Reason.IN_FLIGHT_LIMIT:
             return "rejected"
         case _:
             return "upstream_error"

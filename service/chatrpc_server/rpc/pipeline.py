@@ -6,6 +6,7 @@ inner ones.
 """
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -13,12 +14,12 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from chatrpc.v1.chat_service_pb2 import DESCRIPTOR
 from chatrpc_server.core.call import Call
 from chatrpc_server.core.coalesce import coalesce
-from chatrpc_server.core.errors import ResponseTooLarge
+from chatrpc_server.core.errors import InvalidRequest, ResponseTooLarge
 from chatrpc_server.core.upstream import ChatRequest
 
 SERVICE = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
@@ -29,7 +30,9 @@ Layer = Callable[[Call, Context], AbstractAsyncContextManager[None]]
 """Something around each call, unary or streaming alike. Raising `ChatError` inside `statuses` ends the call."""
 
 _FORWARDED = ("traceparent", "tracestate")
-_MAX_REQUEST_ID = 128
+_REQUEST_ID_CHARACTERS = 128
+_HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+"""Printable ASCII. Callers can send other bytes, which neither HTTP nor our own metadata could carry on."""
 
 
 class Pipeline(grpc.aio.ServerInterceptor):
@@ -57,23 +60,23 @@ class Pipeline(grpc.aio.ServerInterceptor):
         return wrap(method, handler)
 
     def _unary(self, method: str, handler: Any) -> _Handler:
-        async def behavior(request: ChatRequest, context: Context) -> Any:
-            async with self._call(method, request, context) as call:
-                response = await handler.unary_unary(request, call)
+        async def behavior(data: bytes, context: Context) -> Any:
+            async with self._call(method, context) as call:
+                response = await handler.unary_unary(_parsed(data, handler, call), call)
                 self._check_size(response)
                 await _begin(call, context)
                 call.messages_sent = 1
                 return response
 
-        return grpc.unary_unary_rpc_method_handler(behavior, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(behavior, None, handler.response_serializer)
 
     def _streaming(self, method: str, handler: Any) -> _Handler:
-        async def behavior(request: ChatRequest, context: Context) -> None:
+        async def behavior(data: bytes, context: Context) -> None:
             # A write that fails is one to a caller that has gone: nobody is left to be told.
             with suppress(grpc.aio.InternalError):
                 async with (
-                    self._call(method, request, context) as call,
-                    aclosing(handler.unary_stream(request, call)) as batches,
+                    self._call(method, context) as call,
+                    aclosing(handler.unary_stream(_parsed(data, handler, call), call)) as batches,
                 ):
                     async for batch in batches:
                         if not call.messages_sent:
@@ -82,8 +85,10 @@ class Pipeline(grpc.aio.ServerInterceptor):
                             self._check_size(chunk)
                             await context.write(chunk)
                             call.messages_sent += 1
+                    if not call.messages_sent:
+                        await _begin(call, context)
 
-        return grpc.unary_stream_rpc_method_handler(behavior, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(behavior, None, handler.response_serializer)
 
     def _check_size(self, message: Message) -> None:
         # grpc would end the RPC by itself, and no layer would know.
@@ -92,21 +97,25 @@ class Pipeline(grpc.aio.ServerInterceptor):
             raise ResponseTooLarge(f"the answer is a message of {size} bytes: {self._max_message_bytes} are allowed")
 
     @asynccontextmanager
-    async def _call(self, method: str, request: ChatRequest, context: Context) -> AsyncIterator[Call]:
+    async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
         """Makes the `Call` and enters the layers around it."""
-        call = self._arrived(method, request, context)
+        call = self._arrived(method, context)
         async with AsyncExitStack() as stack:
             for layer in self._layers:
                 await stack.enter_async_context(layer(call, context))
             yield call
 
-    def _arrived(self, method: str, request: ChatRequest, context: Context) -> Call:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    def _arrived(self, method: str, context: Context) -> Call:
+        metadata = {
+            key: value
+            for key, value in context.invocation_metadata() or ()
+            if isinstance(value, str) and _HEADER_VALUE.fullmatch(value)
+        }
         remaining = context.time_remaining()
         if remaining is None:
             remaining = self._default_deadline_seconds
         request_id = metadata.get("x-request-id", "")
-        if not 0 < len(request_id) <= _MAX_REQUEST_ID:
+        if not 0 < len(request_id) <= _REQUEST_ID_CHARACTERS:
             request_id = secrets.token_hex(16)
         return Call(
             id=request_id,
@@ -118,8 +127,17 @@ class Pipeline(grpc.aio.ServerInterceptor):
                 *((name, metadata[name]) for name in _FORWARDED if name in metadata),
             ],
             coalesce=self._coalesce and metadata.get("x-chatrpc-coalesce") != "off",
-            model=request.model,
         )
+
+
+def _parsed(data: bytes, handler: Any, call: Call) -> ChatRequest:
+    """The request. Parsed in here, not by grpc, so that the layers see it fail."""
+    try:
+        request: ChatRequest = handler.request_deserializer(data)
+    except DecodeError:
+        raise InvalidRequest("request", f"its {len(data)} bytes are no CreateChatCompletionRequest") from None
+    call.model = request.model
+    return request
 
 
 async def _begin(call: Call, context: Context) -> None:

@@ -5,6 +5,7 @@ request id. What the upstream said is passed on without keys and cut to size; it
 passed on.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from google.rpc.status_pb2 import Status
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import ChatError, InvalidRequest, Reason, Refused
+from chatrpc_server.core.refusals import clip
 from chatrpc_server.rpc.pipeline import Context
 
 log = logging.getLogger(__name__)
@@ -59,8 +61,13 @@ CODES = {
     Reason.STREAM_ERROR: grpc.StatusCode.INTERNAL,
 }
 
+MESSAGE_BYTES = 1024
+RAW_BODY_BYTES = 2048
+_DESCRIPTION_BYTES = 256
 _STATUS_BYTES = 6000
 """For message and details as they travel. Some clients take 8 KiB of trailers, and other metadata is in there too."""
+_ABORT_SECONDS = 2.0
+"""How long the status of a call may wait to be sent."""
 
 
 class Statuses:
@@ -89,7 +96,12 @@ class Statuses:
     async def _abort(self, error: ChatError, call: Call, context: Context) -> None:
         status = status_of(error, call, self._redact)
         metadata = [("x-request-id", call.id), *call.response_metadata, (DETAILS_KEY, status.SerializeToString())]
-        await context.abort(code_of(error), status.message, tuple(metadata))
+        try:
+            async with asyncio.timeout(_ABORT_SECONDS):
+                await context.abort(code_of(error), status.message, tuple(metadata))
+        except TimeoutError:
+            # The caller does not read: the status would wait behind a message for as long as the caller likes.
+            raise asyncio.CancelledError from None
 
 
 def code_of(error: ChatError) -> grpc.StatusCode:
@@ -102,23 +114,26 @@ def code_of(error: ChatError) -> grpc.StatusCode:
 def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Status:
     """The rich status for an exception, small enough for every client."""
     ours = error.reason is Reason.UPSTREAM_UNAUTHENTICATED
-    message = "the upstream refuses this service's credentials" if ours else redact(error.message)
+    message = "the upstream refuses this service's credentials" if ours else _clip_message(redact(error.message))
     status = Status(code=code_of(error).value[0], message=message)
     _add(status, _error_info(error))
     if error.retry_after_seconds is not None and error.reason is not Reason.INSUFFICIENT_QUOTA:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         _add(status, details_pb2.RetryInfo(retry_delay=delay))
-    field, description = _violation(error, message)
+    field, description = _violation(error)
     if field:
-        violation = details_pb2.BadRequest.FieldViolation(field=field, description=description, reason=error.reason)
+        violation = details_pb2.BadRequest.FieldViolation(
+            field=redact(field), description=clip(redact(description), _DESCRIPTION_BYTES), reason=error.reason
+        )
         _add(status, details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, Refused) and error.status in (402, 429):
-        violations = [details_pb2.QuotaFailure.Violation(subject="upstream", description=message)]
+        description = clip(message, _DESCRIPTION_BYTES)
+        violations = [details_pb2.QuotaFailure.Violation(subject="upstream", description=description)]
         _add(status, details_pb2.QuotaFailure(violations=violations))
     _add(status, details_pb2.RequestInfo(request_id=call.upstream_request_id or call.id))
     if isinstance(error, Refused):
-        _add(status, _fitting(status, UpstreamError() if ours else error.detail, error.detail, redact))
+        _add(status, _upstream_error(status, error.detail, ours, redact))
     return status
 
 
@@ -135,26 +150,35 @@ def _error_info(error: ChatError) -> details_pb2.ErrorInfo:
     return info
 
 
-def _violation(error: ChatError, message: str) -> tuple[str, str]:
+def _violation(error: ChatError) -> tuple[str, str]:
     if isinstance(error, InvalidRequest):
         return error.field, error.description
     if isinstance(error, Refused) and error.status in (400, 422):
-        return error.detail.param, message
+        return error.detail.param, error.message
     return "", ""
 
 
-def _fitting(status: Status, said: UpstreamError, known: UpstreamError, redact: Callable[[str], str]) -> UpstreamError:
-    """What the upstream said, without keys; its body cut to what is left of the space."""
-    detail = UpstreamError()
-    detail.CopyFrom(said)
-    detail.http_status, detail.request_id = known.http_status, known.request_id
-    detail.message = redact(said.message)
-    detail.raw_body = ""
+def _clip_message(message: str) -> str:
+    """As much of a message as leaves room for the rest: it travels twice, once percent-encoded."""
+    message = clip(message, MESSAGE_BYTES)
+    while len(quote(message)) > 2 * MESSAGE_BYTES:
+        message = message[: len(message) * 7 // 8]
+    return message
+
+
+def _upstream_error(status: Status, said: UpstreamError, ours: bool, redact: Callable[[str], str]) -> UpstreamError:
+    """What the upstream said, without keys, nor what concerns ours; its body cut to what is left of the space."""
+    detail = UpstreamError(http_status=said.http_status, request_id=said.request_id)
+    if ours:
+        return detail
+    detail.message = status.message
+    for name in ("type", "param", "code"):
+        if said.HasField(name):
+            setattr(detail, name, redact(getattr(said, name)))
     left = _STATUS_BYTES - len(quote(status.message)) - (status.ByteSize() + detail.ByteSize()) * 4 // 3
-    body = redact(said.raw_body).encode()
-    kept = body[: max(0, left * 3 // 4)].decode("utf-8", "ignore")
-    detail.raw_body = kept
-    detail.raw_body_truncated = said.raw_body_truncated or len(kept.encode()) < len(body)
+    body = redact(said.raw_body)
+    detail.raw_body = clip(body, min(RAW_BODY_BYTES, max(0, left * 3 // 4)))
+    detail.raw_body_truncated = said.raw_body_truncated or len(detail.raw_body) < len(body)
     return detail
 
 

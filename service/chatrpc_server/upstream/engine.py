@@ -15,7 +15,10 @@ little more, but reports refused, DNS, TLS and reset connections alike as Connec
 stays as the plain alternative. Every engine delivers each chunk within 0.3 ms (median) of its arrival.
 """
 
+import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 
@@ -28,13 +31,34 @@ def transport(settings: UpstreamSettings) -> httpx.AsyncBaseTransport:
     tls = _tls(settings)
     if settings.engine == "httpcore":
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15)
-        return httpx.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits, proxy=settings.proxy)
+        return _HttpcoreTransport(verify=tls, trust_env=False, limits=limits, proxy=settings.proxy)
     return AiohttpTransport(tls, settings.proxy)
+
+
+class _HttpcoreTransport(httpx.AsyncHTTPTransport):
+    """Closes what it gave even while it is being cancelled: httpcore gives up half-way and keeps the connection."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        response.stream = _ClosedInAnyCase(response.stream)
+        return response
+
+
+class _ClosedInAnyCase(httpx.AsyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for data in self._stream:
+            yield data
+
+    async def aclose(self) -> None:
+        await asyncio.shield(asyncio.ensure_future(self._stream.aclose()))
 
 
 def _tls(settings: UpstreamSettings) -> ssl.SSLContext | bool:
     """Verifies against certifi's authorities, or those of `ca_file` alone; no context where TLS plays no part."""
-    if not settings.base_url.startswith("https:"):
+    if httpx.URL(settings.base_url).scheme != "https":
         return True
     if settings.ca_file is not None:
         return ssl.create_default_context(cafile=settings.ca_file)

@@ -6,6 +6,7 @@ decompression are what a client adds, and none of them is wanted here (figures i
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,8 +23,11 @@ from chatrpc_server.settings import UpstreamSettings
 log = logging.getLogger(__name__)
 
 _ERROR_BODY_BYTES = 64 * 1024
+_COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
 _DRAIN_SECONDS = 0.05
 """How long the end of a response may take after `[DONE]`; later than that its connection is not worth keeping."""
+_LIMIT_HEADER = re.compile(r"x-ratelimit-[a-z0-9_.-]{1,50}(?<!-bin)")
+"""gRPC refuses other metadata keys, and wants bytes for those that end in `-bin`."""
 _SHOWN_HEADERS = 12
 _SHOWN_CHARACTERS = 64
 """So much of the upstream's headers the caller may see."""
@@ -70,17 +74,18 @@ class OpenAI:
             next_chunks = self._whole_answer if _media_type(response) == "application/json" else _next_chunks
             reads = _reads(response)
             ended = False
-            while not (ended or reader.done or reader.error):
-                try:
+            try:
+                while not (ended or reader.done or reader.error):
                     async with asyncio.timeout_at(until):
                         chunks, ended = await next_chunks(reads, reader)
-                except TimeoutError:
-                    raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
+                    if chunks:
+                        yield chunks
+                    limit = self._settings.chunk_gap_timeout_seconds
+                    until = loop.time() + limit
+            except TimeoutError:
+                raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
+            finally:
                 call.usage = reader.usage
-                if chunks:
-                    yield chunks
-                limit = self._settings.chunk_gap_timeout_seconds
-                until = loop.time() + limit
             if reader.error:
                 raise reader.error
             await _drain(reads)
@@ -96,15 +101,18 @@ class OpenAI:
         except Refused as error:
             if not ask_usage or request.stream_options.include_usage or not refusals.rejects_usage(error):
                 raise
-        log.warning("upstream rejects stream_options: usage of streams is not asked for any more")
-        self._asks_usage = False
         body = requests.body(request, stream=True, ask_usage=False)
-        return await stack.enter_async_context(self._open(body, call, until))
+        response = await stack.enter_async_context(self._open(body, call, until))
+        # Only now is it known: a complaint that quotes the request names stream_options too.
+        log.warning("the upstream rejects stream_options: usage of streams is not asked for any more")
+        self._asks_usage = False
+        return response
 
     @asynccontextmanager
     async def _open(self, body: bytes, call: Call, until: float | None) -> AsyncIterator[httpx.Response]:
         """Sends one request; what it gives is a success, its body not yet read. Closes it, whatever happens."""
         call.attempts += 1
+        call.upstream_request_id, call.response_metadata = "", ()
         started = time.monotonic()
         request = httpx.Request(
             "POST",
@@ -138,7 +146,8 @@ class OpenAI:
             log.warning("cannot connect to the upstream", extra={"cause": str(error)})
             raise Unreachable("cannot connect to the upstream") from error
         except httpx.TransportError as error:
-            log.warning("the upstream broke the connection", extra={"cause": str(error)})
+            # Its text may quote what the upstream sent.
+            log.warning("the upstream broke the connection", extra={"cause": type(error).__name__})
             raise Unreachable("the connection to the upstream broke before it answered") from error
 
     async def _whole_answer(
@@ -167,7 +176,7 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
 
 def _note_headers(headers: httpx.Headers, call: Call) -> None:
     """Keeps what the caller may see of the response headers, as gRPC metadata."""
-    shown = [(name, value) for name, value in headers.items() if name.startswith("x-ratelimit-") and _is_plain(value)]
+    shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
     request_id = headers.get("x-request-id", "")
     call.upstream_request_id = request_id if _is_plain(request_id) else ""
     if call.upstream_request_id:
@@ -185,8 +194,8 @@ async def _check(response: httpx.Response) -> None:
     if response.status_code != 200:
         body = await _read(_reads(response), _ERROR_BODY_BYTES, keep_start=True)
         raise refusals.refused(response.status_code, response.headers, body, time.time())
-    encoding = response.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    encoding = response.headers.get("content-encoding", "").lower()
+    if encoding in _COMPRESSIONS:
         raise InvalidResponse(f"the upstream compressed its answer ({encoding}) although not asked to")
     if _media_type(response) == "text/html":
         raise InvalidResponse("the upstream answered with an HTML page")
@@ -203,14 +212,16 @@ def _reads(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 async def _read(reads: AsyncIterator[bytes], limit_bytes: int, *, keep_start: bool = False) -> bytes:
-    """All that is left of a body. Past the limit: what came so far if `keep_start`, else `InvalidResponse`."""
+    """All that is left of a body. Too large or cut off: what came so far if `keep_start`, else an exception."""
     data = bytearray()
-    while (piece := await _next_read(reads)) is not None:
-        data += piece
-        if len(data) > limit_bytes:
-            if keep_start:
-                break
-            raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes")
+    try:
+        while (piece := await _next_read(reads)) is not None:
+            data += piece
+            if len(data) > limit_bytes:
+                raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes")
+    except (InvalidResponse, Truncated):
+        if not keep_start:
+            raise
     return bytes(data)
 
 
