@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.errors import InvalidResponse, Reason, Refused
-from chatrpc_server.core.refusals import FIELD_BYTES, MESSAGE_BYTES, RAW_BODY_BYTES, error_in_success, refused, rejects_usage
+from chatrpc_server.core.refusals import (
+    FIELD_BYTES,
+    MESSAGE_BYTES,
+    RAW_BODY_BYTES,
+    error_in_success,
+    refused,
+    rejects_usage,
+)
 
 NOW = 1_700_000_000.0
 """Tue, 14 Nov 2023 22:13:20 GMT."""
