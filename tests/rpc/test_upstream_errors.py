@@ -123,6 +123,14 @@ async def test_wrong_answer(script: Script, rpc: str, answer: bytes, code: Code,
     assert "Traceback" not in failed.message
 
 
+@pytest.mark.parametrize("label", ["text/event-stream", "text/plain", ""])
+async def test_a_bare_error_in_a_stream_is_told_whatever_its_label(script: Script, label: str) -> None:
+    script.answers(http(b"\n" + error_body("slow down", code=429), content_type=label))
+    async with service(script.base_url, upstream=NO_RETRIES) as chat:
+        failed = await failure(chat.stub.CreateChatCompletionStream(request()))
+    assert (failed.code, failed.reason, failed.message) == (Code.RESOURCE_EXHAUSTED, "STREAM_ERROR", "slow down")
+
+
 UNARY_BODIES = [
     ("not-json", http(b"Hello"), Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
     ("no-completion", http(b'{"foo": 1}'), Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chatrpc.v1.chat_message_pb2 import ContentPart
 from chatrpc.v1.chat_response_pb2 import ChunkChoice, Delta, Usage
-from chatrpc_server.core.errors import Reason, Refused, Truncated
+from chatrpc_server.core.errors import InvalidResponse, Reason, Refused, Truncated
 from chatrpc_server.core.responses import StreamReader
 from chatrpc_server.core.upstream import ChatChunk
 
@@ -64,6 +64,10 @@ SURFACES: dict[str, tuple[bytes, list[ChatChunk]]] = {
     "1. an event": (A, [a_delta(content="a")]),
     "1. no comments": (b": keep-alive\n\n" + A + b":\n", [a_delta(content="a")]),
     "1. no empty events": (b"data:\n\ndata\n\nevent: ping\n\n" + A, [a_delta(content="a")]),
+    "1. events without blank lines": (
+        A[:-1] + B[:-1] + DONE[:-1] + b"data: x\n\n",
+        [a_delta(content=text) for text in "ab"],
+    ),
     "1. choices that are empty": (
         chunk(prompt_filter_results=[]),
         [a_chunk(extra_json='{"prompt_filter_results":[]}')],
@@ -254,6 +258,12 @@ def test_6_half_a_pair_in_an_answer_in_one_piece() -> None:
     assert (texts(chunks), reader.done, reader.error) == (["a", "\ufffd"], True, None)
 
 
+def test_an_error_in_one_piece() -> None:
+    reader = StreamReader(LIMIT)
+    assert reader.whole(b'{"error":"m"}') == []
+    assert isinstance(reader.error, Refused)
+
+
 def test_after_done_nothing_counts() -> None:
     reader = StreamReader(LIMIT)
     assert texts(reader.feed(A + DONE + B)) == ["a"]
@@ -315,3 +325,19 @@ def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 def outcome(reader: StreamReader, chunks: list[ChatChunk]) -> Any:
     return chunks, repr(reader.error), reader.done, reader.usage, reader.finish_reasons
+
+
+@pytest.mark.parametrize("lead", [b"", b"\n \n"], ids=["at once", "after blank lines"])
+def test_json_without_framing_is_a_whole_answer(lead: bytes) -> None:
+    body = lead + b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}'
+    for cut in range(len(body) + 1):
+        reader = StreamReader(len(body))
+        chunks = [*reader.feed(body[:cut]), *reader.feed(body[cut:]), *reader.finish()]
+        assert (reader.error, reader.done) == (None, True)
+        assert [chunk.choices[0].delta.content for chunk in chunks] == ["a"]
+
+
+def test_json_without_framing_is_bounded() -> None:
+    reader = StreamReader(10)
+    assert reader.feed(b'{"choices": []}') == reader.feed(b"}") == reader.finish() == []
+    assert isinstance(reader.error, InvalidResponse)

@@ -62,6 +62,10 @@ class StreamReader:
         self.finish_reasons: dict[int, str] = {}
         """By choice, for those that have ended."""
         self._decoder = sse.Decoder(max_event_bytes)
+        self._max_event_bytes = max_event_bytes
+        self._begun = False
+        self._bare: bytearray | None = None
+        """JSON that came without any framing, whatever the response was labelled."""
         self._drop_usage_chunk = drop_usage_chunk
         self._surrogates = SurrogateJoiner()
         self._tool_calls: dict[int, ToolCallNumbering] = {}
@@ -72,7 +76,16 @@ class StreamReader:
         chunks: list[ChatChunk] = []
         if self.done or self.error:
             return chunks
+        if not self._begun and data.strip():
+            self._begun = True
+            if data.lstrip().startswith((b"{", b"[")):
+                self._bare = bytearray()
         try:
+            if self._bare is not None:
+                self._bare += data
+                if len(self._bare) > self._max_event_bytes:
+                    raise InvalidResponse(f"the upstream sent more than {self._max_event_bytes} bytes without an event")
+                return chunks
             for kind, payload in self._decoder.feed(data):
                 self._take(kind, payload, chunks)
                 if self.done:
@@ -100,6 +113,8 @@ class StreamReader:
         chunks: list[ChatChunk] = []
         if self.done or self.error:
             return chunks
+        if self._bare is not None:
+            return self.whole(bytes(self._bare))
         try:
             for kind, payload in self._decoder.flush():
                 self._take(kind, payload, chunks)
