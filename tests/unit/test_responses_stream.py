@@ -327,7 +327,7 @@ def outcome(reader: StreamReader, chunks: list[ChatChunk]) -> Any:
     return chunks, repr(reader.error), reader.done, reader.usage, reader.finish_reasons
 
 
-@pytest.mark.parametrize("lead", [b"", b"\n \n"], ids=["at once", "after blank lines"])
+@pytest.mark.parametrize("lead", [b"", b"\n \n", b"\xef\xbb\xbf"], ids=["at once", "after blank lines", "with a BOM"])
 def test_json_without_framing_is_a_whole_answer(lead: bytes) -> None:
     body = lead + b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}'
     for cut in range(len(body) + 1):

@@ -17,6 +17,8 @@ from chatrpc_server.core.surrogates import SurrogateJoiner
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
 _DONE = b"[DONE]"
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+"""What may stand before JSON: blank lines that keep a connection alive, and a byte order mark."""
 
 
 def response(body: bytes) -> ChatResponse:
@@ -76,9 +78,9 @@ class StreamReader:
         chunks: list[ChatChunk] = []
         if self.done or self.error:
             return chunks
-        if not self._begun and data.strip():
+        if not self._begun and (start := data.lstrip(_BLANK)):
             self._begun = True
-            if data.lstrip().startswith((b"{", b"[")):
+            if start.startswith((b"{", b"[")):
                 self._bare = bytearray()
         try:
             if self._bare is not None:
