@@ -81,7 +81,7 @@ class StreamReader:
         if not self._begun and (start := data.lstrip(_BLANK)):
             self._begun = True
             if start.startswith((b"{", b"[")):
-                self._bare = bytearray()
+                self._bare, data = bytearray(), start
         try:
             if self._bare is not None:
                 self._bare += data
