@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format protos protos-breaking lock bench-engines test-litellm clean
+.PHONY: help demo serve test lint format protos protos-breaking lock fuzz mutation bench-core bench-engines test-litellm clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,8 +15,9 @@ demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show 
 serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051
 	@$(BIN)/chatrpc-server demo --keep $(ARGS)
 
-test: $(INSTALLED) ## all tests (ARGS="-k name" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## all tests, and every branch of core/ (ARGS="-k name" for some)
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(if $(ARGS),,$(BIN)/coverage report)
 
 lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs fresh
 	$(BIN)/ruff check .
@@ -37,6 +38,16 @@ AGAINST ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || ec
 protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git ref>; default: the last release, else the last commit)
 	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(AGAINST),subdir=protos'
 
+fuzz: $(INSTALLED) ## ten minutes of random bytes for what reads the upstream (FUZZ_SECONDS=600)
+	tests/fuzz/run $(ARGS)
+
+mutation: $(INSTALLED) ## would the tests notice a wrong entry in a table?
+	tests/mutation/run $(ARGS)
+
+bench-core: $(INSTALLED) ## CPU a chunk against an earlier revision (ARGS=<git ref>), and SSE by size
+	$(BIN)/python tests/bench/chunks.py $(ARGS)
+	$(BIN)/python tests/bench/sse.py
+
 bench-engines: $(INSTALLED) ## the HTTP engines side by side (ARGS=--quick)
 	$(BIN)/python tests/bench/engines.py $(ARGS)
 
@@ -49,7 +60,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	$$lock pyproject.toml -o requirements/runtime.txt; \
 	$$lock pyproject.toml --group dev -o requirements/dev.txt; \
 	$$lock requirements/protos.in -o requirements/protos.txt; \
-	$$lock requirements/litellm.in -o requirements/litellm.txt
+	$$lock requirements/litellm.in -o requirements/litellm.txt; \
+	$$lock requirements/fuzz.in -o requirements/fuzz.txt
 
 clean: ## remove what the other commands made
 	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info
