@@ -25,6 +25,7 @@ STATUSES = [
     ("401 Unauthorized", {"code": "invalid_api_key"}, Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
     ("402 Payment Required", {}, Code.FAILED_PRECONDITION, "INSUFFICIENT_BALANCE"),
     ("403 Forbidden", {}, Code.PERMISSION_DENIED, "UPSTREAM_FORBIDDEN"),
+    ("403 Forbidden", {"code": "moderation"}, Code.PERMISSION_DENIED, "MODERATED"),
     ("404 Not Found", {}, Code.NOT_FOUND, "UPSTREAM_NOT_FOUND"),
     ("404 Not Found", {"code": "model_not_found"}, Code.NOT_FOUND, "MODEL_NOT_FOUND"),
     ("405 Method Not Allowed", {}, Code.UNIMPLEMENTED, "UPSTREAM_UNIMPLEMENTED"),
@@ -72,8 +73,9 @@ async def test_http_status(
         assert failed.details["UpstreamError"].message == "it said no"
 
 
-async def test_bad_request_names_the_field(script: Script) -> None:
-    script.answers(http(error_body("too hot", param="temperature"), "400 Bad Request"))
+@pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Content"])
+async def test_bad_request_names_the_field(script: Script, status: str) -> None:
+    script.answers(http(error_body("too hot", param="temperature"), status))
     async with service(script.base_url) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     (violation,) = failed.details["BadRequest"].field_violations

@@ -164,3 +164,12 @@ def test_any_depth_is_kept_or_refused(body: str, depth: int) -> None:
     assert isinstance(fault, (kept, InvalidResponse) if depth > 300 else kept)
     assert isinstance(reader.error, (kept, InvalidResponse) if depth > 300 else kept)
     assert depth < 5000 or isinstance(fault, InvalidResponse)
+
+
+@pytest.mark.parametrize("kind", [chat_response_pb2.Delta, chat_message_pb2.ChatMessage])
+def test_a_key_named_as_our_own_field_is_an_extra(kind: type[Message]) -> None:
+    """`content_parts` is ours; should a provider use that key, it is the provider's."""
+    message = kind()
+    mapping.read(message, {"content_parts": [{"type": "text", "text": "a"}]})
+    assert json.loads(message.extra_json) == {"content_parts": [{"type": "text", "text": "a"}]}
+    assert not message.content_parts

@@ -22,6 +22,7 @@ from chatrpc.v1.chat_message_pb2 import (
     ToolCall,
     UrlCitation,
 )
+from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc_server.core import mapping, requests
 from chatrpc_server.core.upstream import ChatRequest
 
@@ -179,3 +180,22 @@ def test_of_an_answer_what_only_answers_have_stays() -> None:
         },
     )
     assert sent(message) == '{"role":"assistant","audio":{"id":"a"}}'
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (ContentPart(text=""), "text"),
+        (ContentPart(image_url={"url": "u"}), "image_url"),
+        (ContentPart(input_audio={"data": "QQ"}), "input_audio"),
+        (ContentPart(file={"file_id": "f"}), "file"),
+        (ContentPart(refusal="no"), "refusal"),
+        (ContentPart(video_url={"url": "u"}), "video_url"),
+        (ContentPart(audio_url={"url": "u"}), "audio_url"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_part_tells_its_type(part: ContentPart, told: str) -> None:
+    message = ChatMessage(role="user", content_parts=[part])
+    body = json.loads(requests.body(CreateChatCompletionRequest(messages=[message]), stream=False, ask_usage=False))
+    assert body["messages"][0]["content"][0]["type"] == told

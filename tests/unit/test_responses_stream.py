@@ -341,3 +341,12 @@ def test_json_without_framing_is_bounded() -> None:
     reader = StreamReader(10)
     assert reader.feed(b'{"choices": []}') == reader.feed(b"}") == reader.finish() == []
     assert isinstance(reader.error, InvalidResponse)
+
+
+def test_a_half_that_is_left_at_the_end_has_the_head_of_its_chunk() -> None:
+    head = {"id": "i", "object": "o", "created": 7, "model": "m"}
+    chunk = {**head, "choices": [{"index": 0, "delta": {"content": "a\ud83d"}}]}
+    reader = StreamReader(10_000)
+    last = [*reader.feed(b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"), *reader.finish()][-1]
+    assert {key: getattr(last, key) for key in head} == head
+    assert last.choices[0].delta.content == "\ufffd"
