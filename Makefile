@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format protos protos-breaking lock fuzz mutation bench-core bench-engines test-litellm clean
+.PHONY: help demo serve test lint format protos protos-breaking docs lock fuzz mutation bench-core bench-engines test-litellm clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ format: $(INSTALLED) ## mend what ruff and buf can mend
 
 protos: $(INSTALLED) ## write the stubs of service/chatrpc anew
 	$(BIN)/python protos/generate.py
+
+docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
+	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py
 
 AGAINST ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || echo HEAD)
 protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git ref>; default: the last release, else the last commit)

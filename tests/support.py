@@ -1,13 +1,15 @@
 """What the tests share: the service on a loopback channel, and an upstream that sends the bytes it is told to."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableSequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import grpc
+import trustme
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as details_pb2
 from google.rpc.status_pb2 import Status
@@ -81,19 +83,19 @@ async def service(base_url: str, **changes: Any) -> AsyncIterator[Service]:
 
 
 @dataclass
-class Failure:
-    """How a call failed: the status, its details by type name, and what had arrived before."""
+class Outcome:
+    """How a call ended: the status, its details by type name, and the messages that had arrived."""
 
     code: grpc.StatusCode
     message: str
     details: dict[str, Any]
     trailers: dict[str, str | bytes]
-    chunks: list[Any] = field(default_factory=list)
+    messages: list[Any] = field(default_factory=list)
 
     @property
     def reason(self) -> str:
-        """ErrorInfo.reason."""
-        return str(self.details["ErrorInfo"].reason)
+        """ErrorInfo.reason; nothing for a success."""
+        return "" if self.code is grpc.StatusCode.OK else str(self.details["ErrorInfo"].reason)
 
 
 async def collect(stream: Any) -> list[Any]:
@@ -101,21 +103,28 @@ async def collect(stream: Any) -> list[Any]:
     return [message async for message in stream]
 
 
-async def failure(call: Any) -> Failure:
-    """The failure of a call, unary or streaming, that is expected to fail."""
-    chunks: list[Any] = []
+async def failure(call: Any) -> Outcome:
+    """The outcome of a call, unary or streaming, that is expected to fail."""
+    ended = await outcome(call)
+    assert ended.code is not grpc.StatusCode.OK, "the call was expected to fail"
+    return ended
+
+
+async def outcome(call: Any) -> Outcome:
+    """What becomes of a call, unary or streaming."""
+    messages: list[Any] = []
     try:
         if hasattr(call, "__aiter__"):
             async for chunk in call:
-                chunks.append(chunk)
+                messages.append(chunk)
         else:
-            await call
+            messages.append(await call)
     except grpc.aio.AioRpcError as error:
-        return _failure(error, chunks)
-    raise AssertionError("the call was expected to fail")
+        return _failed(error, messages)
+    return Outcome(grpc.StatusCode.OK, "", {}, {}, messages)
 
 
-def _failure(error: grpc.aio.AioRpcError, chunks: list[Any]) -> Failure:
+def _failed(error: grpc.aio.AioRpcError, chunks: list[Any]) -> Outcome:
     trailers = dict(error.trailing_metadata() or ())
     details: dict[str, Message] = {}
     if "grpc-status-details-bin" in trailers:
@@ -137,7 +146,7 @@ def _failure(error: grpc.aio.AioRpcError, chunks: list[Any]) -> Failure:
         for key, value in travelling.items()
     )
     assert size <= 8192, f"{size} bytes of trailers are more than some clients take"
-    return Failure(error.code(), error.details() or "", details, trailers, chunks)
+    return Outcome(error.code(), error.details() or "", details, trailers, chunks)
 
 
 Answer = Callable[["Exchange"], Awaitable[None]]
@@ -149,6 +158,10 @@ class Exchange:
     def __init__(self, head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.head, self.body = head, body
         self.reader, self.writer = reader, writer
+
+    def header(self, name: bytes) -> str:
+        """A header of the request; its name in lower case."""
+        return self.head.lower().partition(b"\r\n" + name + b": ")[2].partition(b"\r\n")[0].decode()
 
     async def send(self, *pieces: bytes) -> None:
         """Sends each piece in a write of its own."""
@@ -167,10 +180,17 @@ class Exchange:
 
 
 class Script:
-    """An upstream that answers each request as told: with raw bytes, or by a coroutine that gets the `Exchange`."""
+    """An upstream that answers each request as told: with raw bytes, or by a coroutine that gets the `Exchange`.
 
-    def __init__(self) -> None:
-        self.exchanges: list[Exchange] = []
+    With a certificate it speaks TLS.
+    """
+
+    def __init__(self, certificate: trustme.LeafCert | None = None) -> None:
+        self._tls = None
+        if certificate is not None:
+            self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            certificate.configure_cert(self._tls)
+        self.exchanges: MutableSequence[Exchange] = []
         self.connections = 0
         self.base_url = ""
         self._answers: list[bytes | Answer] = []
@@ -179,9 +199,14 @@ class Script:
         """What comes next; the last one is repeated."""
         self._answers = list(answers)
 
+    def choose(self, exchange: Exchange) -> bytes | Answer:
+        """The answer to this request."""
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
     async def __aenter__(self) -> "Script":
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
+        where = "https://localhost" if self._tls else "http://127.0.0.1"
+        self.base_url = f"{where}:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -194,10 +219,10 @@ class Script:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-                exchange = Exchange(head, await reader.readexactly(length), reader, writer)
+                exchange = Exchange(head, b"", reader, writer)
+                exchange.body = await reader.readexactly(int(exchange.header(b"content-length")))
                 self.exchanges.append(exchange)
-                answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+                answer = self.choose(exchange)
                 if isinstance(answer, bytes):
                     await exchange.send(answer)
                     if b"connection: close" in answer[:500].lower():

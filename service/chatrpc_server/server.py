@@ -40,7 +40,7 @@ class Server:
         self.settings = settings
         self.metrics = Metrics(settings.upstream.models)
         self.health = Health()
-        self._admission = Admission(
+        self.admission = Admission(
             settings.limits.max_in_flight,
             settings.limits.min_deadline_seconds,
             lambda reason: self.metrics.rejected.labels(reason).inc(),
@@ -76,7 +76,7 @@ class Server:
     async def drain(self) -> None:
         """Lets balancers take note, then lets calls finish; what is left after the grace ends with UNAVAILABLE."""
         settings = self.settings.drain
-        log.info("draining", extra={"in_flight": self._admission.in_flight})
+        log.info("draining", extra={"in_flight": self.admission.in_flight})
         self.metrics.draining.set(1)
         self.health.set_serving(False)
         await asyncio.sleep(settings.delay_seconds)
@@ -84,8 +84,8 @@ class Server:
         self.health.end_watches()  # they would hold the stop up until its grace is over
         done, _ = await asyncio.wait((stopping,), timeout=settings.grace_seconds)
         if not done:
-            log.warning("ending calls that outlast the grace", extra={"in_flight": self._admission.in_flight})
-            self._admission.end_calls()
+            log.warning("ending calls that outlast the grace", extra={"in_flight": self.admission.in_flight})
+            self.admission.end_calls()
         await stopping
 
     async def stop(self) -> None:
@@ -120,7 +120,7 @@ class Server:
         upstream = Retrying(upstream, backoff, self._retried)
         redact = Redactor([settings.upstream.api_key])
         pipeline = Pipeline(
-            layers(self._admission, self.metrics, settings.upstream, redact),
+            layers(self.admission, self.metrics, settings.upstream, redact),
             default_deadline_seconds=settings.limits.default_deadline_seconds,
             max_message_bytes=settings.limits.max_message_bytes,
             coalesce=settings.coalesce,

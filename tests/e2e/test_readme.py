@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from e2e.process import ANY_PORTS, run, running
 
+import docs
 from chatrpc_server.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -93,12 +94,5 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def test_the_settings_table() -> None:
-    """UPDATE_README=1 writes it."""
-    rows = [f"| `{row.path}` | {row.type} | {row.default} | {row.description} |" for row in describe()]
-    table = "\n".join(["| setting | must be | default | meaning |", "|---|---|---|---|", *rows])
-    text = README.read_text()
-    before, old, after = re.split(r"(?<=<!-- settings -->\n)(.*?)(?=<!-- /settings -->)", text, flags=re.DOTALL)
-    if os.environ.get("UPDATE_README"):
-        README.write_text(f"{before}{table}\n{after}")
-    else:
-        assert old == f"{table}\n"
+    rows = [(f"`{row.path}`", row.type, row.default, row.description) for row in describe()]
+    docs.check(README, "settings", docs.table(("setting", "must be", "default", "meaning"), rows))

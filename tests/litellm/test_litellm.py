@@ -191,7 +191,7 @@ async def test_error(
     chat: Service, echo: Echo, rpc: str, model: str, code: Code, reason: str, http_status: int, words: str
 ) -> None:
     failed = await failure(getattr(chat.stub, rpc)(request(model=model)))
-    assert (failed.code, failed.reason, failed.chunks) == (code, reason, [])
+    assert (failed.code, failed.reason, failed.messages) == (code, reason, [])
     assert failed.details["UpstreamError"].http_status == http_status
     assert words in failed.message
     assert KEY not in str(failed)
@@ -200,7 +200,7 @@ async def test_error(
 async def test_error_amid_a_stream(chat: Service, echo: Echo) -> None:
     failed = await failure(chat.stub.CreateChatCompletionStream(request("Hi", "echo:error=2")))
     assert (failed.code, failed.reason) == (Code.INTERNAL, "STREAM_ERROR")
-    assert texts(failed.chunks) == {0: "You said:"}
+    assert texts(failed.messages) == {0: "You said:"}
     assert failed.details["UpstreamError"].http_status == 200
 
 
@@ -238,6 +238,6 @@ async def test_deadline(chat: Service, echo: Echo) -> None:
     call = chat.stub.CreateChatCompletionStream(request("one two three " * 30, "echo:pace=0.2"), timeout=2)
     failed = await failure(call)
     assert failed.code is Code.DEADLINE_EXCEEDED
-    assert failed.chunks
+    assert failed.messages
     async with asyncio.timeout(10):
         await (await echo.arrived()).disconnected.wait()

@@ -104,7 +104,7 @@ async def test_a_silent_upstream_is_given_up(echo: Echo, model: str, setting: st
         failed = await failure(chat.stub.CreateChatCompletionStream(request("a b c d", model)))
     assert (failed.code, failed.reason) == (Code.DEADLINE_EXCEEDED, "UPSTREAM_TIMEOUT")
     assert failed.message == "the upstream sent no chunk for 0.3 s"
-    assert len(failed.chunks) == chunks
+    assert len(failed.messages) == chunks
     await echo.requests[0].disconnected.wait()
 
 

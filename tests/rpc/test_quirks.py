@@ -310,7 +310,7 @@ async def received_by(call: Any, quirk: Quirk) -> list[Any]:
     assert failed.details["ErrorInfo"].metadata.get("mapped_reason", "") == quirk.mapped
     if quirk.says:
         assert failed.details["UpstreamError"].http_status == int(quirk.http[:3])
-    return failed.chunks
+    return failed.messages
 
 
 def lenient(data: bytes) -> Any:

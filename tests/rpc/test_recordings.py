@@ -18,7 +18,7 @@ import pytest
 from walker import prune, to_json
 
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
-from support import Exchange, Failure, Script, Service, failure, http, request, service
+from support import Exchange, Outcome, Script, Service, failure, http, request, service
 
 FOLDER = Path(__file__).parents[3] / "shared" / "recordings"
 FILES = sorted(path.name for path in FOLDER.glob("*") if path.suffix in (".json", ".sse", ".txt"))
@@ -161,7 +161,7 @@ async def test_unary(script: Script, chat: Service, report: Report, name: str) -
     report.counts[name.partition("-")[0]][1] += 0
 
 
-def _says_what_was_said(failed: Failure, body: bytes, status: int) -> None:
+def _says_what_was_said(failed: Outcome, body: bytes, status: int) -> None:
     if status == 401 or "UpstreamError" not in failed.details:
         return
     said = failed.details["UpstreamError"]
@@ -196,7 +196,7 @@ async def test_stream(script: Script, chat: Service, report: Report, name: str) 
         else:
             failed = await failure(call)
             assert (failed.code, failed.reason) == (code, reason)
-            chunks = failed.chunks
+            chunks = failed.messages
         assert list(map(to_json, chunks)) == expected
     report.add(name, True)
 

@@ -57,5 +57,5 @@ async def test_a_connection_that_breaks_before_the_answer(echo: Echo) -> None:
 async def test_never_after_the_first_chunk(chat: Service, echo: Echo) -> None:
     failed = await failure(chat.stub.CreateChatCompletionStream(request("a b c", "echo:reset=2,pace=0.01,times=1")))
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED")
-    assert failed.chunks
+    assert failed.messages
     assert len(echo.requests) == 1

@@ -202,7 +202,7 @@ async def test_stream_that_does_not_end_well(
     async with service(script.base_url, upstream={"max_event_bytes": 1024}, coalesce=False) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request()))
         assert len(script.exchanges) == 1, "a stream that has begun is not replayed"
-    assert (failed.code, failed.reason, len(failed.chunks)) == (code, reason, delivered)
+    assert (failed.code, failed.reason, len(failed.messages)) == (code, reason, delivered)
 
 
 @pytest.mark.parametrize(

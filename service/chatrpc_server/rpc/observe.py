@@ -20,7 +20,7 @@ _OPERATION = "chat"
 _MODEL_CHARACTERS = 100
 
 # As go-grpc-middleware spells them, on which dashboards are built.
-_CODE_NAMES = {
+CODE_NAMES = {
     code: "OK" if code is grpc.StatusCode.OK else "".join(word.capitalize() for word in code.name.split("_"))
     for code in grpc.StatusCode
 } | {grpc.StatusCode.CANCELLED: "Canceled"}
@@ -53,7 +53,7 @@ class Observe:
         finally:
             in_flight.dec()
             seconds = time.monotonic() - call.started
-            metrics.handled.labels(*rpc, _CODE_NAMES[code]).inc()
+            metrics.handled.labels(*rpc, CODE_NAMES[code]).inc()
             metrics.handling.labels(*rpc).observe(seconds)
             metrics.sent.labels(*rpc).inc(call.messages_sent)
             self._operation(call, code, seconds, streaming)
@@ -136,7 +136,7 @@ def _access_line(call: Call, code: grpc.StatusCode, seconds: float) -> None:
             "request_id": call.id,
             "method": call.method,
             "model": call.model[:_MODEL_CHARACTERS],
-            "code": _CODE_NAMES[code],
+            "code": CODE_NAMES[code],
             "reason": call.reason or None,
             "duration_ms": round(seconds * 1000, 1),
             "first_message_ms": None if first is None else round((first - call.started) * 1000, 1),

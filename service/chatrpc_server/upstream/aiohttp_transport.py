@@ -3,12 +3,15 @@
 Must never follow a redirect, keep a cookie, decode a body, read the environment, or let an aiohttp exception out.
 """
 
+import asyncio
+import functools
 import io
 import ssl
 from collections.abc import AsyncIterator
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 # The first that fits wins: subclasses stand above their bases.
@@ -30,8 +33,10 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     """To be made inside the running loop. Holds as many connections as there are calls."""
 
     def __init__(self, tls: ssl.SSLContext | bool, proxy: str | None = None) -> None:
+        connector = aiohttp.TCPConnector(limit=0, ssl=tls)
+        connector._factory = functools.partial(_Protocol, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
@@ -60,6 +65,16 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Closes all connections."""
         await self._session.close()
+
+
+class _Protocol(ResponseHandler):
+    """Tells the reader of a body when its connection ends: aiohttp 3.14.5 forgets that if the framing was broken."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        payload = self._payload
+        super().connection_lost(exc)
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(aiohttp.ClientPayloadError("the framing of the body is broken"))
 
 
 class _Body(httpx.AsyncByteStream):

@@ -1,0 +1,354 @@
+"""An upstream that breaks in the way the model's name says, byte by byte: the rows of docs/faults.md.
+
+Each fault answers a unary request and a stream in its own way; `ok` and `long` are sound, for company. Run as a
+program it serves on loopback until it is ended, and prints its base URL.
+"""
+
+import asyncio
+import gzip
+import json
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trustme
+
+from support import Exchange, Script, http
+
+PIECES = ("0 ", "1 ")
+"""The text of a sound answer, chunk by chunk; a stream that breaks has sent them before."""
+WHOLE_TEXT = "".join(PIECES)
+RETRY_AFTER_SECONDS = 1
+ENOUGH = b"x" * 65536
+
+
+def event(piece: dict[str, object]) -> bytes:
+    """One event of a stream."""
+    return b"data: " + json.dumps(piece).encode() + b"\n\n"
+
+
+def chunk(text: str, finish_reason: str | None = None) -> bytes:
+    """One chunk of text as an event."""
+    return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}]})
+
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+END = event({"choices": [], "usage": USAGE}) + b"data: [DONE]\n\n"
+STREAM = (chunk(PIECES[0]), chunk(PIECES[1], "stop"), END)
+WHOLE = json.dumps(
+    {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": WHOLE_TEXT}, "finish_reason": "stop"}],
+        "usage": USAGE,
+    }
+).encode()
+ERROR = json.dumps({"error": {"message": "The engine is on fire.", "type": "server_error", "code": None}}).encode()
+
+
+class Answer:
+    """The pen for one faulty answer, in HTTP/1.1 with chunked framing."""
+
+    def __init__(self, exchange: Exchange, attempt: int) -> None:
+        self.exchange = exchange
+        self.attempt = attempt
+        """Which attempt of its call this is, from 1."""
+        self.streaming: bool = json.loads(exchange.body).get("stream", False)
+        self.whole = b"".join(STREAM) if self.streaming else WHOLE
+        """The body of a sound answer."""
+
+    async def head(self, content_type: str = "", *more: str) -> None:
+        """The headers of a success."""
+        content_type = content_type or ("text/event-stream" if self.streaming else "application/json")
+        lines = ("HTTP/1.1 200 OK", f"content-type: {content_type}", "transfer-encoding: chunked", *more)
+        await self.exchange.send("\r\n".join(lines).encode() + b"\r\n\r\n")
+
+    async def body(self, *pieces: bytes) -> None:
+        """Parts of the body, each on its own way."""
+        for piece in pieces:
+            await self.exchange.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await asyncio.sleep(0.001)  # a read of its own for the other side
+
+    async def begun(self) -> None:
+        """A sound beginning: some chunks, or half of a body."""
+        await self.head()
+        if self.streaming:
+            await self.body(*map(chunk, PIECES))
+        else:
+            await self.body(WHOLE[: len(WHOLE) // 2])
+
+    async def end(self) -> None:
+        """The end of the body, clean as far as HTTP goes."""
+        await self.exchange.send(b"0\r\n\r\n")
+
+    async def sound(self) -> None:
+        """A whole answer without any fault."""
+        await self.head()
+        await self.body(*(STREAM if self.streaming else (WHOLE,)))
+        await self.end()
+
+    async def status(self, status: str, body: bytes = b"{}", **headers: str) -> None:
+        """An error status."""
+        await self.exchange.send(http(body, status, **headers))
+
+    async def silence(self) -> None:
+        """Nothing more, until the other side gives up."""
+        await self.exchange.closed_by_peer()
+
+    async def endlessly(self, piece: bytes) -> None:
+        """The same again and again, until the other side gives up."""
+        with suppress(ConnectionError):
+            while not self.exchange.reader.at_eof():
+                await self.body(piece)
+
+
+Deed = Callable[[Answer], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row: what the upstream does, in words and in deed."""
+
+    name: str
+    does: str
+    answer: Deed
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def _fault(name: str, does: str) -> Callable[[Deed], Deed]:
+    def add(answer: Deed) -> Deed:
+        FAULTS[name] = Fault(name, does, answer)
+        return answer
+
+    return add
+
+
+@_fault("bad-certificate", "shows a certificate of an unknown authority")
+@_fault("refused", "refuses the connection")
+async def _never_reached(answer: Answer) -> None:
+    raise AssertionError("a request got through")
+
+
+@_fault("reset-before-headers", "takes the request, then resets the connection")
+async def _(answer: Answer) -> None:
+    answer.exchange.reset()
+
+
+@_fault("silent-before-headers", "takes the request, then stays silent")
+async def _(answer: Answer) -> None:
+    await answer.silence()
+
+
+@_fault("not-http", "answers with bytes that are no HTTP")
+async def _(answer: Answer) -> None:
+    await answer.exchange.send(b"\x16\x03\x01\x00\xa5 what is this?\r\n\r\n")
+    await answer.silence()
+
+
+@_fault("silent-after-headers", "sends headers, then stays silent")
+async def _(answer: Answer) -> None:
+    await answer.head()
+    await answer.silence()
+
+
+@_fault("silent-after-chunks", "sends some of the answer, then stays silent")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    await answer.silence()
+
+
+@_fault("reset-after-chunks", "sends some of the answer, then resets the connection")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    answer.exchange.reset()
+
+
+@_fault("cut-in-event", "ends the body cleanly in the middle of an event")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    if answer.streaming:
+        await answer.body(chunk("and more")[:-20])
+    await answer.end()
+
+
+@_fault("truncated", "ends the body cleanly, without finish_reason and [DONE]")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    await answer.end()
+
+
+@_fault("error-in-stream", "sends some of the answer, then an error object")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    await answer.body(b"data: " + ERROR + b"\n\n")
+    await answer.end()
+
+
+@_fault("garbage-event", "sends some of the answer, then an event that is no JSON")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    await answer.body(b"data: \x00\xff{{{ garbage\n\n")
+    await answer.end()
+
+
+@_fault("garbage-framing", "sends some of the answer, then breaks HTTP's framing")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    await answer.exchange.send(b"no length at all\r\n")
+    await answer.silence()
+
+
+@_fault("endless-line", "sends a line that never ends")
+async def _(answer: Answer) -> None:
+    await answer.head()
+    await answer.body(b"data: ")
+    await answer.endlessly(ENOUGH)
+
+
+@_fault("endless-body", "sends whitespace or comments for ever")
+async def _(answer: Answer) -> None:
+    await answer.head()
+    await answer.endlessly(b": still here\n\n" * 100 if answer.streaming else b" " * len(ENOUGH))
+
+
+@_fault("endless-keep-alive", "sends some of the answer, then only comments")
+async def _(answer: Answer) -> None:
+    await answer.begun()
+    with suppress(ConnectionError):
+        while not answer.exchange.reader.at_eof():
+            await answer.body(b": still here\n\n" if answer.streaming else b" ")
+            await asyncio.sleep(0.02)
+
+
+@_fault("gzip", "compresses, although not asked to")
+async def _(answer: Answer) -> None:
+    await answer.head("", "content-encoding: gzip")
+    await answer.body(gzip.compress(answer.whole))
+    await answer.end()
+
+
+@_fault("html", "answers 200 with an HTML page")
+async def _(answer: Answer) -> None:
+    await answer.head("text/html; charset=utf-8")
+    await answer.body(b"<!DOCTYPE html><title>Welcome</title>")
+    await answer.end()
+
+
+@_fault("mislabelled", "sends a sound answer as application/octet-stream")
+async def _(answer: Answer) -> None:
+    await answer.head("application/octet-stream")
+    await answer.body(answer.whole)
+    await answer.end()
+
+
+@_fault("slow-bytes", "sends a sound answer byte by byte")
+async def _(answer: Answer) -> None:
+    await answer.head()
+    await answer.body(*(bytes([byte]) for byte in answer.whole))
+    await answer.end()
+
+
+@_fault("too-slow-bytes", "sends byte by byte, too slowly for the first chunk")
+async def _(answer: Answer) -> None:
+    await answer.head()
+    with suppress(ConnectionError):
+        for byte in answer.whole:
+            if answer.exchange.reader.at_eof():
+                break
+            await answer.body(bytes([byte]))
+            await asyncio.sleep(0.1)
+
+
+@_fault("429", "answers 429 each time")
+async def _(answer: Answer) -> None:
+    await answer.status("429 Too Many Requests")
+
+
+@_fault("429-retry-after", "answers 429 with Retry-After: 1, then soundly")
+async def _(answer: Answer) -> None:
+    if answer.attempt == 1:
+        await answer.status("429 Too Many Requests", retry_after=str(RETRY_AFTER_SECONDS))
+    else:
+        await answer.sound()
+
+
+@_fault("429-retry-late", "answers 429 with a Retry-After past the deadline")
+async def _(answer: Answer) -> None:
+    await answer.status("429 Too Many Requests", retry_after="3600")
+
+
+@_fault("429-quota", "answers 429 insufficient_quota")
+async def _(answer: Answer) -> None:
+    await answer.status("429 Too Many Requests", b'{"error": {"message": "Pay.", "code": "insufficient_quota"}}')
+
+
+@_fault("401", "answers 401")
+async def _(answer: Answer) -> None:
+    await answer.status("401 Unauthorized")
+
+
+@_fault("500", "answers 500 each time")
+async def _(answer: Answer) -> None:
+    await answer.status("500 Internal Server Error", ERROR)
+
+
+@_fault("503-then-ok", "answers 503, then soundly")
+async def _(answer: Answer) -> None:
+    await (answer.status("503 Service Unavailable") if answer.attempt == 1 else answer.sound())
+
+
+@_fault("error-body", "answers 200 with an error object as its body")
+async def _(answer: Answer) -> None:
+    await answer.status("200 OK", ERROR)
+
+
+@_fault("redirect", "redirects")
+async def _(answer: Answer) -> None:
+    await answer.status("307 Temporary Redirect", b"", location="/v2/chat/completions")
+
+
+async def _long(answer: Answer) -> None:
+    """Forty chunks over two seconds, or a whole answer after one."""
+    if not answer.streaming:
+        await asyncio.sleep(1)
+        await answer.sound()
+        return
+    await answer.head()
+    for number in range(40):
+        await answer.body(chunk(f"{number} ", "stop" if number == 39 else None))
+        await asyncio.sleep(0.05)
+    await answer.body(END)
+    await answer.end()
+
+
+SOUND = {"ok": Answer.sound, "long": _long}
+
+
+class Faults(Script):
+    """`async with Faults() as upstream:`, and then requests to `upstream.base_url`."""
+
+    def __init__(self, certificate: trustme.LeafCert | None = None) -> None:
+        super().__init__(certificate)
+        self.exchanges = deque(maxlen=100)  # a long run would keep them all
+        self.attempts: Counter[str] = Counter()
+        """By the call's request id, which all its attempts carry."""
+
+    def choose(self, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
+        """The answer that the model's name asks for."""
+        model = json.loads(exchange.body)["model"]
+        answer = SOUND[model] if model in SOUND else FAULTS[model].answer
+        call = exchange.header(b"x-request-id")
+        self.attempts[call] += 1
+        return lambda exchange: answer(Answer(exchange, self.attempts[call]))
+
+
+async def _main() -> None:
+    async with Faults() as upstream:
+        print(upstream.base_url, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_main())

@@ -1,0 +1,151 @@
+"""What becomes of a call when the upstream breaks: docs/faults.md, row by row.
+
+That table is what is expected here, and UPDATE_DOCS=1 (`make docs`) writes it from what is seen; the rules that no row
+may break stand in this file.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import docs
+from chatrpc_server.rpc.observe import CODE_NAMES
+from faults import FAULTS, RETRY_AFTER_SECONDS, WHOLE_TEXT, Faults
+from support import Outcome, Service, outcome, request, service
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
+COLUMNS = ("fault", "the upstream", "RPC", "status", "reason", "attempts", "chunks before", "ends", "left behind")
+_UNMERGED = [("x-chatrpc-coalesce", "off")]
+RPCS = {"unary": "CreateChatCompletion", "stream": "CreateChatCompletionStream"}
+
+FIRST_CHUNK_SECONDS, GAP_SECONDS, DEADLINE_SECONDS = 2.0, 3.0, 4.0
+LIMITS = {
+    0.0: "at once",
+    RETRY_AFTER_SECONDS: "after Retry-After",
+    FIRST_CHUNK_SECONDS: "first-chunk limit",
+    GAP_SECONDS: "gap limit",
+    DEADLINE_SECONDS: "deadline",
+}
+"""What a call may wait for, in seconds: far enough apart to tell them on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[docs.Rows]:
+    with docs.rows(DOCUMENT, "faults", COLUMNS, keys=3) as rows:
+        yield rows
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_fault(fault: str, rpc: str, rows: docs.Rows) -> None:
+    async with _service(fault) as chat:
+        before, counts = _resources(), _counts(chat)
+        started = time.monotonic()
+        # One message for each event of the upstream, so that they can be counted.
+        ended = await outcome(getattr(chat.stub, RPCS[rpc])(request(model=fault), metadata=_UNMERGED))
+        seconds = time.monotonic() - started
+        left = await _left_behind(before)
+        _check_counts(chat, rpc, ended, counts)
+        attempts = 1 + int(chat.value("chatrpc_upstream_retries_total"))
+    _check_rules(ended, rpc, attempts)
+    chunks = len(ended.messages) if rpc == "stream" else ""
+    waited = max(limit for limit in LIMITS if limit <= seconds)
+    cells = (fault, FAULTS[fault].does, rpc, ended.code.name, ended.reason, attempts, chunks, LIMITS[waited], left)
+    rows.check(*cells)
+
+
+def test_the_table_has_no_other_rows(rows: docs.Rows) -> None:
+    assert docs.UPDATE or rows.keys() == [(name, fault.does, rpc) for name, fault in FAULTS.items() for rpc in RPCS]
+
+
+@asynccontextmanager
+async def _service(fault: str) -> AsyncIterator[Service]:
+    """A service in front of the fault. What a sound call leaves open, such as kept connections, is open already."""
+    upstream = {
+        "first_chunk_timeout_seconds": FIRST_CHUNK_SECONDS,
+        "chunk_gap_timeout_seconds": GAP_SECONDS,
+        "max_event_bytes": 1 << 20,
+        "max_response_bytes": 4 << 20,
+    }
+    limits = {"default_deadline_seconds": DEADLINE_SECONDS}
+    async with _base_url(fault) as base_url, service(base_url, upstream=upstream, limits=limits) as chat:
+        if fault in _UNREACHABLE:
+            await health_pb2_grpc.HealthStub(chat.channel).Check(health_pb2.HealthCheckRequest())
+        else:
+            await chat.stub.CreateChatCompletion(request(model="ok"))
+        yield chat
+
+
+_UNREACHABLE = ("refused", "bad-certificate")
+"""They happen before a request could name them."""
+
+
+@asynccontextmanager
+async def _base_url(fault: str) -> AsyncIterator[str]:
+    if fault == "refused":
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # so that nobody else gets the port; it does not listen
+            yield f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        return
+    certificate = trustme.CA().issue_cert("localhost") if fault == "bad-certificate" else None
+    async with Faults(certificate) as upstream:
+        yield upstream.base_url
+
+
+def _resources() -> tuple[int, int]:
+    """Tasks and file descriptors of this process: those of the service, its upstream and its caller together."""
+    return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+
+
+async def _left_behind(before: tuple[int, int]) -> str:
+    """What there is more than before, once everything has had time to end."""
+    until = time.monotonic() + 2
+    while True:
+        tasks, descriptors = (max(0, now - then) for now, then in zip(_resources(), before, strict=True))
+        if not tasks and not descriptors:
+            return "nothing"
+        if time.monotonic() > until:
+            return f"{tasks} tasks, {descriptors} descriptors"
+        await asyncio.sleep(0.01)
+
+
+def _counts(chat: Service) -> dict[str, float]:
+    """The calls, by each of the ways in which they are counted."""
+    counted = {
+        "started": "grpc_server_started_total",
+        "handled": "grpc_server_handled_total",
+        "timed": "grpc_server_handling_seconds_count",
+        "operations": "gen_ai_client_operation_duration_seconds_count",
+        "streams": "chatrpc_streams_ended_total",
+    }
+    return {what: chat.value(name) for what, name in counted.items()}
+
+
+def _check_counts(chat: Service, rpc: str, ended: Outcome, before: dict[str, float]) -> None:
+    """The call was counted once in each way, under its code, and its place is free again."""
+    assert chat.server.admission.in_flight == chat.value("chatrpc_rpcs_in_flight") == 0
+    more = {what: count - before[what] for what, count in _counts(chat).items()}
+    assert more == {"started": 1, "handled": 1, "timed": 1, "operations": 1, "streams": float(rpc == "stream")}
+    assert chat.value("grpc_server_handled_total", grpc_method=RPCS[rpc], grpc_code=CODE_NAMES[ended.code]) >= 1
+
+
+def _check_rules(ended: Outcome, rpc: str, attempts: int) -> None:
+    """What holds whatever the upstream does."""
+    choices = [choice for message in ended.messages for choice in message.choices]
+    texts = [(choice.message if rpc == "unary" else choice.delta).content for choice in choices]
+    assert WHOLE_TEXT.startswith("".join(texts)), "in order, none twice, none invented"
+    if ended.code is grpc.StatusCode.OK:
+        assert "".join(texts) == WHOLE_TEXT, "cut, and reported as success"
+        assert choices[-1].finish_reason == "stop"
+    else:
+        assert ended.reason
+        assert attempts == 1 or not texts, "tried again after the first chunk"
