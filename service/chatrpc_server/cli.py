@@ -9,11 +9,17 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from chatrpc_server import __version__
 from chatrpc_server.lifecycle import StartError, stop_signals
 from chatrpc_server.settings import Address, Settings, SettingsError, add_flags, load
+
+if TYPE_CHECKING:
+    from chatrpc_server.workers import Parent
 
 _Namespace = argparse.Namespace
 
@@ -93,11 +99,52 @@ def _directives() -> str:
 
 
 def _serve(args: _Namespace, unknown: Sequence[str]) -> int:
-    from chatrpc_server.server import Server
-
     settings = load(args, unknown=unknown)
     _configure_logs(settings, settings.log.level)
-    return _run(lambda: Server(settings).run(), settings.event_loop)
+    return _serve_alone(settings) if settings.workers == 1 else _serve_with_workers(settings)
+
+
+def _serve_alone(settings: Settings) -> int:
+    from chatrpc_server.server import Server
+
+    async def run() -> None:
+        with stop_signals() as stops:
+            await Server(settings).run(stops)
+
+    return _run(run, settings.event_loop)
+
+
+def _serve_with_workers(settings: Settings) -> int:
+    from chatrpc_server.ports import held
+    from chatrpc_server.workers import Workers
+
+    async def run() -> None:
+        with ExitStack() as stack:
+            addresses = {
+                setting: stack.enter_context(held(setting, address))
+                for setting in ("listen", "health_listen")
+                if (address := getattr(settings, setting))
+            }
+            work = partial(_work, settings.model_copy(update=addresses))
+            await Workers(settings.workers, work).run()
+
+    return _run(run, "asyncio")
+
+
+def _work(settings: Settings, number: int, parent: "Parent") -> int:
+    """What one of several workers does."""
+    from chatrpc_server.server import Server
+
+    _configure_logs(settings, settings.log.level, number)
+    metrics = settings.metrics_listen
+    if metrics.port:
+        settings = settings.model_copy(update={"metrics_listen": replace(metrics, port=metrics.port + number)})
+
+    async def run() -> None:
+        with parent.stops() as stops:
+            await Server(settings, shares_port=True).run(stops, parent.started)
+
+    return _run(run, settings.event_loop, parent.failed)
 
 
 def _demo(args: _Namespace, unknown: Sequence[str]) -> int:
@@ -141,7 +188,10 @@ def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    listen = load(args, unknown=unknown).listen
+    settings = load(args, unknown=unknown)
+    if settings.tls.cert_file and not settings.health_listen:
+        raise SettingsError(["health_listen: must be given where TLS is on: health is asked there, without TLS"])
+    listen = settings.health_listen or settings.listen
     # A server that listens everywhere is asked on loopback.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
     target = str(Address(host, listen.port))
@@ -158,10 +208,10 @@ def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
     return 0 if status == "SERVING" else 1
 
 
-def _configure_logs(settings: Settings, level: str) -> None:
+def _configure_logs(settings: Settings, level: str, worker: int | None = None) -> None:
     from chatrpc_server import logs
 
-    logs.configure(level, settings.log.format, logs.Redactor([settings.upstream.api_key]))
+    logs.configure(level, settings.log.format, logs.Redactor([settings.upstream.api_key]), worker)
 
 
 def _refuse(unknown: Sequence[str]) -> None:
@@ -169,7 +219,15 @@ def _refuse(unknown: Sequence[str]) -> None:
         raise SettingsError([f"{unknown[0].partition('=')[0]}: unknown argument"])
 
 
-def _run(run: Callable[[], Coroutine[Any, Any, Any]], event_loop: str = "uvloop") -> int:
+def _print(error: StartError) -> None:
+    print(f"chatrpc-server: {error}", file=sys.stderr)
+
+
+def _run(
+    run: Callable[[], Coroutine[Any, Any, Any]],
+    event_loop: str = "uvloop",
+    failed: Callable[[StartError], None] = _print,
+) -> int:
     """Runs it to its end; False from it, or `StartError`, is exit code 1."""
     factory = None
     if event_loop == "uvloop":
@@ -180,5 +238,5 @@ def _run(run: Callable[[], Coroutine[Any, Any, Any]], event_loop: str = "uvloop"
         with asyncio.Runner(loop_factory=factory) as runner:
             return 1 if runner.run(run()) is False else 0
     except StartError as error:
-        print(f"chatrpc-server: {error}", file=sys.stderr)
+        failed(error)
         return 1

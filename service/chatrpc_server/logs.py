@@ -38,12 +38,17 @@ def _forms(secret: str) -> set[str]:
     return {secret, escaped, escaped.replace("/", "\\/")}
 
 
-def configure(level: str, style: str, redact: Callable[[str], str]) -> None:
-    """Sends all logs of this process to stderr. `style`: `json`, `text`, or `auto` for text on a terminal."""
+def configure(level: str, style: str, redact: Callable[[str], str], worker: int | None = None) -> None:
+    """Sends all logs of this process to stderr. `style`: `json`, `text`, or `auto` for text on a terminal.
+
+    `worker`: its number, where there are several; it stands in each line.
+    """
     if style == "auto":
         style = "text" if sys.stderr.isatty() else "json"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(redact) if style == "json" else _Text(redact))
+    if worker is not None:
+        handler.addFilter(lambda record: record.__dict__.setdefault("worker", worker) is not None)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Below a warning these tell of addresses and headers.
     for name in ("httpx", "httpcore", "aiohttp", "asyncio", "grpc"):

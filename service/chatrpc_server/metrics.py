@@ -5,6 +5,7 @@ is a client of the model server) and, for what is ours, the prefix `chatrpc_`. L
 model is a configured name or `other`.
 """
 
+import asyncio
 import platform
 import socket
 import threading
@@ -103,6 +104,13 @@ class Metrics:
             registry=registry,
         )
         self.draining = Gauge("chatrpc_draining", "1 while this process drains.", registry=registry)
+        self.tls_reloads = Counter(
+            "chatrpc_tls_reloads",
+            "Changes of the TLS files, by whether they were of use.",
+            ("result",),
+            registry=registry,
+        )
+        self._tasks = Gauge("chatrpc_asyncio_tasks", "Tasks of the event loop: some for each RPC.", registry=registry)
         build = Gauge(
             "chatrpc_build_info",
             "Always 1; the labels tell the versions.",
@@ -110,6 +118,14 @@ class Metrics:
             registry=registry,
         )
         build.labels(__version__, platform.python_version(), version("grpcio"), version("protobuf")).set(1)
+
+    def watch_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Counts the tasks of this loop at each scrape."""
+        self._tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
+
+    def note_tls_reload(self, of_use: bool) -> None:
+        """Counts a change of the TLS files."""
+        self.tls_reloads.labels("success" if of_use else "failure").inc()
 
     def model_label(self, model: str) -> str:
         """The model's own name if it is configured, else `other`: callers must not be able to make series."""

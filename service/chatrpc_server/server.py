@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-import socket
+import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
 import grpc
@@ -10,19 +11,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_to_server
-from chatrpc_server import __version__
+from chatrpc_server import __version__, ports
 from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.errors import ChatError, Refused
 from chatrpc_server.core.upstream import Upstream
-from chatrpc_server.lifecycle import StartError, stop_signals
+from chatrpc_server.lifecycle import StartError, Stops
 from chatrpc_server.logs import Redactor
 from chatrpc_server.metrics import Exporter, Metrics
+from chatrpc_server.rpc import listeners
 from chatrpc_server.rpc.admission import Admission
+from chatrpc_server.rpc.certificates import Certificates
 from chatrpc_server.rpc.chat import ChatCompletionService
 from chatrpc_server.rpc.health import Health
 from chatrpc_server.rpc.layers import layers
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
-from chatrpc_server.settings import Address, LimitsSettings, Settings, UpstreamSettings
+from chatrpc_server.settings import Address, Settings, UpstreamSettings
 from chatrpc_server.upstream import engine
 from chatrpc_server.upstream.openai import OpenAI
 from chatrpc_server.upstream.retry import Retrying
@@ -36,10 +39,13 @@ _LAST_WORDS_SECONDS = 2.0
 class Server:
     """One process of the service. `start`, then `drain`, then `stop`; or `run`, which waits for signals in between."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, shares_port: bool = False) -> None:
+        """`shares_port`: other processes of this user listen at the same address, and the kernel deals connections."""
         self.settings = settings
+        self._shares_port = shares_port
         self.metrics = Metrics(settings.upstream.models)
         self.health = Health()
+        self.health_address: Address | None = None
         self.admission = Admission(
             settings.limits.max_in_flight,
             settings.limits.min_deadline_seconds,
@@ -51,25 +57,29 @@ class Server:
         settings = self.settings
         async with AsyncExitStack() as stack:
             # Closed in the opposite order: metrics last, so that a scrape can still see the end.
+            self.metrics.watch_tasks(asyncio.get_running_loop())
             exporter = _exporter(self.metrics, settings.metrics_listen)
             stack.push_async_callback(asyncio.to_thread, exporter.close)
             upstream = _openai(settings.upstream)
             stack.push_async_callback(upstream.aclose)
+            if settings.health_listen:
+                probed = listeners.server(settings.limits, shares_port=self._shares_port)
+                health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
+                self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
             self._grpc = self._build(upstream)
-            port = _listen(self._grpc, settings.listen)
-            stack.push_async_callback(self._grpc.stop, None)
-            await self._grpc.start()
+            self.address = await self._open(stack, self._grpc, "listen", settings.listen, self._credentials())
             self._running = stack.pop_all()
-        self.address = Address(settings.listen.host, port)
         self.metrics_address = Address(settings.metrics_listen.host, exporter.port)
         self.health.set_serving(True)
         log.info(
             "serving",
             extra={
                 "listen": str(self.address),
+                "health": str(self.health_address) if self.health_address else None,
                 "metrics": f"http://{self.metrics_address}/metrics",
                 "upstream": settings.upstream.base_url,
                 "version": __version__,
+                "pid": os.getpid(),
             },
         )
 
@@ -93,21 +103,36 @@ class Server:
         await self._running.aclose()
         log.info("stopped")
 
-    async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT, then drains; a second signal stops at once. Raises `StartError`."""
-        with stop_signals() as stop_signal:
-            await self.start()
-            try:
-                await stop_signal()
-                draining = asyncio.create_task(self.drain())
-                again = asyncio.create_task(stop_signal())
-                await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
-                for task in (draining, again):
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
-            finally:
-                await self.stop()
+    async def run(self, stops: Stops, started: Callable[[], None] = lambda: None) -> None:
+        """Serves until told to stop, then drains; told again, it stops at once. Raises `StartError`."""
+        await self.start()
+        try:
+            started()
+            await stops()
+            draining = asyncio.ensure_future(self.drain())
+            again = asyncio.ensure_future(stops())
+            await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
+            for task in (draining, again):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        finally:
+            await self.stop()
+
+    async def _open(
+        self,
+        stack: AsyncExitStack,
+        server: grpc.aio.Server,
+        setting: str,
+        address: Address,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> Address:
+        """Lets the server listen until the stack is closed; gives the address that it has. Raises `StartError`."""
+        shares_port = self._shares_port
+        opened = listeners.listen(server, setting, address, shares_port=shares_port, credentials=credentials)
+        stack.push_async_callback(server.stop, None)
+        await server.start()
+        return opened
 
     def _build(self, upstream: Upstream) -> grpc.aio.Server:
         """The gRPC server with all that it serves."""
@@ -125,7 +150,7 @@ class Server:
             max_message_bytes=settings.limits.max_message_bytes,
             coalesce=settings.coalesce,
         )
-        server = grpc.aio.server(interceptors=[pipeline], options=_options(settings.limits))
+        server = listeners.server(settings.limits, shares_port=self._shares_port, interceptors=[pipeline])
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
@@ -133,35 +158,24 @@ class Server:
             reflection.enable_server_reflection(names, server)
         return server
 
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        if not self.settings.tls.cert_file:
+            return None
+        try:
+            return Certificates(self.settings.tls, self.metrics.note_tls_reload).credentials()
+        except (OSError, ValueError) as error:
+            raise StartError(str(error)) from None
+
     def _retried(self, error: ChatError) -> None:
         reason = str(error.status) if isinstance(error, Refused) else "connect"
         self.metrics.retries.labels(self.settings.upstream.name, reason).inc()
-
-
-def _options(limits: LimitsSettings) -> list[tuple[str, int]]:
-    return [
-        # Otherwise a second server on the same port starts too, and takes half of the connections.
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", limits.max_message_bytes),
-        # Beyond this calls would wait in the client, unseen; ours are refused with a reason instead.
-        ("grpc.max_concurrent_streams", 2 * limits.max_in_flight),
-        # Callers that are gone without a word are found, and callers may ping while a model thinks.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        # Long-lived connections would never notice new replicas. Calls may outlive their connection's age.
-        ("grpc.max_connection_age_ms", 600_000),
-        ("grpc.max_connection_idle_ms", 900_000),
-    ]
 
 
 def _exporter(metrics: Metrics, address: Address) -> Exporter:
     try:
         return Exporter(metrics, address.host, address.port)
     except OSError as error:
-        raise _cannot_listen("metrics_listen", address, error) from None
+        raise ports.cannot_listen("metrics_listen", address, error) from None
 
 
 def _openai(settings: UpstreamSettings) -> OpenAI:
@@ -169,20 +183,3 @@ def _openai(settings: UpstreamSettings) -> OpenAI:
         return OpenAI(settings, engine.transport(settings))
     except OSError as error:  # ssl.SSLError is one
         raise StartError(f"upstream.ca_file: {settings.ca_file}: no certificates to be had from it: {error}") from None
-
-
-def _listen(server: grpc.aio.Server, address: Address) -> int:
-    """The port that it listens on. Tried with a socket first, since grpc does not tell why it cannot."""
-    try:
-        for family, _, _, _, sockaddr in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(sockaddr)
-        return server.add_insecure_port(str(address))
-    except (OSError, RuntimeError) as error:
-        raise _cannot_listen("listen", address, error) from None
-
-
-def _cannot_listen(setting: str, address: Address, error: Exception) -> StartError:
-    why = error.strerror if isinstance(error, OSError) else None
-    return StartError(f"{setting}: cannot listen on {address}: {why or error}")

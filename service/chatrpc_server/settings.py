@@ -62,12 +62,16 @@ class Address:
 
 
 def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
-    if not value.is_loopback and not info.data.get("allow_insecure", True):
-        raise ValueError(
-            "listens beyond loopback without TLS and without authenticating callers; if that is meant, say so:"
-            " allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
-        )
-    return value
+    tls = info.data.get("tls")  # absent if it is a mistake itself
+    if value.is_loopback or tls is None or tls.client_ca_file or info.data.get("allow_insecure", True):
+        return value
+    lacks = "authenticating callers (tls.client_ca_file)"
+    if not tls.cert_file:
+        lacks = f"TLS (tls.cert_file) and without {lacks}"
+    raise ValueError(
+        f"listens beyond loopback without {lacks}; if that is meant, say so:"
+        " allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
+    )
 
 
 def _base_url(text: str) -> str:
@@ -106,6 +110,26 @@ def _at_least(other: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _only_with(other: str, *, both: bool = False) -> AfterValidator:
+    """Of no use without the field `other`, which is declared before; `both`: nor is that one without this."""
+
+    def check(value: Path | None, info: pydantic.ValidationInfo) -> Path | None:
+        if value and not info.data.get(other, value):
+            raise ValueError(f"is of no use without {other}")
+        if both and info.data.get(other) and not value:
+            raise ValueError(f"must be given, as {other} is")
+        return value
+
+    return AfterValidator(check)
+
+
+def _ports_left(workers: int, info: pydantic.ValidationInfo) -> int:
+    metrics = info.data.get("metrics_listen")
+    if metrics is not None and metrics.port and metrics.port + workers - 1 > 65535:
+        raise ValueError(f"are too many for metrics_listen: each needs a port of its own from {metrics.port} on")
+    return workers
+
+
 def _split(value: object) -> object:
     return [item for item in map(str.strip, value.split(",")) if item] if isinstance(value, str) else value
 
@@ -118,6 +142,11 @@ HeaderValue = Annotated[str | None, _in_header]
 Name = Annotated[str, _made_of("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
 Provider = Annotated[str, _made_of("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
 Listen = Annotated[Address, BeforeValidator(Address.parse), PlainSerializer(str, when_used="json")]
+OptionalListen = Annotated[
+    Address | None,
+    BeforeValidator(lambda value: value if value is None else Address.parse(value)),
+    PlainSerializer(str, when_used="json-unless-none"),
+]
 Models = Annotated[tuple[Annotated[str, _made_of(r"\S+", "names without spaces")], ...], BeforeValidator(_split)]
 _HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 Proxy = Annotated[str | None, _made_of(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
@@ -164,6 +193,18 @@ class UpstreamSettings(_Frozen):
     proxy: Proxy = _is(None, "HTTP proxy, http://host:port; HTTPS_PROXY and its like are not used.")
 
 
+class TlsSettings(_Frozen):
+    """TLS on `listen`. The files are read again whenever they change."""
+
+    cert_file: Path | None = _is(None, "PEM file of the certificate and its chain. With it `listen` speaks TLS only.")
+    key_file: Annotated[Path | None, _only_with("cert_file", both=True)] = _is(
+        None, "PEM file of the certificate's private key, not encrypted."
+    )
+    client_ca_file: Annotated[Path | None, _only_with("cert_file")] = _is(
+        None, "PEM file of the authorities of callers' certificates. With it callers without one are refused."
+    )
+
+
 class LimitsSettings(_Frozen):
     """What one process takes on."""
 
@@ -193,10 +234,17 @@ class Settings(_Frozen):
     """All settings, from `load`. Built directly it reads no file and raises pydantic's ValidationError."""
 
     allow_insecure: bool = _is(False, "Allows `listen` beyond loopback, without TLS or caller authentication.")
+    tls: TlsSettings = TlsSettings()  # before `listen`, which is judged by it
     listen: Annotated[Listen, AfterValidator(_safe_listen)] = _is(
         Address("127.0.0.1", 50051), "Address for gRPC; port 0 is any free one."
     )
-    metrics_listen: Listen = _is(Address("127.0.0.1", 9464), "Address for /metrics; port 0 is any free one.")
+    health_listen: OptionalListen = _is(None, "One more address, for health alone and without TLS, as probes need it.")
+    metrics_listen: Listen = _is(
+        Address("127.0.0.1", 9464), "Address for /metrics; each further worker takes the next port. 0 is any free one."
+    )
+    workers: Annotated[int, AfterValidator(_ports_left)] = _is(
+        1, "Processes that share `listen`; each has the limits for itself.", ge=1, le=256
+    )
     reflection: bool = _is(False, "Serves gRPC reflection, so that grpcurl needs no .proto files.")
     coalesce: bool = _is(True, "Merges chunks that arrived together into one message; never waits.")
     event_loop: Literal["uvloop", "asyncio"] = _is("uvloop", "Event loop that runs the service.")

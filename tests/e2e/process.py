@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Queue
 from typing import Any
 
@@ -27,6 +27,7 @@ class Process:
     """A command that goes on, with what it writes, line by line."""
 
     def __init__(self, *arguments: str, **environ: str) -> None:
+        """A session leader, as a shell's foreground job is: `os.killpg` reaches all that it starts, like Ctrl-C."""
         self.lines: list[str] = []
         self._queue: Queue[str | None] = Queue()
         self.popen = subprocess.Popen(
@@ -35,6 +36,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | environ,
+            start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -83,7 +85,8 @@ def running(*arguments: str, **environ: str) -> Iterator[Process]:
     try:
         yield process
     finally:
-        process.popen.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.popen.pid, signal.SIGKILL)  # with its workers, if it has any
         process.popen.wait()
         assert process.popen.stdout
         process._reader.join()

@@ -19,7 +19,8 @@ CANARY = "sk-canary-7f3a"
 ROWS = describe()
 
 BEYOND = (
-    "listens beyond loopback without TLS and without authenticating callers; if that is meant, say so:"
+    "listens beyond loopback without TLS (tls.cert_file) and without authenticating callers (tls.client_ca_file);"
+    " if that is meant, say so:"
     " allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
 )
 HOST_PORT = "must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)"
@@ -136,7 +137,9 @@ def test_no_address(text: object) -> None:
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "allow_insecure": ("true", True),
     "listen": ("[::1]:0", Address("::1", 0)),
+    "health_listen": ("0.0.0.0:50052", Address("0.0.0.0", 50052)),
     "metrics_listen": ("0.0.0.0:9464", Address("0.0.0.0", 9464)),
+    "workers": ("4", 4),
     "reflection": ("true", True),
     "coalesce": ("false", False),
     "event_loop": ("asyncio", "asyncio"),
@@ -166,7 +169,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
 }
-FILES = {"upstream.api_key_file", "upstream.ca_file"}
+FILES = {"upstream.api_key_file", "upstream.ca_file", "tls.cert_file", "tls.key_file", "tls.client_ca_file"}
 
 
 def test_every_setting_has_an_example() -> None:
@@ -310,7 +313,7 @@ def test_config_names_the_file_and_the_flag_is_stronger(file: Path, tmp_path: Pa
 
 
 def test_foreign_arguments_are_left_alone() -> None:
-    assert load(Namespace(workers=4, run=print), {}) == Settings()
+    assert load(Namespace(keep=True, run=print), {}) == Settings()
 
 
 # --- Secrets ---
@@ -665,6 +668,43 @@ def test_beyond_loopback_when_it_is_said(address: str) -> None:
     assert str(load_from(("--allow-insecure", "--listen", address)).listen) == address
 
 
+@pytest.fixture
+def pem(tmp_path: Path) -> str:
+    """A file that is there, as those of TLS have to be; what is in it is looked at when the service starts."""
+    path = tmp_path / "some.pem"
+    path.write_text("PEM")
+    return str(path)
+
+
+def test_beyond_loopback_with_tls_for_known_callers(pem: str) -> None:
+    flags = (f"--tls.cert-file={pem}", f"--tls.key-file={pem}", "--listen=0.0.0.0:1")
+    assert load_from((*flags, f"--tls.client-ca-file={pem}")).listen.port == 1
+    assert mistakes(flags=flags) == [
+        "--listen: " + BEYOND.replace("TLS (tls.cert_file) and without ", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "mistake"),
+    [
+        (["cert-file"], "tls.key_file, at its default: must be given, as cert_file is"),
+        (["key-file"], "--tls.key-file: is of no use without cert_file"),
+        (["client-ca-file"], "--tls.client-ca-file: is of no use without cert_file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_tls_files_that_do_not_go_alone(given: list[str], mistake: str, pem: str) -> None:
+    assert mistakes(flags=tuple(f"--tls.{name}={pem}" for name in given)) == [mistake]
+
+
+def test_more_workers_than_ports_for_their_metrics() -> None:
+    assert load_from(("--workers=2", "--metrics-listen=127.0.0.1:65534")).workers == 2
+    assert load_from(("--workers=9", "--metrics-listen=127.0.0.1:0")).workers == 9
+    assert mistakes(flags=("--workers=3", "--metrics-listen=127.0.0.1:65534")) == [
+        "--workers: are too many for metrics_listen: each needs a port of its own from 65534 on"
+    ]
+
+
 def test_a_wrong_allow_insecure_is_one_mistake() -> None:
     environ = {"CHATRPC_ALLOW_INSECURE": "perhaps", "CHATRPC_LISTEN": "0.0.0.0:1"}
     assert mistakes(environ=environ) == ["CHATRPC_ALLOW_INSECURE in the environment: must be true or false"]
@@ -709,10 +749,15 @@ def test_rows() -> None:
         "text",
         "https://api.openai.com/v1",
     )
-    assert {path: (rows[path].type, rows[path].default) for path in list(rows)[:6]} == {
+    assert {path: (rows[path].type, rows[path].default) for path in list(rows)[:11]} == {
         "allow_insecure": ("true or false", "false"),
+        "tls.cert_file": ("a path", "none"),
+        "tls.key_file": ("a path", "none"),
+        "tls.client_ca_file": ("a path", "none"),
         "listen": ("host:port", "127.0.0.1:50051"),
+        "health_listen": ("host:port", "none"),
         "metrics_listen": ("host:port", "127.0.0.1:9464"),
+        "workers": ("a whole number, at least 1, at most 256", "1"),
         "reflection": ("true or false", "false"),
         "coalesce": ("true or false", "true"),
         "event_loop": ("one of uvloop, asyncio", "uvloop"),

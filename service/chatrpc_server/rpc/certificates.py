@@ -1,0 +1,102 @@
+"""TLS on the listener. The certificates are read again when their files change, so that rotating them needs no restart.
+
+grpc asks at every handshake; connections that are open keep the certificate they began with, until their age ends them.
+TLS is 1.2 or newer: that is what grpc's core speaks, and it has no setting for it.
+"""
+
+import logging
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from chatrpc_server.settings import TlsSettings
+
+log = logging.getLogger(__name__)
+
+
+class Certificates:
+    """What the files of the settings hold. `reloaded` is told of each change whether it is of use."""
+
+    def __init__(self, settings: TlsSettings, reloaded: Callable[[bool], None]) -> None:
+        """Raises OSError or ValueError if the files are of no use."""
+        assert settings.cert_file
+        assert settings.key_file
+        self._cert_file, self._key_file, self._client_ca_file = (
+            settings.cert_file,
+            settings.key_file,
+            settings.client_ca_file,
+        )
+        self._reloaded = reloaded
+        self._stamp = self._stamp_now()
+        self._first = self._read()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For `add_secure_port`. Where there are authorities for callers, a caller without their word is refused."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._first,
+            self._changed,  # type: ignore[arg-type]  # None is allowed
+            self._client_ca_file is not None,
+        )
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked at every handshake, by a thread of grpc's: what is new, or None for no change."""
+        try:
+            stamp = self._stamp_now()
+            if stamp == self._stamp:
+                return None
+            self._stamp = stamp  # also of files that are of no use: they are not read again until they change
+            configuration = self._read()
+        except (OSError, ValueError) as error:
+            # Such as a certificate that is new already beside a key that is still the old one.
+            log.error("the TLS files have changed and are of no use: the old ones stay", extra={"cause": str(error)})
+            self._reloaded(False)
+            return None
+        log.info("the TLS files have changed: new connections get the new ones")
+        self._reloaded(True)
+        return configuration
+
+    def _stamp_now(self) -> list[tuple[int, int, int]]:
+        """Tells whether the files are still the same, through links as Kubernetes swaps them."""
+        return [_stamp(file) for file in (self._cert_file, self._key_file, self._client_ca_file) if file]
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        chain = _pem("cert_file", self._cert_file, b"CERTIFICATE-----")
+        key = _pem("key_file", self._key_file, b"PRIVATE KEY-----")
+        authorities = (
+            _pem("client_ca_file", self._client_ca_file, b"CERTIFICATE-----") if self._client_ca_file else None
+        )
+        # grpc takes whatever it is given, and then fails at each handshake without a word.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self._cert_file, self._key_file, password="")
+        except ssl.SSLError as error:
+            raise ValueError(f"tls.key_file: {self._key_file}: no key for {self._cert_file}: {_why(error)}") from None
+        try:
+            if self._client_ca_file:
+                context.load_verify_locations(self._client_ca_file)
+        except ssl.SSLError as error:
+            raise ValueError(f"tls.client_ca_file: {self._client_ca_file}: {_why(error)}") from None
+        return grpc.ssl_server_certificate_configuration([(key, chain)], authorities)
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return (0, 0, 0)  # what is wrong with it, reading it tells
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _pem(setting: str, file: Path, marker: bytes) -> bytes:
+    content = file.read_bytes()
+    if marker not in content:
+        raise ValueError(f"tls.{setting}: {file}: nothing in PEM form (-----BEGIN … {marker.decode()}) is in it")
+    if b"ENCRYPTED" in content:
+        raise ValueError(f"tls.{setting}: {file}: is encrypted, and nobody is there to ask for its password")
+    return content
+
+
+def _why(error: ssl.SSLError) -> str:
+    return (error.reason or "not readable").lower().replace("_", " ")

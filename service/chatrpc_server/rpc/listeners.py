@@ -1,0 +1,55 @@
+"""gRPC servers and where they listen: options, ports, TLS."""
+
+from collections.abc import Sequence
+
+import grpc
+
+from chatrpc_server import ports
+from chatrpc_server.settings import Address, LimitsSettings
+
+
+def server(
+    limits: LimitsSettings, *, shares_port: bool, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+) -> grpc.aio.Server:
+    """A server that does not listen yet. `shares_port`: as for `listen`."""
+    options = [
+        # On by default: a second server on the same port would start too, and take half of the connections.
+        ("grpc.so_reuseport", int(shares_port)),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        # Beyond this calls would wait in the client, unseen; ours are refused with a reason instead.
+        ("grpc.max_concurrent_streams", 2 * limits.max_in_flight),
+        # Callers that are gone without a word are found, and callers may ping while a model thinks.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # Long-lived connections would never notice new replicas. Calls may outlive their connection's age.
+        ("grpc.max_connection_age_ms", 600_000),
+        ("grpc.max_connection_idle_ms", 900_000),
+    ]
+    return grpc.aio.server(interceptors=interceptors, options=options)
+
+
+def listen(
+    server: grpc.aio.Server,
+    setting: str,
+    address: Address,
+    *,
+    shares_port: bool,
+    credentials: grpc.ServerCredentials | None = None,
+) -> Address:
+    """Lets it listen there; gives the address with the port that it really is. Raises `StartError`.
+
+    `shares_port`: other processes of this user may listen there too, and the kernel deals the connections out.
+    """
+    if not shares_port:
+        ports.check_free(setting, address)
+    try:
+        if credentials:
+            port = server.add_secure_port(str(address), credentials)
+        else:
+            port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        raise ports.cannot_listen(setting, address, error) from None
+    return Address(address.host, port)

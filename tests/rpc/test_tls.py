@@ -1,0 +1,209 @@
+"""TLS on the listener: who gets in, with what, and certificates that change while it serves."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_server.echo import Echo
+from chatrpc_server.lifecycle import StartError
+from chatrpc_server.server import Server
+from support import ANY_PORT, Service, outcome, request, service, settings
+
+Code = grpc.StatusCode
+
+
+class Files:
+    """The files of the settings, and who may replace them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority, self.callers = trustme.CA(), trustme.CA()
+        self.cert_file, self.key_file, self.client_ca_file = (folder / name for name in ("cert", "key", "callers"))
+        self.replace(self.authority)
+        self.callers.cert_pem.write_to_path(str(self.client_ca_file))
+
+    def replace(self, authority: trustme.CA) -> None:
+        """A new certificate of this authority."""
+        issued = authority.issue_cert("localhost")
+        self.cert_file.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+        self.key_file.write_bytes(issued.private_key_pem.bytes())
+
+    @property
+    def tls(self) -> dict[str, Path]:
+        return {"cert_file": self.cert_file, "key_file": self.key_file}
+
+    @property
+    def mutual(self) -> dict[str, Path]:
+        return self.tls | {"client_ca_file": self.client_ca_file}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture
+async def secure(files: Files, echo: Echo) -> AsyncIterator[Service]:
+    async with service(echo.base_url, tls=files.tls) as running:
+        yield running
+
+
+@pytest.fixture
+async def mutual(files: Files, echo: Echo) -> AsyncIterator[Service]:
+    async with service(echo.base_url, tls=files.mutual) as running:
+        yield running
+
+
+async def _call(chat: Service, trusted: trustme.CA, caller: trustme.LeafCert | None = None) -> Any:
+    """The outcome of a call over a new connection."""
+    key, chain = None, None
+    if caller:
+        key, chain = caller.private_key_pem.bytes(), caller.cert_chain_pems[0].bytes()
+    credentials = grpc.ssl_channel_credentials(trusted.cert_pem.bytes(), key, chain)
+    # Channels to one address share their connection unless they are told not to.
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+    target = f"localhost:{chat.server.address.port}"
+    async with grpc.aio.secure_channel(target, credentials, options) as channel:
+        return await outcome(ChatCompletionServiceStub(channel).CreateChatCompletion(request(), timeout=5))
+
+
+async def test_who_trusts_the_certificate_gets_in(secure: Service, files: Files) -> None:
+    assert (await _call(secure, files.authority)).code is Code.OK
+    assert (await _call(secure, trustme.CA())).code is Code.UNAVAILABLE
+
+
+async def test_no_call_in_the_clear(secure: Service) -> None:
+    ended = await outcome(secure.stub.CreateChatCompletion(request(), timeout=5))
+    assert ended.code is Code.UNAVAILABLE
+    assert not secure.value("grpc_server_started_total")
+
+
+@pytest.mark.parametrize(
+    ("caller", "code"),
+    [
+        (lambda files: files.callers.issue_cert("team-a"), Code.OK),
+        (lambda files: None, Code.UNAVAILABLE),
+        (lambda files: trustme.CA().issue_cert("team-a"), Code.UNAVAILABLE),
+        (lambda files: files.authority.issue_cert("team-a"), Code.UNAVAILABLE),
+    ],
+    ids=["known", "none", "of-a-stranger", "of-the-servers-authority"],
+)
+async def test_only_known_callers(mutual: Service, files: Files, caller: Callable[[Files], Any], code: Code) -> None:
+    assert (await _call(mutual, files.authority, caller(files))).code is code
+    assert mutual.value("grpc_server_started_total") == (code is Code.OK)
+
+
+@pytest.mark.parametrize(
+    ("version", "welcome"),
+    [
+        (ssl.TLSVersion.TLSv1, False),
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+async def test_versions(secure: Service, version: ssl.TLSVersion, welcome: bool) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")  # else OpenSSL itself would refuse the old ones
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = version
+
+    def spoken() -> str | None:
+        with socket.create_connection(("localhost", secure.server.address.port), timeout=5) as plain:
+            try:
+                with context.wrap_socket(plain, server_hostname="localhost") as wrapped:
+                    return wrapped.version()
+            except ssl.SSLEOFError:  # any other error would be this client's own
+                return None
+
+    assert (await asyncio.to_thread(spoken) is not None) == welcome
+
+
+async def test_a_new_certificate_without_a_restart(secure: Service, files: Files) -> None:
+    """The call that runs meanwhile goes on; new connections get the new certificate."""
+    old, new = files.authority, trustme.CA()
+    credentials = grpc.ssl_channel_credentials(old.cert_pem.bytes())
+    async with grpc.aio.secure_channel(f"localhost:{secure.server.address.port}", credentials) as channel:
+        stream = ChatCompletionServiceStub(channel).CreateChatCompletionStream(request(model="echo:pieces=20,pace=0.1"))
+        chunks = aiter(stream)
+        await anext(chunks)
+        files.replace(new)
+        assert (await _call(secure, new)).code is Code.OK
+        assert (await _call(secure, old)).code is Code.UNAVAILABLE
+        assert not stream.done()
+        assert [chunk async for chunk in chunks][-1].HasField("usage")
+    assert secure.value("chatrpc_tls_reloads_total", result="success") == 1
+
+
+async def test_new_authorities_for_callers(mutual: Service, files: Files) -> None:
+    caller, newcomers = files.callers.issue_cert("team-a"), trustme.CA()
+    assert (await _call(mutual, files.authority, caller)).code is Code.OK
+    newcomers.cert_pem.write_to_path(str(files.client_ca_file))
+    assert (await _call(mutual, files.authority, caller)).code is Code.UNAVAILABLE
+    assert (await _call(mutual, files.authority, newcomers.issue_cert("team-b"))).code is Code.OK
+
+
+async def test_useless_files_change_nothing(secure: Service, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    """As half of a rotation looks: the new certificate beside the old key, or a file that is away for a moment."""
+    new = trustme.CA()
+    key = files.key_file.read_bytes()
+    files.replace(new)
+    new_key = files.key_file.read_bytes()
+    for number, wrong in enumerate((key, b"", None), 1):
+        files.key_file.unlink() if wrong is None else files.key_file.write_bytes(wrong)
+        assert (await _call(secure, files.authority)).code is Code.OK, "the old pair still serves"
+        assert (await _call(secure, files.authority)).code is Code.OK
+        assert secure.value("chatrpc_tls_reloads_total", result="failure") == number, "once for each change"
+    causes = [record.cause for record in caplog.records if hasattr(record, "cause")]
+    assert [str(files.key_file) in cause for cause in causes] == [True] * 3
+    assert "key values mismatch" in causes[0]
+    files.key_file.write_bytes(new_key)
+    assert (await _call(secure, new)).code is Code.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mistake"),
+    [
+        ("cert_file", b"no certificate", "nothing in PEM form (-----BEGIN … CERTIFICATE-----) is in it"),
+        ("key_file", b"no key", "nothing in PEM form (-----BEGIN … PRIVATE KEY-----) is in it"),
+        ("key_file", b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "is encrypted"),
+        ("key_file", b"-----BEGIN PRIVATE KEY-----\nx", "no key for "),
+        ("key_file", trustme.CA().issue_cert("x").private_key_pem.bytes(), "key values mismatch"),
+        ("client_ca_file", b"-----BEGIN CERTIFICATE-----\nx", "tls.client_ca_file: "),
+    ],
+    ids=["no-certificate", "no-key", "encrypted", "broken-key", "another-key", "broken-authority"],
+)
+async def test_files_that_it_cannot_start_with(files: Files, name: str, content: bytes, mistake: str) -> None:
+    getattr(files, name).write_bytes(content)
+    with pytest.raises(StartError) as caught:
+        await Server(settings("http://127.0.0.1:1/v1", tls=files.mutual)).start()
+    assert str(caught.value).startswith(f"tls.{name}: {getattr(files, name)}: ")
+    assert mistake in str(caught.value)
+
+
+async def test_health_in_the_clear_for_probes(files: Files, echo: Echo) -> None:
+    async with service(echo.base_url, tls=files.mutual, health_listen=ANY_PORT) as chat:
+        address = str(chat.server.health_address)
+        async with grpc.aio.insecure_channel(address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            asked = health_pb2.HealthCheckRequest()
+            assert (await health.Check(asked)).status == health_pb2.HealthCheckResponse.SERVING
+            call = ChatCompletionServiceStub(channel).CreateChatCompletion(request())
+            assert (await outcome(call)).code is Code.UNIMPLEMENTED, "health, and nothing else"
+            watch = health.Watch(asked)
+            await watch.read()
+            draining = asyncio.create_task(chat.server.drain())
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            await draining
+            assert (await health.Check(asked)).status == health_pb2.HealthCheckResponse.NOT_SERVING
