@@ -1,10 +1,13 @@
 """What is tried again, how often, and what never is."""
 
+import asyncio
+
 import grpc
 import pytest
 
 from chatrpc_server.echo import Echo
-from support import Script, Service, collect, failure, http, request, service, sse
+from faults import chunk
+from support import Exchange, Script, Service, collect, failure, http, outcome, request, service, sse
 
 OK = http(b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}')
 STREAM = sse(b'{"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}')
@@ -59,3 +62,23 @@ async def test_never_after_the_first_chunk(chat: Service, echo: Echo) -> None:
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED")
     assert failed.messages
     assert len(echo.requests) == 1
+
+
+async def test_no_chunk_is_delivered_twice(script: Script) -> None:
+    """Whatever was tried before the first chunk, and whatever a further attempt would have brought."""
+
+    async def reset(exchange: Exchange) -> None:
+        exchange.reset()
+
+    async def broken(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", chunk("1 ") + chunk("2 "))
+        await asyncio.sleep(0.05)  # a read of its own
+        exchange.reset()
+
+    script.answers(http(b"{}", "503 x"), reset, broken, STREAM)
+    async with service(script.base_url) as chat:
+        ended = await outcome(chat.stub.CreateChatCompletionStream(request(), metadata=[("x-chatrpc-coalesce", "off")]))
+        assert chat.value("chatrpc_upstream_retries_total") == 2
+    assert [message.choices[0].delta.content for message in ended.messages] == ["1 ", "2 "]
+    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED")
+    assert len(script.exchanges) == 3

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
-from chatrpc.v1.chat_response_pb2 import ChunkChoice, Delta, ToolCallDelta
+from chatrpc.v1.chat_response_pb2 import Delta, ToolCallDelta
 from chatrpc_server.core.upstream import ChatChunk
 
 _SAME = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
@@ -22,13 +22,13 @@ def coalesce(chunks: Sequence[ChatChunk]) -> Sequence[ChatChunk]:
     """The same stream in as few messages as possible. Merges into the given messages: they are used up."""
     if len(chunks) < 2:
         return chunks
-    merged = [chunks[0]]
+    runs = [[chunks[0]]]
     for chunk in chunks[1:]:
-        if _continues(merged[-1], chunk):
-            _append(merged[-1], chunk)
+        if _continues(runs[-1][0], chunk):
+            runs[-1].append(chunk)
         else:
-            merged.append(chunk)
-    return merged
+            runs.append([chunk])
+    return [_merged(run) for run in runs]
 
 
 def _continues(first: ChatChunk, second: ChatChunk) -> bool:
@@ -62,22 +62,26 @@ def _continues_call(one: ToolCallDelta, two: ToolCallDelta) -> bool:
     )
 
 
-def _append(first: ChatChunk, second: ChatChunk) -> None:
-    one, two = first.choices[0], second.choices[0]
+def _merged(run: Sequence[ChatChunk]) -> ChatChunk:
+    """All in the first. Each text is set once: a message keeps the memory of every text it ever had (upb's arena)."""
+    first = run[0]
+    if len(run) == 1:
+        return first
+    choices = [chunk.choices[0] for chunk in run]
+    delta = choices[0].delta
     for name in _TEXTS:
-        if two.delta.HasField(name):  # type: ignore[arg-type]
-            setattr(one.delta, name, getattr(one.delta, name) + getattr(two.delta, name))
-    for call, more in zip(one.delta.tool_calls, two.delta.tool_calls, strict=True):
-        call.function.arguments += more.function.arguments
-    _append_logprobs(one, two)
-    if second.HasField("obfuscation"):
-        first.obfuscation += second.obfuscation
-
-
-def _append_logprobs(one: ChunkChoice, two: ChunkChoice) -> None:
-    if two.HasField("logprobs"):
-        one.logprobs.content.extend(two.logprobs.content)
-        one.logprobs.refusal.extend(two.logprobs.refusal)
+        if delta.HasField(name):  # type: ignore[arg-type]
+            setattr(delta, name, "".join([getattr(choice.delta, name) for choice in choices]))
+    if delta.tool_calls:
+        arguments = [choice.delta.tool_calls[0].function.arguments for choice in choices]
+        delta.tool_calls[0].function.arguments = "".join(arguments)
+    for choice in choices[1:]:
+        if choice.HasField("logprobs"):
+            choices[0].logprobs.content.extend(choice.logprobs.content)
+            choices[0].logprobs.refusal.extend(choice.logprobs.refusal)
+    if first.HasField("obfuscation"):
+        first.obfuscation = "".join([chunk.obfuscation for chunk in run])
+    return first
 
 
 def _same_fields(one: Message, two: Message, allowed: set[str]) -> bool:

@@ -28,6 +28,9 @@ _HTTPX_ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = 
 _LARGE_BODY_BYTES = 1 << 20
 """Above it aiohttp warns about bytes; a file it writes in pieces, yielding to the loop."""
 
+_READ_BYTES = 1 << 16
+"""At most so much at a time: it is decoded in one go, and other calls have to wait meanwhile."""
+
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """To be made inside the running loop. Holds as many connections as there are calls."""
@@ -78,14 +81,14 @@ class _Protocol(ResponseHandler):
 
 
 class _Body(httpx.AsyncByteStream):
-    """Yields what each read of the socket brought, as soon as it came."""
+    """Yields what has arrived, as soon as it has."""
 
     def __init__(self, response: aiohttp.ClientResponse, request: httpx.Request) -> None:
         self._response, self._request = response, request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            while data := await self._response.content.readany():
+            while data := await self._response.content.read(_READ_BYTES):
                 yield data
         except (aiohttp.ClientError, HttpProcessingError, RuntimeError) as error:
             # aiohttp says RuntimeError("Connection closed.") after a chunk with broken framing.
