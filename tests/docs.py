@@ -54,8 +54,7 @@ class Rows:
         self._seen[row[: self._keys]] = row
         if not UPDATE:
             told = self._known.get(row[: self._keys])
-            assert told is not None, f"the table lacks a row {row}: make docs"
-            assert dict(zip(self._columns, row, strict=True)) == dict(zip(self._columns, told, strict=True))
+            assert row == told, f"{row} was seen, and {told} is told: make docs, and read what it changes"
 
     def keys(self) -> list[tuple[str, ...]]:
         """Of the document's rows."""

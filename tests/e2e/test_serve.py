@@ -58,7 +58,12 @@ def test_a_port_that_is_taken(setting: str) -> None:
 
 def test_two_servers_do_not_share_a_port(echo: Echo) -> None:
     with running("serve", *ANY_PORTS) as process:
-        result = run("serve", *ANY_PORTS, f"--listen={process.log('serving')['listen']}")
+        address = process.log("serving")["listen"]
+        result = run("serve", *ANY_PORTS, f"--listen={address}")
+        with socket.socket() as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="in use"):
+                stranger.bind(("127.0.0.1", int(address.rpartition(":")[2])))
     assert result.returncode == 1
     assert "Address already in use" in result.stderr
 

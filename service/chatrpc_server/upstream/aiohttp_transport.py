@@ -87,10 +87,14 @@ class _Body(httpx.AsyncByteStream):
         self._response, self._request = response, request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        content = self._response.content
         try:
-            while data := await self._response.content.read(_READ_BYTES):
+            while data := await content.read(_READ_BYTES):
                 yield data
         except (aiohttp.ClientError, HttpProcessingError, RuntimeError) as error:
+            # What had arrived before the connection broke: aiohttp itself would drop it.
+            if data := content._read_nowait(-1):
+                yield data
             # aiohttp says RuntimeError("Connection closed.") after a chunk with broken framing.
             raise _httpx_error(error, self._request) from error
 
