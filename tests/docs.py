@@ -40,33 +40,36 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 class Rows:
-    """A table whose rows are seen one by one. The first `keys` cells of a row tell it from the others."""
+    """A table whose rows are seen one by one: one for each of `keys`, which are the first cells of the rows."""
 
-    def __init__(self, columns: Sequence[str], keys: int, known: str) -> None:
+    def __init__(self, columns: Sequence[str], keys: Sequence[tuple[str, ...]], known: str) -> None:
         self._columns, self._keys = columns, keys
-        cells = [tuple(line.strip("| ").split(" | ")) for line in known.splitlines()[2:]]
-        self._known = {row[:keys]: row for row in cells}
-        self._seen: dict[tuple[str, ...], tuple[str, ...]] = {}
+        rows = [tuple(line.strip("| ").split(" | ")) for line in known.splitlines()[2:]]
+        self._rows = {self._key(row): row for row in rows}
+
+    def _key(self, row: tuple[str, ...]) -> tuple[str, ...]:
+        return row[: len(self._keys[0])]
 
     def check(self, *cells: object) -> None:
         """A row as it is seen; in the document it is the same."""
         row = tuple(str(cell) or "–" for cell in cells)
-        self._seen[row[: self._keys]] = row
-        if not UPDATE:
-            told = self._known.get(row[: self._keys])
+        told = self._rows.get(self._key(row))
+        if UPDATE:
+            self._rows[self._key(row)] = row
+        else:
             assert row == told, f"{row} was seen, and {told} is told: make docs, and read what it changes"
 
-    def keys(self) -> list[tuple[str, ...]]:
-        """Of the document's rows."""
-        return list(self._known)
+    def check_keys(self) -> None:
+        """The document has these rows and no others."""
+        assert UPDATE or list(self._rows) == self._keys
 
     def text(self) -> str:
-        """The table as seen, and as known where it was not looked at."""
-        return table(self._columns, list((self._seen if UPDATE else self._known | self._seen).values()))
+        """The table, with what was seen."""
+        return table(self._columns, [self._rows[key] for key in self._keys if key in self._rows])
 
 
 @contextmanager
-def rows(document: Path, name: str, columns: Sequence[str], keys: int) -> Iterator[Rows]:
+def rows(document: Path, name: str, columns: Sequence[str], keys: Sequence[tuple[str, ...]]) -> Iterator[Rows]:
     """The table of this name; written on leaving, if at all."""
     found = Rows(columns, keys, read(document, name))
     yield found

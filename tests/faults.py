@@ -126,6 +126,7 @@ def _fault(name: str, does: str) -> Callable[[Deed], Deed]:
 
 @_fault("bad-certificate", "shows a certificate of an unknown authority")
 @_fault("refused", "refuses the connection")
+@_fault("unconnectable", "does not answer when a connection is tried")
 async def _never_reached(answer: Answer) -> None:
     raise AssertionError("a request got through")
 

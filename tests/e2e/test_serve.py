@@ -34,6 +34,21 @@ async def test_it_serves_and_stops(echo: Echo) -> None:
         assert "Hello!" not in process.output
 
 
+async def test_metrics_outlast_the_calls(echo: Echo) -> None:
+    with running("serve", *ANY_PORTS, OPENAI_BASE_URL=echo.base_url) as process:
+        first = process.log("serving")
+        async with grpc.aio.insecure_channel(first["listen"]) as channel:
+            stream = ChatCompletionServiceStub(channel).CreateChatCompletionStream(request(model="echo:pieces=9,gap=1"))
+            chunks = aiter(stream)
+            await anext(chunks)
+            process.signal(signal.SIGTERM)
+            process.log("draining")
+            with urlopen(first["metrics"], timeout=5) as response:
+                assert b"\nchatrpc_draining 1.0\n" in response.read()
+            assert [chunk async for chunk in chunks][-1].HasField("usage")
+        assert process.wait() == 0
+
+
 async def test_a_second_signal_stops_at_once(echo: Echo) -> None:
     with running("serve", *ANY_PORTS, "--drain.delay-seconds=600", OPENAI_BASE_URL=echo.base_url) as process:
         process.log("serving")
