@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format protos protos-breaking docs lock fuzz mutation bench-core bench-engines test-litellm clean
+.PHONY: help demo serve test lint format protos protos-breaking docs lock fuzz mutation soak \
+	bench-core bench-engines bench-cancel bench-start test-litellm clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,12 +48,21 @@ fuzz: $(INSTALLED) ## ten minutes of random bytes for what reads the upstream (F
 mutation: $(INSTALLED) ## would the tests notice a wrong entry in a table?
 	tests/mutation/run $(ARGS)
 
+soak: $(INSTALLED) ## ten minutes of mixed load and faults: does anything grow? With a plot (SOAK_SECONDS=600)
+	tests/soak/run $(ARGS)
+
 bench-core: $(INSTALLED) ## CPU a chunk against an earlier revision (ARGS=<git ref>), and SSE by size
 	$(BIN)/python tests/bench/chunks.py $(ARGS)
 	$(BIN)/python tests/bench/sse.py
 
 bench-engines: $(INSTALLED) ## the HTTP engines side by side (ARGS=--quick)
 	$(BIN)/python tests/bench/engines.py $(ARGS)
+
+bench-cancel: $(INSTALLED) ## how soon the upstream sees a cancel, in every phase of a call (ARGS="--engine httpcore")
+	$(BIN)/python tests/bench/cancel.py $(ARGS)
+
+bench-start: $(INSTALLED) ## how long until a process serves
+	$(BIN)/python tests/bench/start.py $(ARGS)
 
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 	tests/litellm/run $(ARGS)
@@ -64,7 +74,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	$$lock pyproject.toml --group dev -o requirements/dev.txt; \
 	$$lock requirements/protos.in -o requirements/protos.txt; \
 	$$lock requirements/litellm.in -o requirements/litellm.txt; \
-	$$lock requirements/fuzz.in -o requirements/fuzz.txt
+	$$lock requirements/fuzz.in -o requirements/fuzz.txt; \
+	$$lock requirements/plots.in -o requirements/plots.txt
 
 clean: ## remove what the other commands made
 	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info

@@ -1,14 +1,14 @@
 """An upstream that breaks in the way the model's name says, byte by byte: the rows of docs/faults.md.
 
-Each fault answers a unary request and a stream in its own way; `ok` and `long` are sound, for company. Run as a
-program it serves on loopback until it is ended, and prints its base URL.
+Each fault answers a unary request and a stream in its own way; `ok`, `long` and `large` are sound, for company. Run as
+a program it serves on loopback until it is ended, and prints its base URL.
 """
 
 import asyncio
 import gzip
 import json
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -309,21 +309,34 @@ async def _(answer: Answer) -> None:
     await answer.status("307 Temporary Redirect", b"", location="/v2/chat/completions")
 
 
-async def _long(answer: Answer) -> None:
-    """Forty chunks over two seconds, or a whole answer after one."""
-    if not answer.streaming:
-        await asyncio.sleep(1)
-        await answer.sound()
-        return
+async def _sound_stream(answer: Answer, pieces: Sequence[str], pause_seconds: float) -> None:
     await answer.head()
-    for number in range(40):
-        await answer.body(chunk(f"{number} ", "stop" if number == 39 else None))
-        await asyncio.sleep(0.05)
-    await answer.body(END)
+    for piece in pieces:
+        await answer.body(chunk(piece))
+        await asyncio.sleep(pause_seconds)
+    await answer.body(chunk("", "stop"), END)
     await answer.end()
 
 
-SOUND = {"ok": Answer.sound, "long": _long}
+async def _long(answer: Answer) -> None:
+    """A stream of two seconds, or a whole answer after one."""
+    if answer.streaming:
+        await _sound_stream(answer, LONG_PIECES, 0.05)
+    else:
+        await asyncio.sleep(1)
+        await answer.sound()
+
+
+async def _large(answer: Answer) -> None:
+    """A stream of more bytes than the buffers on the way can take."""
+    await (_sound_stream(answer, LARGE_PIECES, 0) if answer.streaming else answer.sound())
+
+
+LONG_PIECES = [f"{number} " for number in range(40)]
+LARGE_PIECES = [f"{number:1000} " for number in range(1000)]
+SOUND = {"ok": Answer.sound, "long": _long, "large": _large}
+STREAM_TEXTS = {"ok": WHOLE_TEXT, "long": "".join(LONG_PIECES), "large": "".join(LARGE_PIECES)}
+"""What sound streams amount to. Unary answers, and the faulty ones that get so far, are WHOLE_TEXT."""
 
 
 class Faults(Script):
