@@ -1,15 +1,18 @@
-"""Nothing is left of calls that were cancelled, in whatever phase: no task, no descriptor, no connection, no memory."""
+"""Nothing is left of calls that ended early, in whatever phase: no task, no descriptor, no connection, no memory."""
 
 import asyncio
 import gc
 import itertools
 import json
 import os
+import random
 import time
 import tracemalloc
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import grpc
 import pytest
 
 from faults import STREAM
@@ -25,7 +28,8 @@ GROWN_BYTES = 100_000
 service adds up to 40 000, and once in a while the two million of CPython's table of interned strings, made anew;
 hence the least of the times. The resident size says less: it goes up and down by millions."""
 SETTLED_SECONDS, SETTLED_WITHIN_SECONDS = 0.3, 10.0
-CANCELLED_WITHIN_SECONDS = 20.0
+ENDED_WITHIN_SECONDS = 20.0
+EXPIRED_CALLS, TIMEOUT_SECONDS = 600, 0.15
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,18 @@ async def test_nothing_is_left_of_cancelled_calls(engine: str, calls: int) -> No
         assert await caller.held() == held
         _check_counts(chat, WARM_UP_CALLS + calls)
         assert min(grown_bytes) < GROWN_BYTES, f"grown by {grown_bytes} bytes"
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+async def test_nothing_is_left_of_expired_calls(engine: str) -> None:
+    """An expired deadline cancels a call twice, in the service: gRPC does, and the timeout of the service's own."""
+    async with Upstream() as upstream, service(upstream.base_url, upstream={"engine": engine}) as chat:
+        caller = Caller(chat, upstream)
+        await caller.cancels(AT_ONCE)
+        held = await caller.held()
+        await caller.expires(EXPIRED_CALLS)
+        assert await caller.held() == held
+        assert caller.expired > EXPIRED_CALLS / 2, "few of the calls came as far as they should"
 
 
 async def _grown_bytes(caller: "Caller") -> list[int]:
@@ -153,15 +169,24 @@ class Caller:
     def __init__(self, chat: Service, upstream: Upstream) -> None:
         self._chat, self._upstream = chat, upstream
         self._numbers = itertools.count()
+        self.expired = 0
+        """Calls whose deadline passed after the upstream had done its part."""
 
     async def cancels(self, count: int) -> None:
         """Makes so many more calls. At the end each has left the upstream, or was cancelled at once."""
+        await self._make(count, self._cancel)
+
+    async def expires(self, count: int) -> None:
+        """The same with calls whose deadline passes."""
+        await self._make(count, self._expire)
+
+    async def _make(self, count: int, call: Callable[[int], Awaitable[None]]) -> None:
         numbers = itertools.islice(self._numbers, count)
 
         async def some() -> None:
             for number in numbers:
                 try:
-                    await asyncio.wait_for(self._cancel(number), CANCELLED_WITHIN_SECONDS)
+                    await asyncio.wait_for(call(number), ENDED_WITHIN_SECONDS)
                 except TimeoutError:
                     raise AssertionError(f"{_model(number)}: not reached, or its connection still held") from None
 
@@ -182,6 +207,19 @@ class Caller:
             await asyncio.sleep(0)
         call.cancel()
         if not phase.at_once:
+            await seen.gone.wait()
+        del self._upstream.seen[call_id]
+
+    async def _expire(self, number: int) -> None:
+        call_id = str(number)
+        phase = PHASES[_model(number)]
+        seen = self._upstream.seen[call_id] = Seen()
+        timeout = random.uniform(1, 2) * TIMEOUT_SECONDS
+        metadata = [("x-request-id", call_id)]
+        call = getattr(self._chat.stub, phase.rpc)(request(model=_model(number)), timeout=timeout, metadata=metadata)
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if seen.sent.is_set():  # else, on a slow machine, the call may never have come so far
+            self.expired += 1
             await seen.gone.wait()
         del self._upstream.seen[call_id]
 

@@ -15,15 +15,13 @@ little more, but reports refused, DNS, TLS and reset connections alike as Connec
 stays as the plain alternative. Every engine delivers each chunk within 0.3 ms (median) of its arrival.
 """
 
-import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from typing import Any
 
 import httpx
 
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.aiohttp_transport import AiohttpTransport
+from chatrpc_server.upstream.httpcore_transport import HttpcoreTransport
 
 
 def transport(settings: UpstreamSettings) -> httpx.AsyncBaseTransport:
@@ -31,29 +29,8 @@ def transport(settings: UpstreamSettings) -> httpx.AsyncBaseTransport:
     tls = _tls(settings)
     if settings.engine == "httpcore":
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15)
-        return _HttpcoreTransport(verify=tls, trust_env=False, limits=limits, proxy=settings.proxy)
+        return HttpcoreTransport(verify=tls, trust_env=False, limits=limits, proxy=settings.proxy)
     return AiohttpTransport(tls, settings.proxy)
-
-
-class _HttpcoreTransport(httpx.AsyncHTTPTransport):
-    """Closes what it gave even while it is being cancelled: httpcore gives up half-way and keeps the connection."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await super().handle_async_request(request)
-        response.stream = _ClosedInAnyCase(response.stream)
-        return response
-
-
-class _ClosedInAnyCase(httpx.AsyncByteStream):
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for data in self._stream:
-            yield data
-
-    async def aclose(self) -> None:
-        await asyncio.shield(asyncio.ensure_future(self._stream.aclose()))
 
 
 def _tls(settings: UpstreamSettings) -> ssl.SSLContext | bool:
