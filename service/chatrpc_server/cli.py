@@ -34,8 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for mistake in error.mistakes:
             print(f"chatrpc-server: {mistake}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,7 +124,8 @@ def _serve_with_workers(settings: Settings) -> int:
                 if (address := getattr(settings, setting))
             }
             work = partial(_work, settings.model_copy(update=addresses))
-            await Workers(settings.workers, work).run()
+            drain_seconds = settings.drain.delay_seconds + settings.drain.grace_seconds
+            await Workers(settings.workers, work, drain_seconds).run()
 
     return _run(run, "asyncio")
 

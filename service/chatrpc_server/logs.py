@@ -15,15 +15,19 @@ from typing import Any
 from pydantic import SecretStr
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key)-[A-Za-z0-9_\-*]{6,}|(?i:bearer)\s+[^\s\"',;]+")
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key)-[A-Za-z0-9_\-*]{6,}|(?i:bearer)\s+[^\s\"',;\\]+")
 REDACTED = "[redacted]"
+_SHORTEST_SECRET = 6
+_PLAIN = (bool, int, float)
 
 
 class Redactor:
     """Replaces the given secrets, and whatever looks like a key, in a text."""
 
     def __init__(self, secrets: Iterable[SecretStr | None] = ()) -> None:
-        forms = {form for secret in secrets if secret for form in _forms(secret.get_secret_value())}
+        values = [secret.get_secret_value() for secret in secrets if secret]
+        # Something shorter is no secret but a dummy, as local upstreams want it, and would take numbers apart.
+        forms = {form for value in values if len(value) >= _SHORTEST_SECRET for form in _forms(value)}
         self._known = re.compile("|".join(map(re.escape, forms))) if forms else None
 
     def __call__(self, text: str) -> str:
@@ -71,7 +75,9 @@ class _Json(logging.Formatter):
         line = {"ts": _time(record), "level": record.levelname.lower(), "event": record.getMessage(), **_fields(record)}
         if record.exc_info and record.exc_info[1]:
             line["exception"] = without_values(record.exc_info[1])
-        return self._redact(json.dumps(line, ensure_ascii=False, default=str))
+        # Value by value: in the finished line it could take away what makes it JSON.
+        shown = {name: value if isinstance(value, _PLAIN) else self._redact(str(value)) for name, value in line.items()}
+        return json.dumps(shown, ensure_ascii=False)
 
 
 class _Text(logging.Formatter):

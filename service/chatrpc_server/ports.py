@@ -1,11 +1,15 @@
 """TCP ports to listen on: free, held for others, or told why not. grpc only says that it could not bind."""
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from chatrpc_server.lifecycle import StartError
 from chatrpc_server.settings import Address
+
+_NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""Such as `::1`, one of the addresses of localhost, on a machine without IPv6: the others will do."""
 
 
 def check_free(setting: str, address: Address) -> None:
@@ -30,14 +34,25 @@ def _sockets(setting: str, address: Address, option: int) -> Iterator[int]:
     """Bound, but not listening, at every IP address of the host; gives the port."""
     port = address.port
     with ExitStack() as stack:
+        missing: OSError | None = None
+        places = 0
         try:
             for family, _, _, _, place in socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM):
-                bound = stack.enter_context(socket.socket(family))
-                bound.setsockopt(socket.SOL_SOCKET, option, 1)
-                if family == socket.AF_INET6:
-                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                bound.bind((place[0], port, *place[2:]))
+                try:
+                    bound = stack.enter_context(socket.socket(family))
+                    bound.setsockopt(socket.SOL_SOCKET, option, 1)
+                    if family == socket.AF_INET6:  # like grpc: `::` means IPv4 too
+                        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place[0] != "::"))
+                    bound.bind((place[0], port, *place[2:]))
+                except OSError as error:
+                    if error.errno not in _NOT_HERE:
+                        raise
+                    missing = error
+                    continue
                 port = bound.getsockname()[1]
+                places += 1
+            if missing and not places:
+                raise missing
         except OSError as error:
             raise cannot_listen(setting, address, error) from None
         yield port

@@ -93,7 +93,7 @@ class Server:
         stopping = asyncio.create_task(self._grpc.stop(settings.grace_seconds + _LAST_WORDS_SECONDS))
         self.health.end_watches()  # they would hold the stop up until its grace is over
         done, _ = await asyncio.wait((stopping,), timeout=settings.grace_seconds)
-        if not done:
+        if not done and self.admission.in_flight:
             log.warning("ending calls that outlast the grace", extra={"in_flight": self.admission.in_flight})
             self.admission.end_calls()
         await stopping

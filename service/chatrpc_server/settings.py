@@ -78,7 +78,8 @@ def _base_url(text: str) -> str:
     try:
         url = urlsplit(text)
         valid = url.scheme in ("http", "https") and url.hostname and url.port != 0 and re.fullmatch(r"[!-~]+", text)
-    except ValueError:  # a port that is no number, a bracket left open
+        (url.hostname or "").encode("idna")
+    except ValueError:  # a port that is no number, a bracket left open, a name with an empty or too long part
         valid = False
     if not valid:
         raise ValueError("must be http:// or https://, a host and the path before /chat/completions")

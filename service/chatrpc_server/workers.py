@@ -27,7 +27,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _STABLE_SECONDS = 60.0
 """A worker that lived so long ended of something new."""
 _LAST_WORDS_SECONDS = 5.0
-"""How long workers that are told to end at once may take."""
+"""How long workers may take to end, beyond the time that draining needs. Then they are killed."""
 
 _STARTED, _DRAIN, _END = "started", "drain", "end"
 
@@ -40,11 +40,15 @@ class Parent:
 
     def started(self) -> None:
         """To be told once the worker does its work."""
-        self._pipe.send(_STARTED)
+        self._send(_STARTED)
 
     def failed(self, error: StartError) -> None:
         """To be told why the worker cannot start; the parent raises it."""
-        self._pipe.send(error)
+        self._send(error)
+
+    def _send(self, word: object) -> None:
+        with suppress(OSError):  # the parent is gone: `stops` tells
+            self._pipe.send(word)
 
     @contextmanager
     def stops(self) -> Iterator[Stops]:
@@ -80,10 +84,10 @@ Main = Callable[[int, Parent], int]
 
 
 class Workers:
-    """`count` processes that each run `main`."""
+    """`count` processes that each run `main`, and need `drain_seconds` at the most when they are to drain."""
 
-    def __init__(self, count: int, main: Main) -> None:
-        self._count, self._main = count, main
+    def __init__(self, count: int, main: Main, drain_seconds: float) -> None:
+        self._count, self._main, self._drain_seconds = count, main, drain_seconds
         self._workers: dict[int, _Worker] = {}
         self._never_started = set(range(count))
         self._stopping = asyncio.Event()
@@ -114,25 +118,31 @@ class Workers:
         """One process after another, until they are to stop."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
-            worker = self._workers[number] = _Worker(self._main, number)
-            try:
-                await worker.started()
-                self._note_started(number)
-                await worker.ended()
-                how = worker.how
-            except StartError as error:
-                how = str(error)
-                if number in self._never_started and not self._stopping.is_set():
-                    self._failure = error
-                    self._stop(_END)
+            begun = time.monotonic()
+            how = await self._one(number)
             if self._stopping.is_set():
                 break
-            if worker.age_seconds > _STABLE_SECONDS:
+            if time.monotonic() - begun > _STABLE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             log.error("a worker ended", extra={"worker": number, "how": how, "restart_in_seconds": pause})
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _one(self, number: int) -> str:
+        """One process, from its start to its end; how it ended."""
+        try:
+            worker = self._workers[number] = _Worker(self._main, number)
+            await worker.started()
+            self._note_started(number)
+            await worker.ended()
+            return worker.how
+        except (StartError, OSError) as error:  # OSError: no process is to be had, nor a pipe to it
+            failure = error if isinstance(error, StartError) else StartError(f"cannot start a worker: {error}")
+            if number in self._never_started and not self._stopping.is_set():
+                self._failure = failure
+                self._stop(_END)
+            return str(failure)
 
     def _note_started(self, number: int) -> None:
         if self._never_started:
@@ -146,8 +156,8 @@ class Workers:
         self._stopping.set()
         for worker in self._workers.values():
             worker.tell(word)
-        if word == _END:
-            asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self._kill)
+        seconds = self._drain_seconds if word == _DRAIN else 0.0
+        asyncio.get_running_loop().call_later(seconds + _LAST_WORDS_SECONDS, self._kill)
 
     def _kill(self) -> None:
         for worker in self._workers.values():
@@ -162,7 +172,6 @@ class _Worker:
         self._process = _SPAWN.Process(target=_work, args=(main, number, other_end))
         self._process.start()
         other_end.close()
-        self._begun = time.monotonic()
 
     async def started(self) -> None:
         """Returns once it works. Raises `StartError`, after its end."""
@@ -193,12 +202,12 @@ class _Worker:
     def how(self) -> str:
         """How it ended."""
         code = self._process.exitcode or 0
-        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-
-    @property
-    def age_seconds(self) -> float:
-        """Time since its start, in seconds."""
-        return time.monotonic() - self._begun
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return signal.Signals(-code).name
+        except ValueError:  # the real-time signals have no names
+            return f"signal {-code}"
 
 
 def _work(main: Main, number: int, pipe: "Connection[object, object]") -> None:

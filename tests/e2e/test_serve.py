@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 from urllib.request import urlopen
 
 import grpc
@@ -9,7 +11,10 @@ import pytest
 from e2e.process import ANY_PORTS, run, running
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_server import ports
 from chatrpc_server.echo import Echo
+from chatrpc_server.lifecycle import StartError
+from chatrpc_server.settings import Address
 from support import collect, request
 
 KEY = "sk-canary-0123456789abcdef"
@@ -56,6 +61,39 @@ async def test_a_second_signal_stops_at_once(echo: Echo) -> None:
         process.log("draining")
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+def test_a_signal_before_there_is_anything_to_stop() -> None:
+    """The kernel gives process 1 of a container no signal that it has no handler for."""
+    program = """if True:
+        import os, signal, sys, types
+        from chatrpc_server.__main__ import main
+        sys.modules["chatrpc_server.cli"] = cli = types.ModuleType("cli")
+        cli.main = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        main()
+    """
+    assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 143
+
+
+def test_localhost_is_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name may stand for an address that this machine does not have, as ::1 without IPv6."""
+    places = [(family, 0, 0, "", (host, 0)) for family, host in ((2, "192.0.2.1"), (2, "127.0.0.1"))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+    ports.check_free("listen", Address("localhost", 0))
+    places.pop()
+    with pytest.raises(StartError, match="listen: cannot listen on localhost:0: Cannot assign requested address"):
+        ports.check_free("listen", Address("localhost", 0))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket for IPv6 and IPv4 can be had")
+def test_everywhere_means_ipv4_too() -> None:
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        with pytest.raises(StartError, match="Address already in use"), ports.held("listen", Address("::", port)):
+            pass
 
 
 @pytest.mark.parametrize("setting", ["listen", "metrics-listen"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +20,7 @@ from chatrpc_server.echo import Echo
 from support import Outcome, outcome, request
 
 LONG = request(model="echo:pieces=25,pace=0.1")
+LONGER = request(model="echo:pieces=250,pace=0.1")
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 Code = grpc.StatusCode
 
@@ -51,13 +53,13 @@ def _holds(worker: dict[str, Any]) -> bool:
 
 
 @asynccontextmanager
-async def calls_on_both(service: Service) -> AsyncIterator[list[asyncio.Task[Outcome]]]:
+async def calls_on_both(service: Service, call: Any = LONG) -> AsyncIterator[list[asyncio.Task[Outcome]]]:
     """Streams of 2.5 seconds, each over a connection of its own, so many that every worker has one."""
     async with AsyncExitStack() as stack, asyncio.timeout(30):
         calls = []
         while not all([await asyncio.to_thread(_holds, worker) for worker in service.workers]):
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(service.listen, OWN_CONNECTION))
-            stream = ChatCompletionServiceStub(channel).CreateChatCompletionStream(LONG)
+            stream = ChatCompletionServiceStub(channel).CreateChatCompletionStream(call)
             calls.append(asyncio.create_task(outcome(stream)))
             await stream.initial_metadata()
         yield calls
@@ -76,7 +78,7 @@ async def test_one_port_and_one_end(workers: Service) -> None:
 
 
 async def test_a_second_signal_ends_all_at_once(workers: Service) -> None:
-    async with calls_on_both(workers) as calls:
+    async with calls_on_both(workers, LONGER) as calls:
         workers.process.signal(signal.SIGTERM)
         await asyncio.to_thread(workers.process.log, "draining")
         workers.process.signal(signal.SIGTERM)
@@ -121,6 +123,32 @@ async def test_a_signal_to_one_worker_lets_it_drain(workers: Service) -> None:
     ended = workers.process.log("a worker ended")
     assert (ended["worker"], ended["how"]) == (1, "exit code 0")
     workers.process.log("a worker started again")
+
+
+async def test_a_worker_that_does_not_drain_is_killed(echo: Echo) -> None:
+    with running(
+        "serve", "--workers=2", *ANY_PORTS, "--drain.grace-seconds=0", OPENAI_BASE_URL=echo.base_url
+    ) as process:
+        service = Service(process)
+        os.kill(service.workers[0]["pid"], signal.SIGSTOP)
+        process.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait) == 0
+        assert not service.pids()
+
+
+async def test_what_cannot_be_started_again_is_tried_again(workers: Service) -> None:
+    parent = workers.process.popen.pid
+    limits = resource.prlimit(parent, resource.RLIMIT_NOFILE)
+    resource.prlimit(parent, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{parent}/fd")), limits[1]))
+    os.kill(workers.workers[0]["pid"], signal.SIGRTMIN + 1)
+    ended = await asyncio.to_thread(workers.process.log, "a worker ended")
+    assert ended["how"] == f"signal {signal.SIGRTMIN + 1}"
+    assert "Too many open files" in (await asyncio.to_thread(workers.process.log, "a worker ended"))["how"]
+    resource.prlimit(parent, resource.RLIMIT_NOFILE, limits)
+    await asyncio.to_thread(workers.process.log, "a worker started again")
+    workers.process.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(workers.process.wait) == 0
+    assert "Traceback" not in workers.process.output
 
 
 async def test_workers_do_not_outlive_their_parent(workers: Service) -> None:

@@ -146,6 +146,13 @@ async def test_a_new_certificate_without_a_restart(secure: Service, files: Files
     assert secure.value("chatrpc_tls_reloads_total", result="success") == 1
 
 
+async def test_a_file_that_becomes_readable_is_read(secure: Service, files: Files) -> None:
+    """Deploy hooks copy first and change the mode then; it may be unreadable in between."""
+    files.cert_file.chmod(0o640)
+    assert (await _call(secure, files.authority)).code is Code.OK
+    assert secure.value("chatrpc_tls_reloads_total", result="success") == 1
+
+
 async def test_new_authorities_for_callers(mutual: Service, files: Files) -> None:
     caller, newcomers = files.callers.issue_cert("team-a"), trustme.CA()
     assert (await _call(mutual, files.authority, caller)).code is Code.OK

@@ -427,6 +427,7 @@ def test_messages_never_hold_a_secret(sources: dict[str, Any], file: Path) -> No
         ("upstream.base_url", "https:///v1", URL),
         ("upstream.base_url", "https://host:port/v1", URL),
         ("upstream.base_url", "https://host:0/v1", URL),
+        ("upstream.base_url", "https://api..com/v1", URL),
         ("upstream.base_url", "https://host:70000/v1", URL),
         ("upstream.base_url", "https://host/a path", URL),
         ("upstream.base_url", "https://me:you@host/v1", URL_EXTRAS),

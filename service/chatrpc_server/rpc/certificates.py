@@ -4,6 +4,7 @@ grpc asks at every handshake; connections that are open keep the certificate the
 TLS is 1.2 or newer: that is what grpc's core speaks, and it has no setting for it.
 """
 
+import errno
 import logging
 import ssl
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import grpc
 from chatrpc_server.settings import TlsSettings
 
 log = logging.getLogger(__name__)
+
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+"""What is wrong with this process or machine, and not with the files."""
 
 
 class Certificates:
@@ -46,9 +50,11 @@ class Certificates:
             stamp = self._stamp_now()
             if stamp == self._stamp:
                 return None
-            self._stamp = stamp  # also of files that are of no use: they are not read again until they change
+            before, self._stamp = self._stamp, stamp  # files of no use are not read again until they change
             configuration = self._read()
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                self._stamp = before
             # Such as a certificate that is new already beside a key that is still the old one.
             log.error("the TLS files have changed and are of no use: the old ones stay", extra={"cause": str(error)})
             self._reloaded(False)
@@ -86,7 +92,8 @@ def _stamp(file: Path) -> tuple[int, int, int]:
         stat = file.stat()
     except OSError:
         return (0, 0, 0)  # what is wrong with it, reading it tells
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    # Of all times this one notices whatever happens to a file, also that it has become readable.
+    return (stat.st_ino, stat.st_size, stat.st_ctime_ns)
 
 
 def _pem(setting: str, file: Path, marker: bytes) -> bytes:
