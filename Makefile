@@ -36,7 +36,7 @@ protos: $(INSTALLED) ## write the stubs of service/chatrpc anew
 	$(BIN)/python protos/generate.py
 
 docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
-	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py
+	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py tests/rpc/test_metric_list.py
 
 AGAINST ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || echo HEAD)
 protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git ref>; default: the last release, else the last commit)

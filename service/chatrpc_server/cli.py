@@ -7,19 +7,22 @@ flags are wrong. What goes wrong is told in one line each, never as a traceback.
 import argparse
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatrpc_server import __version__
 from chatrpc_server.lifecycle import StartError, stop_signals
-from chatrpc_server.settings import Address, Settings, SettingsError, add_flags, load
+from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile, add_flags, load, settings_file
 
 if TYPE_CHECKING:
     from chatrpc_server.workers import Parent
+
+log = logging.getLogger("chatrpc.server")
 
 _Namespace = argparse.Namespace
 
@@ -99,20 +102,23 @@ def _directives() -> str:
 def _serve(args: _Namespace, unknown: Sequence[str]) -> int:
     settings = load(args, unknown=unknown)
     _configure_logs(settings, settings.log.level)
-    return _serve_alone(settings) if settings.workers == 1 else _serve_with_workers(settings)
+    file = settings_file(args, unknown=unknown)
+    return _serve_alone(settings, file) if settings.workers == 1 else _serve_with_workers(settings, file)
 
 
-def _serve_alone(settings: Settings) -> int:
+def _serve_alone(settings: Settings, file: SettingsFile | None) -> int:
     from chatrpc_server.server import Server
 
     async def run() -> None:
         with stop_signals() as stops:
-            await Server(settings).run(stops)
+            await Server(settings, file).run(stops)
 
     return _run(run, settings.event_loop)
 
 
-def _serve_with_workers(settings: Settings) -> int:
+def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
+    from chatrpc_server.metrics.exporter import listen
+    from chatrpc_server.metrics.shared import SharedMetrics
     from chatrpc_server.ports import held
     from chatrpc_server.workers import Workers
 
@@ -123,27 +129,33 @@ def _serve_with_workers(settings: Settings) -> int:
                 for setting in ("listen", "health_listen")
                 if (address := getattr(settings, setting))
             }
-            work = partial(_work, settings.model_copy(update=addresses))
+            metrics = stack.enter_context(SharedMetrics(settings.workers))
+            exporter = listen(metrics.registry, settings.metrics_listen)
+            stack.callback(exporter.close)
+            log.info("metrics", extra={"metrics": f"http://{exporter.address}/metrics"})
+            work = partial(_work, settings.model_copy(update=addresses), file, metrics.folder)
             drain_seconds = settings.drain.delay_seconds + settings.drain.grace_seconds
-            await Workers(settings.workers, work, drain_seconds).run()
+            await Workers(settings.workers, work, drain_seconds, metrics).run()
 
     return _run(run, "asyncio")
 
 
-def _work(settings: Settings, number: int, parent: "Parent") -> int:
+def _work(settings: Settings, file: SettingsFile | None, metrics_folder: Path, number: int, parent: "Parent") -> int:
     """What one of several workers does."""
+    from chatrpc_server.metrics import shared
     from chatrpc_server.server import Server
 
     _configure_logs(settings, settings.log.level, number)
-    metrics = settings.metrics_listen
-    if metrics.port:
-        settings = settings.model_copy(update={"metrics_listen": replace(metrics, port=metrics.port + number)})
+    shared.join(metrics_folder, number)
 
     async def run() -> None:
         with parent.stops() as stops:
-            await Server(settings, shares_port=True).run(stops, parent.started)
+            await Server(settings, file, is_worker=True).run(stops, parent.started)
 
-    return _run(run, settings.event_loop, parent.failed)
+    code = _run(run, settings.event_loop, parent.failed)
+    if parent.is_gone:
+        shared.leave(metrics_folder, number)
+    return code
 
 
 def _demo(args: _Namespace, unknown: Sequence[str]) -> int:

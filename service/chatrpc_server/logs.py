@@ -59,6 +59,11 @@ def configure(level: str, style: str, redact: Callable[[str], str], worker: int 
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def set_level(level: str) -> None:
+    """The least severity that is logged from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def without_values(error: BaseException) -> str:
     """The frames and the type of an exception. Its message stays out: it may quote what a caller sent."""
     import traceback

@@ -3,30 +3,35 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_to_server
-from chatrpc_server import __version__, ports
+from chatrpc_server import __version__
 from chatrpc_server.core.backoff import Backoff
-from chatrpc_server.core.errors import ChatError, Refused
 from chatrpc_server.core.upstream import Upstream
 from chatrpc_server.lifecycle import StartError, Stops
 from chatrpc_server.logs import Redactor
-from chatrpc_server.metrics import Exporter, Metrics
+from chatrpc_server.metrics.exporter import listen, register_process
+from chatrpc_server.metrics.instruments import Metrics
+from chatrpc_server.reload import follow
 from chatrpc_server.rpc import listeners
 from chatrpc_server.rpc.admission import Admission
 from chatrpc_server.rpc.certificates import Certificates
 from chatrpc_server.rpc.chat import ChatCompletionService
 from chatrpc_server.rpc.health import Health
 from chatrpc_server.rpc.layers import layers
+from chatrpc_server.rpc.observe import RPCS, Observe
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
-from chatrpc_server.settings import Address, Settings, UpstreamSettings
+from chatrpc_server.sampling import sample
+from chatrpc_server.settings import Address, Settings, SettingsFile
 from chatrpc_server.upstream import engine
+from chatrpc_server.upstream.observe import Observe as ObserveUpstream
 from chatrpc_server.upstream.openai import OpenAI
 from chatrpc_server.upstream.retry import Retrying
 
@@ -39,11 +44,15 @@ _LAST_WORDS_SECONDS = 2.0
 class Server:
     """One process of the service. `start`, then `drain`, then `stop`; or `run`, which waits for signals in between."""
 
-    def __init__(self, settings: Settings, *, shares_port: bool = False) -> None:
-        """`shares_port`: other processes of this user listen at the same address, and the kernel deals connections."""
+    def __init__(self, settings: Settings, file: SettingsFile | None = None, *, is_worker: bool = False) -> None:
+        """`file`: to be followed. `is_worker`: one of several; they share ports, and their parent shows the metrics."""
         self.settings = settings
-        self._shares_port = shares_port
-        self.metrics = Metrics(settings.upstream.models)
+        self._file = file
+        self._is_worker = is_worker
+        self.metrics = Metrics(RPCS, settings.upstream.name, settings.upstream.models)
+        self.metrics.in_flight_limit.set(settings.limits.max_in_flight)
+        self._observe_upstream = ObserveUpstream(self.metrics, settings.upstream)
+        self.metrics_address: Address | None = None
         self.health = Health()
         self.health_address: Address | None = None
         self.admission = Admission(
@@ -57,26 +66,30 @@ class Server:
         settings = self.settings
         async with AsyncExitStack() as stack:
             # Closed in the opposite order: metrics last, so that a scrape can still see the end.
-            self.metrics.watch_tasks(asyncio.get_running_loop())
-            exporter = _exporter(self.metrics, settings.metrics_listen)
-            stack.push_async_callback(asyncio.to_thread, exporter.close)
-            upstream = _openai(settings.upstream)
+            if not self._is_worker:
+                register_process(self.metrics.registry)
+                exporter = listen(self.metrics.registry, settings.metrics_listen)
+                stack.push_async_callback(asyncio.to_thread, exporter.close)
+                self.metrics_address = exporter.address
+            upstream = self._upstream()
             stack.push_async_callback(upstream.aclose)
+            _go_on(stack, sample(self.metrics, settings.upstream.name, upstream.connections))
+            if self._file:
+                _go_on(stack, follow(self._file, settings, self.metrics))
             if settings.health_listen:
-                probed = listeners.server(settings.limits, shares_port=self._shares_port)
+                probed = listeners.server(settings.limits, shares_port=self._is_worker)
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
             self._grpc = self._build(upstream)
             self.address = await self._open(stack, self._grpc, "listen", settings.listen, self._credentials())
             self._running = stack.pop_all()
-        self.metrics_address = Address(settings.metrics_listen.host, exporter.port)
         self.health.set_serving(True)
         log.info(
             "serving",
             extra={
                 "listen": str(self.address),
                 "health": str(self.health_address) if self.health_address else None,
-                "metrics": f"http://{self.metrics_address}/metrics",
+                "metrics": f"http://{self.metrics_address}/metrics" if self.metrics_address else None,
                 "upstream": settings.upstream.base_url,
                 "version": __version__,
                 "pid": os.getpid(),
@@ -128,7 +141,7 @@ class Server:
         credentials: grpc.ServerCredentials | None = None,
     ) -> Address:
         """Lets the server listen until the stack is closed; gives the address that it has. Raises `StartError`."""
-        shares_port = self._shares_port
+        shares_port = self._is_worker
         opened = listeners.listen(server, setting, address, shares_port=shares_port, credentials=credentials)
         stack.push_async_callback(server.stop, None)
         await server.start()
@@ -142,15 +155,17 @@ class Server:
             settings.upstream.initial_backoff_seconds,
             settings.upstream.max_backoff_seconds,
         )
-        upstream = Retrying(upstream, backoff, self._retried)
+        upstream = Retrying(upstream, backoff, self._observe_upstream.retried)
         redact = Redactor([settings.upstream.api_key])
+        observe = Observe(self.metrics, settings.upstream)
         pipeline = Pipeline(
-            layers(self.admission, self.metrics, settings.upstream, redact),
+            layers(observe, self.admission, redact),
+            observe.unknown,
             default_deadline_seconds=settings.limits.default_deadline_seconds,
             max_message_bytes=settings.limits.max_message_bytes,
             coalesce=settings.coalesce,
         )
-        server = listeners.server(settings.limits, shares_port=self._shares_port, interceptors=[pipeline])
+        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[pipeline])
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
@@ -162,24 +177,27 @@ class Server:
         if not self.settings.tls.cert_file:
             return None
         try:
-            return Certificates(self.settings.tls, self.metrics.note_tls_reload).credentials()
+            return Certificates(self.settings.tls, self.metrics).credentials()
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from None
 
-    def _retried(self, error: ChatError) -> None:
-        reason = str(error.status) if isinstance(error, Refused) else "connect"
-        self.metrics.retries.labels(self.settings.upstream.name, reason).inc()
+    def _upstream(self) -> OpenAI:
+        settings = self.settings.upstream
+        try:
+            return OpenAI(settings, engine.transport(settings), self._observe_upstream)
+        except OSError as error:  # ssl.SSLError is one
+            what = f"upstream.ca_file: {settings.ca_file}: no certificates to be had from it: {error}"
+            raise StartError(what) from None
 
 
-def _exporter(metrics: Metrics, address: Address) -> Exporter:
-    try:
-        return Exporter(metrics, address.host, address.port)
-    except OSError as error:
-        raise ports.cannot_listen("metrics_listen", address, error) from None
+def _go_on(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Runs something endless until the stack is closed."""
+    task = asyncio.create_task(work)
 
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()):
+            log.error("something that was to go on had ended", exc_info=error)
 
-def _openai(settings: UpstreamSettings) -> OpenAI:
-    try:
-        return OpenAI(settings, engine.transport(settings))
-    except OSError as error:  # ssl.SSLError is one
-        raise StartError(f"upstream.ca_file: {settings.ca_file}: no certificates to be had from it: {error}") from None
+    stack.push_async_callback(end)

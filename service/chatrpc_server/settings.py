@@ -6,8 +6,9 @@ The model and the doors to it; `settings_sources` finds the values. Nothing is s
 import os
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -124,13 +125,6 @@ def _only_with(other: str, *, both: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _ports_left(workers: int, info: pydantic.ValidationInfo) -> int:
-    metrics = info.data.get("metrics_listen")
-    if metrics is not None and metrics.port and metrics.port + workers - 1 > 65535:
-        raise ValueError(f"are too many for metrics_listen: each needs a port of its own from {metrics.port} on")
-    return workers
-
-
 def _split(value: object) -> object:
     return [item for item in map(str.strip, value.split(",")) if item] if isinstance(value, str) else value
 
@@ -240,12 +234,8 @@ class Settings(_Frozen):
         Address("127.0.0.1", 50051), "Address for gRPC; port 0 is any free one."
     )
     health_listen: OptionalListen = _is(None, "One more address, for health alone and without TLS, as probes need it.")
-    metrics_listen: Listen = _is(
-        Address("127.0.0.1", 9464), "Address for /metrics; each further worker takes the next port. 0 is any free one."
-    )
-    workers: Annotated[int, AfterValidator(_ports_left)] = _is(
-        1, "Processes that share `listen`; each has the limits for itself.", ge=1, le=256
-    )
+    metrics_listen: Listen = _is(Address("127.0.0.1", 9464), "Address for /metrics; port 0 is any free one.")
+    workers: int = _is(1, "Processes that share `listen`; each has the limits for itself.", ge=1, le=256)
     reflection: bool = _is(False, "Serves gRPC reflection, so that grpcurl needs no .proto files.")
     coalesce: bool = _is(True, "Merges chunks that arrived together into one message; never waits.")
     event_loop: Literal["uvloop", "asyncio"] = _is("uvloop", "Event loop that runs the service.")
@@ -257,6 +247,13 @@ class Settings(_Frozen):
     def redacted(self) -> dict[str, Any]:
         """All settings in the shape of the YAML file, ready for JSON; a secret that is set is `***`."""
         return self.model_dump(mode="json")
+
+
+class SettingsFile(NamedTuple):
+    """The YAML file of the settings, and how to load all of them anew."""
+
+    path: Path
+    load: Callable[[], Settings]
 
 
 class SettingRow(NamedTuple):
@@ -302,3 +299,13 @@ def load(
     from chatrpc_server import settings_sources
 
     return settings_sources.load(args or Namespace(), environ, unknown)
+
+
+def settings_file(
+    args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
+) -> SettingsFile | None:
+    """The file that `load` reads with the same arguments, if there is one."""
+    from chatrpc_server import settings_sources
+
+    path = settings_sources.file(args or Namespace(), environ)
+    return SettingsFile(Path(path), partial(load, args, dict(environ), unknown)) if path else None

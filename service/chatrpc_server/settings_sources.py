@@ -70,6 +70,11 @@ def _text(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
+def file(args: Namespace, environ: Mapping[str, str]) -> str:
+    """The path of the YAML file; empty for none."""
+    return str(getattr(args, "config", None) or environ.get("CHATRPC_CONFIG", ""))
+
+
 def add_flags(parser: ArgumentParser) -> None:
     """See `settings.add_flags`."""
     by_flag = {row.flag: row for row in rows().values()}
@@ -168,11 +173,11 @@ class _Search:
         return self._take((entry for entry in given if entry[1]), paths)
 
     def file(self) -> dict[str, Any]:
-        file = str(getattr(self._args, "config", None) or self._environ.get("CHATRPC_CONFIG", ""))
-        root = _root(file) if file else None
+        path = file(self._args, self._environ)
+        root = _root(path) if path else None
         if isinstance(root, str):  # settings depend on each other: without the file's, right ones would be called wrong
             raise SettingsError([*self.mistakes, root])
-        entries = _entries(root, file, self) if root else ()
+        entries = _entries(root, path, self) if root else ()
         return self._take(entries, {path: path for path in (*rows(), *_groups())})
 
     def secrets(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from typing import Protocol
 
 from chatrpc_server.lifecycle import StartError, Stops, on_stop_signals, stop_signals
 
@@ -37,6 +38,8 @@ class Parent:
 
     def __init__(self, pipe: "Connection[object, object]") -> None:
         self._pipe = pipe
+        self.is_gone = False
+        """It has ended before this worker."""
 
     def started(self) -> None:
         """To be told once the worker does its work."""
@@ -59,7 +62,8 @@ class Parent:
         def hear() -> None:
             try:
                 word = self._pipe.recv()
-            except (EOFError, OSError):  # the parent is gone
+            except (EOFError, OSError):
+                self.is_gone = True
                 loop.remove_reader(pipe)
                 word = _DRAIN
             drain.set()
@@ -83,11 +87,21 @@ Main = Callable[[int, Parent], int]
 """A worker's work: gets its number, from 0, and gives its exit code. It is pickled, with all that it holds."""
 
 
+class Watch(Protocol):
+    """Who is told of the processes."""
+
+    def started(self, number: int, pid: int) -> None:
+        """There is a process for the worker of this number."""
+
+    def ended(self, number: int, *, expected: bool) -> None:
+        """There is none any more. `expected`: it had been told to stop."""
+
+
 class Workers:
     """`count` processes that each run `main`, and need `drain_seconds` at the most when they are to drain."""
 
-    def __init__(self, count: int, main: Main, drain_seconds: float) -> None:
-        self._count, self._main, self._drain_seconds = count, main, drain_seconds
+    def __init__(self, count: int, main: Main, drain_seconds: float, watch: "Watch") -> None:
+        self._count, self._main, self._drain_seconds, self._watch = count, main, drain_seconds, watch
         self._workers: dict[int, _Worker] = {}
         self._never_started = set(range(count))
         self._stopping = asyncio.Event()
@@ -133,10 +147,14 @@ class Workers:
         """One process, from its start to its end; how it ended."""
         try:
             worker = self._workers[number] = _Worker(self._main, number)
-            await worker.started()
-            self._note_started(number)
-            await worker.ended()
-            return worker.how
+            self._watch.started(number, worker.pid)
+            try:
+                await worker.started()
+                self._note_started(number)
+                await worker.ended()
+                return worker.how
+            finally:
+                self._watch.ended(number, expected=self._stopping.is_set())
         except (StartError, OSError) as error:  # OSError: no process is to be had, nor a pipe to it
             failure = error if isinstance(error, StartError) else StartError(f"cannot start a worker: {error}")
             if number in self._never_started and not self._stopping.is_set():
@@ -197,6 +215,12 @@ class _Worker:
     def kill(self) -> None:
         """Ends it without more ado."""
         self._process.kill()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def how(self) -> str:

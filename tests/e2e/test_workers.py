@@ -1,10 +1,12 @@
 """`serve --workers N`: one port, and one end; in between each worker has a fate of its own."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from urllib.request import urlopen
 import grpc
 import pytest
 from e2e.process import ANY_PORTS, Process, run, running
+from prometheus_client.parser import text_string_to_metric_families
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_server.echo import Echo
@@ -23,6 +26,8 @@ LONG = request(model="echo:pieces=25,pace=0.1")
 LONGER = request(model="echo:pieces=250,pace=0.1")
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 Code = grpc.StatusCode
+ESTABLISHED = "01"
+"""In /proc/net/tcp."""
 
 
 class Service:
@@ -30,6 +35,7 @@ class Service:
 
     def __init__(self, process: Process) -> None:
         self.process = process
+        self._metrics = process.log("metrics")["metrics"]
         self.workers = sorted((process.log("serving") for _ in range(2)), key=lambda line: line["worker"])
         self.listen = self.workers[0]["listen"]
         process.log("workers started")
@@ -38,6 +44,30 @@ class Service:
         """Of the workers that live."""
         return {worker["pid"] for worker in self.workers if Path(f"/proc/{worker['pid']}").exists()}
 
+    def value(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels, over all workers."""
+        with urlopen(self._metrics, timeout=5) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        assert len({tuple(sorted(sample.labels.items())) for sample in samples}) == len(samples), "one truth"
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def metrics_folders(self) -> list[Path]:
+        """Where the workers keep their metrics."""
+        return [*Path(tempfile.gettempdir()).glob(f"chatrpc-metrics-{self.process.popen.pid}-*")]
+
+    def holds(self, worker: dict[str, Any]) -> int:
+        """How many of a worker's connections are from callers: one for each call, here."""
+        port = f"{int(self.listen.rpartition(':')[2]):04X}"
+        inodes = {
+            fields[9]
+            for table in ("tcp", "tcp6")  # grpc takes IPv6 sockets for IPv4 too
+            for line in Path(f"/proc/{worker['pid']}/net/{table}").read_text().splitlines()[1:]
+            if (fields := line.split())[1].endswith(f":{port}") and fields[3] == ESTABLISHED
+        }
+        files = Path(f"/proc/{worker['pid']}/fd").iterdir()
+        return sum(os.readlink(file).removeprefix("socket:[").removesuffix("]") in inodes for file in files)
+
 
 @pytest.fixture
 def workers(echo: Echo) -> Iterator[Service]:
@@ -45,19 +75,12 @@ def workers(echo: Echo) -> Iterator[Service]:
         yield Service(process)
 
 
-def _holds(worker: dict[str, Any]) -> bool:
-    """Whether this worker has a call, by its metrics."""
-    with urlopen(worker["metrics"], timeout=5) as response:
-        lines = response.read().decode().splitlines()
-    return any(line.startswith("chatrpc_rpcs_in_flight{") and not line.endswith(" 0.0") for line in lines)
-
-
 @asynccontextmanager
 async def calls_on_both(service: Service, call: Any = LONG) -> AsyncIterator[list[asyncio.Task[Outcome]]]:
     """Streams of 2.5 seconds, each over a connection of its own, so many that every worker has one."""
     async with AsyncExitStack() as stack, asyncio.timeout(30):
         calls = []
-        while not all([await asyncio.to_thread(_holds, worker) for worker in service.workers]):
+        while not all(service.holds(worker) for worker in service.workers):
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(service.listen, OWN_CONNECTION))
             stream = ChatCompletionServiceStub(channel).CreateChatCompletionStream(call)
             calls.append(asyncio.create_task(outcome(stream)))
@@ -156,7 +179,7 @@ async def test_workers_do_not_outlive_their_parent(workers: Service) -> None:
         workers.process.popen.kill()
         assert _codes(await asyncio.gather(*calls)) == {Code.OK}, "they drain"
     async with asyncio.timeout(10):
-        while workers.pids():
+        while workers.pids() or workers.metrics_folders():
             await asyncio.sleep(0.05)
 
 
@@ -168,17 +191,64 @@ async def test_nobody_else_gets_the_port(workers: Service, how: str) -> None:
     assert result.stderr == f"chatrpc-server: listen: cannot listen on {workers.listen}: Address already in use\n"
 
 
-def test_a_worker_that_cannot_start_ends_all() -> None:
+async def test_metrics_are_one_truth_and_outlive_a_worker(workers: Service) -> None:
+    """Nothing that was counted is lost with a worker, and the calls it held are counted too."""
+    (folder,) = workers.metrics_folders()
+    async with calls_on_both(workers) as calls:
+        held = workers.holds(workers.workers[0])
+        async with asyncio.timeout(10):
+            while workers.value("chatrpc_rpcs_in_flight") < len(calls):
+                await asyncio.sleep(0.05)
+        os.kill(workers.workers[0]["pid"], signal.SIGKILL)
+        await asyncio.gather(*calls)
+        await asyncio.to_thread(workers.process.log, "a worker ended")
+        assert workers.value("chatrpc_rpcs_in_flight") == 0
+        started = workers.value("grpc_server_started_total")
+        assert started == len(calls) == workers.value("grpc_server_handled_total")
+        assert workers.value("grpc_server_handled_total", grpc_code="Unavailable") == held
+        assert workers.value("chatrpc_streams_ended_total", end="worker_died") == held
+        assert workers.value("chatrpc_workers_ended_total") == 1
+        await asyncio.to_thread(workers.process.log, "a worker started again")
+        workers.workers[0] = {"pid": await asyncio.to_thread(_last_serving, workers.process)}
+        owners = {path.stem.rpartition("_")[2] for path in folder.iterdir()}
+        assert owners == {"0", "1"}, "no file of a process that is gone"
+        assert workers.value("chatrpc_workers_running") == 2 == workers.value("chatrpc_workers")
+        for worker in ("0", "1", "parent"):
+            assert workers.value("process_resident_memory_bytes", worker=worker) > 1e7
+    async with calls_on_both(workers) as more:
+        await asyncio.gather(*more)
+        async with asyncio.timeout(10):
+            while workers.value("grpc_server_handled_total") < len(calls) + len(more):
+                await asyncio.sleep(0.05)
+    assert workers.value("grpc_server_started_total") == len(calls) + len(more)
+    workers.process.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(workers.process.wait) == 0
+    assert not folder.exists()
+
+
+def _last_serving(process: Process) -> int:
+    lines = [json.loads(line) for line in process.lines if line.startswith("{")]
+    return int([line for line in lines if line["event"] == "serving"][-1]["pid"])
+
+
+def test_a_worker_that_cannot_start_ends_all(tmp_path: Path) -> None:
+    authorities = tmp_path / "authorities.pem"
+    authorities.write_text("nothing")
+    result = run("serve", "--workers=2", *ANY_PORTS, f"--upstream.ca-file={authorities}")
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, "told once, and not as a traceback"
+    assert lines[0].startswith(f"chatrpc-server: upstream.ca_file: {authorities}: no certificates to be had from it")
+
+
+def test_metrics_whose_port_is_taken_end_all() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        port = other.getsockname()[1]
-        # The first worker gets the port below, the second this one.
-        result = run("serve", "--workers=2", *ANY_PORTS, f"--metrics-listen=127.0.0.1:{port - 1}")
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        result = run("serve", "--workers=2", *ANY_PORTS, f"--metrics-listen={address}")
     assert result.returncode == 1
-    lines = result.stderr.splitlines()
-    told = f"chatrpc-server: metrics_listen: cannot listen on 127.0.0.1:{port}: Address already in use"
-    assert [line for line in lines if not line.startswith("{")] == [told], "told once, and not as a traceback"
+    assert result.stderr == f"chatrpc-server: metrics_listen: cannot listen on {address}: Address already in use\n"
 
 
 def test_health_of_any_worker() -> None:

@@ -62,6 +62,7 @@ async def test_fault(fault: str, rpc: str, rows: docs.Rows) -> None:
         left = await _left_behind(before)
         _check_counts(chat, rpc, ended, counts)
         attempts = 1 + int(chat.value("chatrpc_upstream_retries_total"))
+        assert chat.value("chatrpc_upstream_requests_total") - counts["requests"] == attempts
     _check_rules(ended, rpc, attempts)
     chunks = len(ended.messages) if rpc == "stream" else ""
     waited = max(limit for limit in LIMITS if limit <= seconds)
@@ -137,7 +138,9 @@ def _counts(chat: Service) -> dict[str, float]:
         "handled": "grpc_server_handled_total",
         "timed": "grpc_server_handling_seconds_count",
         "operations": "gen_ai_client_operation_duration_seconds_count",
+        "overheads": "chatrpc_overhead_seconds_count",
         "streams": "chatrpc_streams_ended_total",
+        "requests": "chatrpc_upstream_requests_total",
     }
     return {what: chat.value(name) for what, name in counted.items()}
 
@@ -146,7 +149,15 @@ def _check_counts(chat: Service, rpc: str, ended: Outcome, before: dict[str, flo
     """The call was counted once in each way, under its code, and its place is free again."""
     assert chat.server.admission.in_flight == 0
     more = {what: count - before[what] for what, count in _counts(chat).items()}
-    assert more == {"started": 1, "handled": 1, "timed": 1, "operations": 1, "streams": float(rpc == "stream")}
+    del more["requests"]
+    assert more == {
+        "started": 1,
+        "handled": 1,
+        "timed": 1,
+        "operations": 1,
+        "overheads": 1,
+        "streams": float(rpc == "stream"),
+    }
     assert chat.value("grpc_server_handled_total", grpc_method=RPCS[rpc], grpc_code=CODE_NAMES[ended.code]) >= 1
 
 

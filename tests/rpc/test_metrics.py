@@ -1,6 +1,8 @@
 """What a call leaves behind: metrics and one access line."""
 
+import asyncio
 import logging
+import random
 from urllib.request import urlopen
 
 import pytest
@@ -10,6 +12,7 @@ from support import Script, Service, collect, failure, request, service, sse
 
 RPC = {"grpc_service": "chatrpc.v1.ChatCompletionService"}
 UNARY = {**RPC, "grpc_type": "unary", "grpc_method": "CreateChatCompletion"}
+RANDOM_NAMES, CALLERS = 10_000, 50
 STREAM = {**RPC, "grpc_type": "server_stream", "grpc_method": "CreateChatCompletionStream"}
 
 
@@ -44,18 +47,40 @@ async def test_usage_in_every_chunk_is_counted_once(script: Script) -> None:
         assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") == 3
 
 
-async def test_models_that_are_not_configured_share_a_label(chat: Service) -> None:
-    for number in range(20):
-        await failure(chat.stub.CreateChatCompletion(request(model=f"made-up-{number}")))
-    labels = {
-        sample.labels["gen_ai_request_model"]
+async def test_callers_cannot_make_series(chat: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever they call models, methods and traces."""
+    caplog.set_level(logging.ERROR)
+    unknown = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/Nothing")
+
+    async def calls(numbers: range) -> None:
+        for number in numbers:
+            name = f"made-up-{random.getrandbits(64):x}"
+            method = (chat.stub.CreateChatCompletion, chat.stub.CreateChatCompletionStream)[number % 2]
+            trace = f"00-{random.getrandbits(127) + 1:032x}-{1:016x}-01"
+            await failure(method(request(model=name), metadata=[("traceparent", trace)]))
+            if number < CALLERS:
+                await failure(chat.channel.unary_unary(f"/{name}/{name}")(b""))
+
+    await calls(range(2 * CALLERS))
+    await failure(unknown(b""))
+    before = _series(chat)
+    async with asyncio.TaskGroup() as group:
+        for first in range(CALLERS):
+            group.create_task(calls(range(2 * CALLERS + first, RANDOM_NAMES, CALLERS)))
+    assert _series(chat) == before
+    assert chat.value("gen_ai_client_operation_duration_seconds_count", error_type="MODEL_NOT_FOUND") == RANDOM_NAMES
+    assert chat.value("grpc_server_handled_total", grpc_code="NotFound") == RANDOM_NAMES
+    unknown_rpc = {"grpc_service": "unknown", "grpc_method": "unknown"}
+    assert chat.value("grpc_server_started_total", **unknown_rpc) == CALLERS + 1
+    assert chat.value("grpc_server_handled_total", **unknown_rpc, grpc_code="Unimplemented") == CALLERS + 1
+
+
+def _series(chat: Service) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+    return {
+        (sample.name, tuple(sample.labels.items()))
         for metric in chat.server.metrics.registry.collect()
         for sample in metric.samples
-        if "gen_ai_request_model" in sample.labels
     }
-    assert labels == {"other"}
-    assert chat.value("gen_ai_client_operation_duration_seconds_count", error_type="MODEL_NOT_FOUND") == 20
-    assert chat.value("grpc_server_handled_total", grpc_code="NotFound") == 20
 
 
 async def test_metrics_are_served_over_http(chat: Service) -> None:

@@ -8,20 +8,23 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "service" / "chatrpc_server"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"settings", "logs", "metrics", "lifecycle", "ports"}
+LEAVES = {"settings", "logs", "metrics", "lifecycle", "ports", "files"}
 """Importable from anywhere but the core."""
 
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"demo", "echo", "server", "workers"} | LEAVES,
     "demo": {"echo", "server"} | LEAVES,
-    "server": {"rpc", "upstream", "core"} | LEAVES,
+    "server": {"rpc", "upstream", "core", "sampling", "reload"} | LEAVES,
     "workers": {"lifecycle"},
     "rpc": {"core"} | LEAVES,
     "upstream": {"core"} | LEAVES,
     "core": set(),
     "echo": set(),
-    "metrics": set(),
+    "metrics": {"lifecycle", "ports", "settings"},
+    "sampling": {"metrics"},
+    "reload": LEAVES,
+    "files": set(),
     "logs": set(),
     "lifecycle": set(),
     "ports": {"lifecycle", "settings"},
@@ -43,6 +46,9 @@ ONLY_IN: dict[str, set[str]] = {
     "uvloop": {"cli"},
 }
 """Library to the parts that may import it. cli and demo are clients of the service too."""
+
+TELLS_A_LIBRARY = PACKAGE / "metrics" / "shared.py"
+"""Writes a variable that prometheus_client reads: it takes the place of its files from nowhere else."""
 
 NOT_IN_CORE = {"asyncio", "time", "os", "random", "socket", "threading", "logging"}
 
@@ -100,7 +106,8 @@ def test_the_core_is_pure(file: Path) -> None:
 def test_only_settings_read_the_environment(file: Path) -> None:
     names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(ast.parse(file.read_text()))}
     assert not {"getenv", "putenv"} & names
-    assert "os.environ" not in file.read_text()
+    if file != TELLS_A_LIBRARY:
+        assert "os.environ" not in file.read_text()
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids)

@@ -42,7 +42,7 @@ ERRORS: dict[str, tuple[ChatError, bool]] = {
     "in a 200, the caller's fault": (refused(400, in_success=True), False),
     "unreachable": (Unreachable("m"), True),
     "silence": (TimedOut("m"), False),
-    "not a completion": (InvalidResponse("m"), False),
+    "not a completion": (InvalidResponse("m", "bad_json"), False),
     "cut": (Truncated("m"), False),
     "the caller's": (InvalidRequest("f", "d"), False),
     "deadline": (DeadlineExceeded("m"), False),

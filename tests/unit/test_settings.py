@@ -698,14 +698,6 @@ def test_tls_files_that_do_not_go_alone(given: list[str], mistake: str, pem: str
     assert mistakes(flags=tuple(f"--tls.{name}={pem}" for name in given)) == [mistake]
 
 
-def test_more_workers_than_ports_for_their_metrics() -> None:
-    assert load_from(("--workers=2", "--metrics-listen=127.0.0.1:65534")).workers == 2
-    assert load_from(("--workers=9", "--metrics-listen=127.0.0.1:0")).workers == 9
-    assert mistakes(flags=("--workers=3", "--metrics-listen=127.0.0.1:65534")) == [
-        "--workers: are too many for metrics_listen: each needs a port of its own from 65534 on"
-    ]
-
-
 def test_a_wrong_allow_insecure_is_one_mistake() -> None:
     environ = {"CHATRPC_ALLOW_INSECURE": "perhaps", "CHATRPC_LISTEN": "0.0.0.0:1"}
     assert mistakes(environ=environ) == ["CHATRPC_ALLOW_INSECURE in the environment: must be true or false"]

@@ -24,16 +24,28 @@ class Call:
     """When it arrived, in seconds of `time.monotonic`."""
     deadline: float
     """When all work for this call must have ended, in seconds of the event loop's clock."""
+    timeout_seconds: float | None = None
+    """The time that the caller gave; None if it gave no deadline."""
     forward: Headers = ()
     """HTTP headers that go to the upstream with every attempt."""
     coalesce: bool = True
     """May chunks that arrived together become one message?"""
+    trace_id: str = ""
+    """The trace that the call belongs to, 32 hexadecimal digits, if there is one."""
+    sampled: bool = False
+    """Is that trace kept?"""
 
     # Observed on the way; written by the outbound edge.
     attempts: int = 0
     """HTTP requests that were begun."""
+    upstream_status: int | None = None
+    """HTTP status of the last attempt; None while there is no response."""
     upstream_seconds: float = 0.0
     """Time from the start of the last attempt to its response headers."""
+    waiting_seconds: float = 0.0
+    """Time spent waiting for the upstream, and for the next attempt at it."""
+    chunks: int = 0
+    """Chunks of a stream that the upstream sent."""
     upstream_request_id: str = ""
     response_metadata: Headers = ()
     """gRPC metadata for the caller, taken from the upstream's response headers."""
@@ -48,5 +60,11 @@ class Call:
     first_message_at: float | None = None
     """When there was something to send to the caller, as `started`."""
     messages_sent: int = 0
+    bytes_sent: int = 0
+    """Size of the messages of a stream, in bytes."""
+    writing_seconds: float = 0.0
+    """Time spent writing to the caller."""
+    code: str = ""
+    """The status that ended the call, as `metrics.GRPC_CODES` spells it; empty until then."""
     reason: str = ""
     """`ErrorInfo.reason` of the status that ended the call, if it was an error."""

@@ -21,6 +21,7 @@ quote a prompt in them.
 """
 
 from enum import StrEnum
+from typing import Literal
 
 from chatrpc.v1 import chat_error_pb2
 
@@ -136,9 +137,15 @@ class TimedOut(UpstreamFault):
 
 
 class InvalidResponse(UpstreamFault):
-    """The upstream sent something that is no chat completion: HTML, broken JSON, too many bytes."""
+    """The upstream sent something that is no chat completion. `kind` is why not, for the metrics."""
 
     reason = Reason.UPSTREAM_INVALID_RESPONSE
+
+    def __init__(
+        self, message: str, kind: Literal["not_a_completion", "bad_json", "oversize", "unexpected_content"]
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Truncated(UpstreamFault):

@@ -91,7 +91,7 @@ def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: floa
     if http_status < 400:
         # Following a redirect could carry the key to somewhere else.
         remark = ": redirects are not followed" if http_status >= 300 else ", which is no completion"
-        return InvalidResponse(f"the upstream answered with HTTP {http_status}{remark}")
+        return InvalidResponse(f"the upstream answered with HTTP {http_status}{remark}", "unexpected_content")
     error = _error_object(_loads(body), certain=True)
     detail = _detail(http_status, error, body)
     detail.request_id = clip(headers.get("x-request-id", ""), FIELD_BYTES)

@@ -29,12 +29,14 @@ def response(body: bytes) -> ChatResponse:
     try:
         source, _ = _loads(body)
     except ValueError:
-        raise InvalidResponse(f"the upstream answered with something that is not JSON ({len(body)} bytes)") from None
+        what = f"the upstream answered with something that is not JSON ({len(body)} bytes)"
+        raise InvalidResponse(what, "bad_json") from None
     error = error_in_success(source, body)
     if error is not None:
         raise error
     if not isinstance(source, dict) or not isinstance(source.get("choices"), list):
-        raise InvalidResponse("the upstream answered with JSON that is no chat completion: it has no array `choices`")
+        what = "the upstream answered with JSON that is no chat completion: it has no array `choices`"
+        raise InvalidResponse(what, "not_a_completion")
     message = ChatResponse()
     _read(message, source)
     return message
@@ -86,7 +88,8 @@ class StreamReader:
             if self._bare is not None:
                 self._bare += data
                 if len(self._bare) > self._max_event_bytes:
-                    raise InvalidResponse(f"the upstream sent more than {self._max_event_bytes} bytes without an event")
+                    what = f"the upstream sent more than {self._max_event_bytes} bytes without an event"
+                    raise InvalidResponse(what, "oversize")
                 return chunks
             for kind, payload in self._decoder.feed(data):
                 self._take(kind, payload, chunks)
@@ -143,13 +146,14 @@ class StreamReader:
                 self._take_each(kind, lines, chunks)
                 return
             if kind != "error":
-                raise InvalidResponse(f"the upstream sent an event that is not JSON ({len(payload)} bytes)") from None
+                what = f"the upstream sent an event that is not JSON ({len(payload)} bytes)"
+                raise InvalidResponse(what, "bad_json") from None
             source, odd = payload.decode("utf-8", "replace"), False
         error = error_in_success(source, payload, certain=kind == "error")
         if error is not None:
             raise error
         if not isinstance(source, dict):
-            raise InvalidResponse("the upstream sent an event that is no JSON object")
+            raise InvalidResponse("the upstream sent an event that is no JSON object", "not_a_completion")
         self._normalise(source)
         if odd or self._surrogates.waiting:
             self._surrogates.join(source)
@@ -275,7 +279,7 @@ def _read(message: Message, source: dict[str, Any]) -> None:
     try:
         mapping.read(message, source)
     except ValueError as error:
-        raise InvalidResponse(f"the upstream answered with JSON that is {error}") from None
+        raise InvalidResponse(f"the upstream answered with JSON that is {error}", "not_a_completion") from None
 
 
 def _usage_elsewhere(source: dict[str, Any], choices: list[Any]) -> dict[str, Any] | None:

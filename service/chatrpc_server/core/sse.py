@@ -92,4 +92,4 @@ class Decoder:
 
     def _check(self, more: int) -> None:
         if self._data_bytes + more > self._max_event_bytes:
-            raise InvalidResponse(f"the upstream sent an event of more than {self._max_event_bytes} bytes")
+            raise InvalidResponse(f"the upstream sent an event of more than {self._max_event_bytes} bytes", "oversize")

@@ -7,11 +7,13 @@ TLS is 1.2 or newer: that is what grpc's core speaks, and it has no setting for 
 import errno
 import logging
 import ssl
-from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 
+from chatrpc_server import files
+from chatrpc_server.metrics.instruments import Metrics
 from chatrpc_server.settings import TlsSettings
 
 log = logging.getLogger(__name__)
@@ -21,9 +23,9 @@ _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 
 class Certificates:
-    """What the files of the settings hold. `reloaded` is told of each change whether it is of use."""
+    """What the files of the settings hold; the metrics tell until when, and of each change."""
 
-    def __init__(self, settings: TlsSettings, reloaded: Callable[[bool], None]) -> None:
+    def __init__(self, settings: TlsSettings, metrics: Metrics) -> None:
         """Raises OSError or ValueError if the files are of no use."""
         assert settings.cert_file
         assert settings.key_file
@@ -32,7 +34,7 @@ class Certificates:
             settings.key_file,
             settings.client_ca_file,
         )
-        self._reloaded = reloaded
+        self._metrics = metrics
         self._stamp = self._stamp_now()
         self._first = self._read()
 
@@ -57,15 +59,15 @@ class Certificates:
                 self._stamp = before
             # Such as a certificate that is new already beside a key that is still the old one.
             log.error("the TLS files have changed and are of no use: the old ones stay", extra={"cause": str(error)})
-            self._reloaded(False)
+            self._metrics.tls_reloads.labels("failure").inc()
             return None
         log.info("the TLS files have changed: new connections get the new ones")
-        self._reloaded(True)
+        self._metrics.tls_reloads.labels("success").inc()
         return configuration
 
-    def _stamp_now(self) -> list[tuple[int, int, int]]:
-        """Tells whether the files are still the same, through links as Kubernetes swaps them."""
-        return [_stamp(file) for file in (self._cert_file, self._key_file, self._client_ca_file) if file]
+    def _stamp_now(self) -> list[files.Stamp]:
+        """Tells whether the files are still the same."""
+        return [files.stamp(file) for file in (self._cert_file, self._key_file, self._client_ca_file) if file]
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         chain = _pem("cert_file", self._cert_file, b"CERTIFICATE-----")
@@ -84,16 +86,17 @@ class Certificates:
                 context.load_verify_locations(self._client_ca_file)
         except ssl.SSLError as error:
             raise ValueError(f"tls.client_ca_file: {self._client_ca_file}: {_why(error)}") from None
+        # A chain is as good as the first of its certificates to end, authorities as the last.
+        ends = {"server": min(_ends("cert_file", self._cert_file, chain))}
+        if self._client_ca_file and authorities:
+            ends["client_ca"] = max(_ends("client_ca_file", self._client_ca_file, authorities))
+        for role, end in ends.items():
+            if end <= datetime.now(UTC):
+                setting = "cert_file" if role == "server" else "client_ca_file"
+                raise ValueError(f"tls.{setting}: expired on {end:%Y-%m-%d %H:%M:%S} UTC")
+        for role, end in ends.items():
+            self._metrics.certificate_end.labels(role).set(end.timestamp())
         return grpc.ssl_server_certificate_configuration([(key, chain)], authorities)
-
-
-def _stamp(file: Path) -> tuple[int, int, int]:
-    try:
-        stat = file.stat()
-    except OSError:
-        return (0, 0, 0)  # what is wrong with it, reading it tells
-    # Of all times this one notices whatever happens to a file, also that it has become readable.
-    return (stat.st_ino, stat.st_size, stat.st_ctime_ns)
 
 
 def _pem(setting: str, file: Path, marker: bytes) -> bytes:
@@ -103,6 +106,17 @@ def _pem(setting: str, file: Path, marker: bytes) -> bytes:
     if b"ENCRYPTED" in content:
         raise ValueError(f"tls.{setting}: {file}: is encrypted, and nobody is there to ask for its password")
     return content
+
+
+def _ends(setting: str, file: Path, content: bytes) -> list[datetime]:
+    """When each of the certificates stops being valid."""
+    # Imported where TLS is on: it takes 50 ms.
+    from cryptography import x509
+
+    try:
+        return [certificate.not_valid_after_utc for certificate in x509.load_pem_x509_certificates(content)]
+    except ValueError as error:
+        raise ValueError(f"tls.{setting}: {file}: {error}") from None
 
 
 def _why(error: ssl.SSLError) -> str:

@@ -7,16 +7,12 @@ admission    turns away what this process cannot take, before any work is done
 
 from collections.abc import Callable, Sequence
 
-from chatrpc_server.metrics import Metrics
 from chatrpc_server.rpc.admission import Admission
 from chatrpc_server.rpc.observe import Observe
 from chatrpc_server.rpc.pipeline import Layer
 from chatrpc_server.rpc.statuses import Statuses
-from chatrpc_server.settings import UpstreamSettings
 
 
-def layers(
-    admission: Admission, metrics: Metrics, upstream: UpstreamSettings, redact: Callable[[str], str]
-) -> Sequence[Layer]:
+def layers(observe: Observe, admission: Admission, redact: Callable[[str], str]) -> Sequence[Layer]:
     """The layers of one server."""
-    return (Observe(metrics, upstream), Statuses(redact), admission)
+    return (observe, Statuses(redact), admission)

@@ -10,20 +10,22 @@ import grpc
 
 from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import Reason
-from chatrpc_server.metrics import Metrics
+from chatrpc_server.metrics.instruments import FINISH_REASONS, GRPC_CODES, OTHER, UNKNOWN_RPC, Metrics
 from chatrpc_server.rpc.pipeline import SERVICE, Context
 from chatrpc_server.settings import UpstreamSettings
 
 log = logging.getLogger("chatrpc.access")
 
+RPCS = (
+    ("unary", SERVICE, "CreateChatCompletion"),
+    ("server_stream", SERVICE, "CreateChatCompletionStream"),
+)
+"""Type, service and method, as go-grpc-middleware labels them."""
+_RPC = {rpc[-1]: rpc for rpc in RPCS}
 _OPERATION = "chat"
 _MODEL_CHARACTERS = 100
 
-# As go-grpc-middleware spells them, on which dashboards are built.
-CODE_NAMES = {
-    code: "OK" if code is grpc.StatusCode.OK else "".join(word.capitalize() for word in code.name.split("_"))
-    for code in grpc.StatusCode
-} | {grpc.StatusCode.CANCELLED: "Canceled"}
+CODE_NAMES = {code: GRPC_CODES[code.value[0]] for code in grpc.StatusCode}
 
 
 class Observe:
@@ -37,12 +39,15 @@ class Observe:
     @asynccontextmanager
     async def __call__(self, call: Call, context: Context) -> AsyncIterator[None]:
         """Observes the call; raises nothing of its own."""
-        streaming = call.method.endswith("Stream")
-        rpc = ("server_stream" if streaming else "unary", SERVICE, call.method)
-        metrics = self._metrics
-        metrics.started.labels(*rpc).inc()
-        metrics.received.labels(*rpc).inc()
-        in_flight = metrics.in_flight.labels(call.method)
+        metrics, child = self._metrics, self._metrics.child
+        rpc = _RPC[call.method]
+        child(metrics.started, *rpc).inc()
+        child(metrics.received, *rpc).inc()
+        if call.timeout_seconds is None:
+            child(metrics.timeout_missing, call.method).inc()
+        else:
+            child(metrics.timeout, call.method).observe(call.timeout_seconds)
+        in_flight = child(metrics.in_flight, call.method)
         in_flight.inc()
         code = grpc.StatusCode.OK
         try:
@@ -52,30 +57,55 @@ class Observe:
             raise
         finally:
             in_flight.dec()
-            seconds = time.monotonic() - call.started
-            metrics.handled.labels(*rpc, CODE_NAMES[code]).inc()
-            metrics.handling.labels(*rpc).observe(seconds)
-            metrics.sent.labels(*rpc).inc(call.messages_sent)
-            self._operation(call, code, seconds, streaming)
-            self._tokens(call, streaming)
-            _access_line(call, code, seconds)
+            call.code = CODE_NAMES[code]
+            self._ended(call, code)
 
-    def _operation(self, call: Call, code: grpc.StatusCode, seconds: float, streaming: bool) -> None:
-        metrics, gen_ai = self._metrics, self._gen_ai(call)
+    def unknown(self) -> None:
+        """Counts an RPC that nobody serves."""
+        self._metrics.child(self._metrics.started, *UNKNOWN_RPC).inc()
+        self._metrics.child(self._metrics.handled, *UNKNOWN_RPC, "Unimplemented").inc()
+
+    def _ended(self, call: Call, code: grpc.StatusCode) -> None:
+        metrics, child = self._metrics, self._metrics.child
+        rpc = _RPC[call.method]
+        seconds = time.monotonic() - call.started
+        exemplar = {"trace_id": call.trace_id} if call.sampled else None
+        child(metrics.handled, *rpc, call.code).inc()
+        child(metrics.handling, *rpc).observe(seconds, exemplar)
+        child(metrics.sent, *rpc).inc(call.messages_sent)
+        overhead_seconds = seconds - call.waiting_seconds - call.writing_seconds
+        child(metrics.overhead, call.method).observe(max(0.0, overhead_seconds), exemplar)
+
+        streaming = rpc[0] == "server_stream"
+        model = metrics.model_label(call.model)
+        gen_ai = (_OPERATION, self._provider, model)
         error_type = "" if code is grpc.StatusCode.OK else call.reason or code.name
-        metrics.duration.labels(*gen_ai, self._upstream, error_type, str(streaming).lower()).observe(seconds)
+        stream = "true" if streaming else "false"
+        child(metrics.duration, *gen_ai, self._upstream, error_type, stream).observe(seconds, exemplar)
         if streaming:
-            metrics.streams_ended.labels(stream_end(call, code)).inc()
+            child(metrics.streams_ended, stream_end(call, code)).inc()
+            child(metrics.chunks, model).inc(call.chunks)
+            child(metrics.stream_bytes, model).inc(call.bytes_sent)
             if call.first_message_at is not None:
-                metrics.first_chunk.labels(*gen_ai, self._upstream).observe(call.first_message_at - call.started)
+                metrics.writing.observe(call.writing_seconds)
+                first_seconds = call.first_message_at - call.started
+                child(metrics.first_chunk, *gen_ai, self._upstream).observe(first_seconds, exemplar)
+        for reason in call.finish_reasons.values():
+            if reason:
+                child(metrics.finish_reasons, model, reason if reason in FINISH_REASONS else OTHER).inc()
+        self._count_tokens(call, gen_ai, stream, abandoned=_caller_has_gone(call, code))
+        _access_line(call, self._upstream, seconds)
 
-    def _tokens(self, call: Call, streaming: bool) -> None:
-        usage, metrics = call.usage, self._metrics
+    def _count_tokens(self, call: Call, gen_ai: tuple[str, str, str], stream: str, *, abandoned: bool) -> None:
+        metrics, child = self._metrics, self._metrics.child
+        model = gen_ai[-1]
+        if abandoned:
+            child(metrics.abandoned_chunks, model).inc(call.chunks)
+        usage = call.usage
         if usage is None:
             if call.messages_sent:
-                metrics.usage_missing.labels(self._upstream, str(streaming).lower()).inc()
+                child(metrics.usage_missing, self._upstream, stream).inc()
             return
-        gen_ai = self._gen_ai(call)
         for kind, tokens in (
             ("input", usage.prompt_tokens),
             ("output", usage.completion_tokens),
@@ -83,11 +113,10 @@ class Observe:
             ("reasoning", usage.completion_tokens_details.reasoning_tokens),
         ):
             if tokens > 0:
-                metrics.token_usage.labels(*gen_ai, kind).observe(tokens)
-                metrics.tokens.labels(gen_ai[-1], kind).inc(tokens)
-
-    def _gen_ai(self, call: Call) -> tuple[str, str, str]:
-        return _OPERATION, self._provider, self._metrics.model_label(call.model)
+                child(metrics.token_usage, *gen_ai, kind).observe(tokens)
+                child(metrics.tokens, model, kind).inc(tokens)
+                if abandoned:
+                    child(metrics.abandoned_tokens, model, kind).inc(tokens)
 
 
 def final_code(call: Call, context: Context) -> grpc.StatusCode:
@@ -127,23 +156,39 @@ def stream_end(call: Call, code: grpc.StatusCode) -> str:
             return "upstream_error"
 
 
-def _access_line(call: Call, code: grpc.StatusCode, seconds: float) -> None:
+def _caller_has_gone(call: Call, code: grpc.StatusCode) -> bool:
+    """Did the caller cancel, or its deadline pass?"""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return call.reason != Reason.UPSTREAM_TIMEOUT
+    return code is grpc.StatusCode.CANCELLED
+
+
+def _access_line(call: Call, upstream: str, seconds: float) -> None:
     usage = call.usage
-    first = call.first_message_at
     log.info(
         "call",
         extra={
             "request_id": call.id,
+            "trace_id": call.trace_id or None,
             "method": call.method,
             "model": call.model[:_MODEL_CHARACTERS],
-            "code": CODE_NAMES[code],
+            "upstream": upstream,
+            "code": call.code,
             "reason": call.reason or None,
-            "duration_ms": round(seconds * 1000, 1),
-            "first_message_ms": None if first is None else round((first - call.started) * 1000, 1),
+            "duration_ms": _milliseconds(seconds),
+            "first_message_ms": None
+            if call.first_message_at is None
+            else _milliseconds(call.first_message_at - call.started),
+            "overhead_ms": _milliseconds(max(0.0, seconds - call.waiting_seconds - call.writing_seconds)),
             "messages": call.messages_sent,
             "attempts": call.attempts,
+            "http_status": call.upstream_status,
             "input_tokens": usage.prompt_tokens if usage else None,
             "output_tokens": usage.completion_tokens if usage else None,
             "upstream_request_id": call.upstream_request_id or None,
         },
     )
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -33,15 +33,27 @@ _FORWARDED = ("traceparent", "tracestate")
 _REQUEST_ID_CHARACTERS = 128
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 """Printable ASCII. Callers can send other bytes, which neither HTTP nor our own metadata could carry on."""
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?")
+"""W3C Trace Context, level 1: the trace's id, and its flags, of which the lowest bit says that it is kept."""
 
 
 class Pipeline(grpc.aio.ServerInterceptor):
-    """`layers` from the outermost inwards. Calls without a deadline get the default one."""
+    """`layers` from the outermost inwards. Calls without a deadline get the default one.
+
+    `unknown` is told of each RPC that nobody serves.
+    """
 
     def __init__(
-        self, layers: Sequence[Layer], *, default_deadline_seconds: float, max_message_bytes: int, coalesce: bool
+        self,
+        layers: Sequence[Layer],
+        unknown: Callable[[], None],
+        *,
+        default_deadline_seconds: float,
+        max_message_bytes: int,
+        coalesce: bool,
     ) -> None:
         self._layers = layers
+        self._unknown = unknown
         self._default_deadline_seconds = default_deadline_seconds
         self._max_message_bytes = max_message_bytes
         self._coalesce = coalesce
@@ -54,6 +66,8 @@ class Pipeline(grpc.aio.ServerInterceptor):
         """Replaces the handlers of our own service; health and reflection stay as they are."""
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler is None:
+            self._unknown()
         if handler is None or service != SERVICE:
             return handler
         wrap = self._streaming if handler.response_streaming else self._unary
@@ -81,20 +95,25 @@ class Pipeline(grpc.aio.ServerInterceptor):
                     async for batch in batches:
                         if not call.messages_sent:
                             await _begin(call, context)
-                        for chunk in coalesce(batch) if call.coalesce else batch:
-                            self._check_size(chunk)
-                            await context.write(chunk)
-                            call.messages_sent += 1
+                        started = time.monotonic()
+                        try:
+                            for chunk in coalesce(batch) if call.coalesce else batch:
+                                call.bytes_sent += self._check_size(chunk)
+                                await context.write(chunk)
+                                call.messages_sent += 1
+                        finally:
+                            call.writing_seconds += time.monotonic() - started
                     if not call.messages_sent:
                         await _begin(call, context)
 
         return grpc.unary_stream_rpc_method_handler(behavior, None, handler.response_serializer)
 
-    def _check_size(self, message: Message) -> None:
+    def _check_size(self, message: Message) -> int:
         # grpc would end the RPC by itself, and no layer would know.
         size = message.ByteSize()
         if size > self._max_message_bytes:
             raise ResponseTooLarge(f"the answer is a message of {size} bytes: {self._max_message_bytes} are allowed")
+        return size
 
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
@@ -111,22 +130,25 @@ class Pipeline(grpc.aio.ServerInterceptor):
             for key, value in context.invocation_metadata() or ()
             if isinstance(value, str) and _HEADER_VALUE.fullmatch(value)
         }
-        remaining = context.time_remaining()
-        if remaining is None:
-            remaining = self._default_deadline_seconds
+        timeout = context.time_remaining()
+        remaining = self._default_deadline_seconds if timeout is None else timeout
         request_id = metadata.get("x-request-id", "")
         if not 0 < len(request_id) <= _REQUEST_ID_CHARACTERS:
             request_id = secrets.token_hex(16)
+        trace = _TRACEPARENT.fullmatch(metadata.get("traceparent", ""))
         return Call(
             id=request_id,
             method=method,
             started=time.monotonic(),
             deadline=asyncio.get_running_loop().time() + remaining,
+            timeout_seconds=timeout,
             forward=[
                 ("x-request-id", request_id),
                 *((name, metadata[name]) for name in _FORWARDED if name in metadata),
             ],
             coalesce=self._coalesce and metadata.get("x-chatrpc-coalesce") != "off",
+            trace_id=trace[1] if trace else "",
+            sampled=bool(trace and int(trace[2], 16) & 1),
         )
 
 

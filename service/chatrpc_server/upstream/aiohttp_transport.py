@@ -65,6 +65,12 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         stream = _Body(response, request)
         return httpx.Response(response.status, headers=response.raw_headers, stream=stream, request=request)
 
+    def connections(self) -> tuple[int, int]:
+        """How many there are: in use, and idle."""
+        connector = self._session.connector
+        assert connector is not None
+        return len(connector._acquired), sum(map(len, connector._conns.values()))
+
     async def aclose(self) -> None:
         """Closes all connections."""
         await self._session.close()

@@ -23,8 +23,10 @@ from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.aiohttp_transport import AiohttpTransport
 from chatrpc_server.upstream.httpcore_transport import HttpcoreTransport
 
+Transport = AiohttpTransport | HttpcoreTransport
 
-def transport(settings: UpstreamSettings) -> httpx.AsyncBaseTransport:
+
+def transport(settings: UpstreamSettings) -> Transport:
     """The transport for these settings; to be made inside the running loop. Raises OSError for a useless `ca_file`."""
     tls = _tls(settings)
     if settings.engine == "httpcore":

@@ -24,6 +24,12 @@ class HttpcoreTransport(httpx.AsyncHTTPTransport):
         response.stream = _Body(response.stream)
         return response
 
+    def connections(self) -> tuple[int, int]:
+        """How many there are: in use, and idle."""
+        connections = self._pool.connections
+        idle = sum(connection.is_idle() for connection in connections)
+        return len(connections) - idle, idle
+
 
 class _Body(httpx.AsyncByteStream):
     def __init__(self, stream: Any) -> None:

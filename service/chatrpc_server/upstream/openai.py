@@ -19,6 +19,8 @@ from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import InvalidResponse, Refused, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
 from chatrpc_server.settings import UpstreamSettings
+from chatrpc_server.upstream.engine import Transport
+from chatrpc_server.upstream.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,12 @@ _SHOWN_CHARACTERS = 64
 
 
 class OpenAI:
-    """An upstream behind `transport`, which this object owns and closes."""
+    """An upstream behind `transport`, which this object owns and closes. `watch` is told of each request."""
 
-    def __init__(self, settings: UpstreamSettings, transport: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, settings: UpstreamSettings, transport: Transport, watch: Watch) -> None:
         self._settings = settings
         self._transport = transport
+        self._watch = watch
         self._url = httpx.URL(f"{settings.base_url.rstrip('/')}/chat/completions")
         self._headers = _headers(settings)
         self._extensions = {"timeout": {"connect": settings.connect_timeout_seconds}}
@@ -48,13 +51,19 @@ class OpenAI:
         """Closes all connections."""
         await self._transport.aclose()
 
+    def connections(self) -> tuple[int, int]:
+        """How many there are: in use, and idle."""
+        return self._transport.connections()
+
     async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
         """The whole answer. Only the call's deadline bounds how long it may take."""
         body = requests.body(request, stream=False, ask_usage=False)
         async with self._open(body, call, until=None) as response:
-            data = await _read(_reads(response), self._settings.max_response_bytes)
+            data = await _Body(response, call).read(self._settings.max_response_bytes)
             streamed = _media_type(response) == "text/event-stream"
-        message = responses.assembled(data, self._settings.max_event_bytes) if streamed else responses.response(data)
+            message = (
+                responses.assembled(data, self._settings.max_event_bytes) if streamed else responses.response(data)
+            )
         if message.HasField("usage"):
             call.usage = message.usage
         call.finish_reasons = {choice.index: choice.finish_reason for choice in message.choices}
@@ -72,13 +81,17 @@ class OpenAI:
         async with AsyncExitStack() as stack:
             response = await self._open_stream(request, call, until, stack)
             next_chunks = self._whole_answer if _media_type(response) == "application/json" else _next_chunks
-            reads = _reads(response)
-            ended = False
+            body, ended = _Body(response, call), False
+            note_gap, waited_seconds = self._watch.gaps(call), 0.0
             try:
                 while not (ended or reader.done or reader.error):
                     async with asyncio.timeout_at(until):
-                        chunks, ended = await next_chunks(reads, reader)
+                        chunks, ended = await next_chunks(body, reader)
                     if chunks:
+                        if call.chunks:
+                            note_gap(call.waiting_seconds - waited_seconds)
+                        call.chunks += len(chunks)
+                        waited_seconds = call.waiting_seconds
                         yield chunks
                     limit = self._settings.chunk_gap_timeout_seconds
                     until = loop.time() + limit
@@ -88,7 +101,7 @@ class OpenAI:
                 call.usage = reader.usage
             if reader.error:
                 raise reader.error
-            await _drain(reads)
+            await body.drain()
 
     async def _open_stream(
         self, request: ChatRequest, call: Call, until: float, stack: AsyncExitStack
@@ -112,29 +125,28 @@ class OpenAI:
     async def _open(self, body: bytes, call: Call, until: float | None) -> AsyncIterator[httpx.Response]:
         """Sends one request; what it gives is a success, its body not yet read. Closes it, whatever happens."""
         call.attempts += 1
-        call.upstream_request_id, call.response_metadata = "", ()
-        started = time.monotonic()
-        request = httpx.Request(
-            "POST",
-            self._url,
-            headers=[*self._headers, *call.forward],
-            content=body,
-            extensions=self._extensions,
-        )
+        call.upstream_status, call.upstream_request_id, call.response_metadata = None, "", ()
         async with AsyncExitStack() as stack:
+            request = httpx.Request(
+                "POST",
+                self._url,
+                headers=[*self._headers, *stack.enter_context(self._watch.request(call))],
+                content=body,
+                extensions=self._extensions,
+            )
             try:
                 async with asyncio.timeout_at(until):
-                    response = await self._send(request)
+                    response = await self._send(request, call)
                     stack.push_async_callback(response.aclose)
-                    call.upstream_seconds = time.monotonic() - started
-                    _note_headers(response.headers, call)
-                    await _check(response)
+                    _note_headers(response, call)
+                    await _check(response, call)
             except TimeoutError:
                 limit = self._settings.first_chunk_timeout_seconds
                 raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
             yield response
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, request: httpx.Request, call: Call) -> httpx.Response:
+        started = time.monotonic()
         try:
             return await self._transport.handle_async_request(request)
         except httpx.ConnectTimeout:
@@ -149,12 +161,13 @@ class OpenAI:
             # Its text may quote what the upstream sent.
             log.warning("the upstream broke the connection", extra={"cause": type(error).__name__})
             raise Unreachable("the connection to the upstream broke before it answered") from error
+        finally:
+            call.upstream_seconds = time.monotonic() - started
+            call.waiting_seconds += call.upstream_seconds
 
-    async def _whole_answer(
-        self, reads: AsyncIterator[bytes], reader: responses.StreamReader
-    ) -> tuple[Sequence[ChatChunk], bool]:
+    async def _whole_answer(self, body: "_Body", reader: responses.StreamReader) -> tuple[Sequence[ChatChunk], bool]:
         """What `_next_chunks` gives, for an answer in one piece although a stream was asked for."""
-        return reader.whole(await _read(reads, self._settings.max_response_bytes)), True
+        return reader.whole(await body.read(self._settings.max_response_bytes)), True
 
 
 def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
@@ -174,8 +187,9 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     return headers
 
 
-def _note_headers(headers: httpx.Headers, call: Call) -> None:
-    """Keeps what the caller may see of the response headers, as gRPC metadata."""
+def _note_headers(response: httpx.Response, call: Call) -> None:
+    """Keeps the status, and what the caller may see of the headers, as gRPC metadata."""
+    headers, call.upstream_status = response.headers, response.status_code
     shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
     request_id = headers.get("x-request-id", "")
     call.upstream_request_id = request_id if _is_plain(request_id) else ""
@@ -189,16 +203,18 @@ def _is_plain(value: str) -> bool:
     return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
-async def _check(response: httpx.Response) -> None:
+async def _check(response: httpx.Response, call: Call) -> None:
     """Raises what a response that is no success amounts to."""
     if response.status_code != 200:
-        body = await _read(_reads(response), _ERROR_BODY_BYTES, keep_start=True)
+        body = await _Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
         raise refusals.refused(response.status_code, response.headers, body, time.time())
     encoding = response.headers.get("content-encoding", "").lower()
     if encoding in _COMPRESSIONS:
-        raise InvalidResponse(f"the upstream compressed its answer ({encoding}) although not asked to")
+        raise InvalidResponse(
+            f"the upstream compressed its answer ({encoding}) although not asked to", "unexpected_content"
+        )
     if _media_type(response) == "text/html":
-        raise InvalidResponse("the upstream answered with an HTML page")
+        raise InvalidResponse("the upstream answered with an HTML page", "unexpected_content")
 
 
 def _media_type(response: httpx.Response) -> str:
@@ -206,30 +222,11 @@ def _media_type(response: httpx.Response) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _reads(response: httpx.Response) -> AsyncIterator[bytes]:
-    """What each read of the body brings."""
-    return aiter(response.stream)  # type: ignore[arg-type]  # a transport's stream is an asynchronous one
-
-
-async def _read(reads: AsyncIterator[bytes], limit_bytes: int, *, keep_start: bool = False) -> bytes:
-    """All that is left of a body. Too large or cut off: what came so far if `keep_start`, else an exception."""
-    data = bytearray()
-    try:
-        while (piece := await _next_read(reads)) is not None:
-            data += piece
-            if len(data) > limit_bytes:
-                raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes")
-    except (InvalidResponse, Truncated):
-        if not keep_start:
-            raise
-    return bytes(data)
-
-
-async def _next_chunks(reads: AsyncIterator[bytes], reader: responses.StreamReader) -> tuple[Sequence[ChatChunk], bool]:
+async def _next_chunks(body: "_Body", reader: responses.StreamReader) -> tuple[Sequence[ChatChunk], bool]:
     """What the next reads bring, until there is a chunk or an end; and whether the bytes have ended."""
     while True:
         try:
-            data = await _next_read(reads)
+            data = await body.next()
         except Truncated:
             data = None  # if the completion has ended, its connection may break
         if data is None:
@@ -239,21 +236,43 @@ async def _next_chunks(reads: AsyncIterator[bytes], reader: responses.StreamRead
             return chunks, False
 
 
-async def _next_read(reads: AsyncIterator[bytes]) -> bytes | None:
-    """The next bytes of a body, None at its end."""
-    try:
-        return await anext(reads, None)
-    except httpx.TimeoutException as error:
-        raise TimedOut("the upstream fell silent in the middle of its answer") from error
-    except httpx.TransportError as error:
-        raise Truncated("the connection to the upstream broke in the middle of its answer") from error
+class _Body:
+    """The body of a response. What it waits for it adds to the call's waiting time."""
 
+    def __init__(self, response: httpx.Response, call: Call) -> None:
+        self._reads: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]  # it is an asynchronous one
+        self._call = call
 
-async def _drain(reads: AsyncIterator[bytes]) -> None:
-    """Reads the end of a response so that its connection can be used again."""
-    try:
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            while await anext(reads, None) is not None:
-                pass
-    except (TimeoutError, httpx.TransportError):
-        pass
+    async def next(self) -> bytes | None:
+        """What the next read brings, None at the end. Raises `TimedOut` or `Truncated`."""
+        started = time.monotonic()
+        try:
+            return await anext(self._reads, None)
+        except httpx.TimeoutException as error:
+            raise TimedOut("the upstream fell silent in the middle of its answer") from error
+        except httpx.TransportError as error:
+            raise Truncated("the connection to the upstream broke in the middle of its answer") from error
+        finally:
+            self._call.waiting_seconds += time.monotonic() - started
+
+    async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
+        """All that is left. Too large or cut off: what came so far if `keep_start`, else an exception."""
+        data = bytearray()
+        try:
+            while (piece := await self.next()) is not None:
+                data += piece
+                if len(data) > limit_bytes:
+                    raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes", "oversize")
+        except (InvalidResponse, Truncated):
+            if not keep_start:
+                raise
+        return bytes(data)
+
+    async def drain(self) -> None:
+        """Reads the end so that the connection can be used again."""
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while await self.next() is not None:
+                    pass
+        except (TimeoutError, TimedOut, Truncated):
+            pass

@@ -6,6 +6,7 @@ since the caller has part of it already.
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -76,4 +77,8 @@ class _Attempts:
 
     async def pause(self) -> None:
         """Waits as long as the last error asks for."""
-        await asyncio.sleep(self._delay_seconds)
+        started = time.monotonic()
+        try:
+            await asyncio.sleep(self._delay_seconds)
+        finally:
+            self._call.waiting_seconds += time.monotonic() - started

@@ -1,0 +1,297 @@
+"""Every instrument of the service, with its unit, labels and buckets. docs/metrics.md is the list of them.
+
+Names follow go-grpc-middleware (`grpc_server_*`), the OpenTelemetry GenAI conventions (`gen_ai_client_*`: a gateway
+is a client of the model server) and, for what is ours, the prefix `chatrpc_`. Label values come from closed sets: a
+model is a configured name or `other`. Sets that are known are there from the start, at 0, so that the first event of
+a kind is an increase to `rate()` and its absence is no gap.
+"""
+
+import functools
+import platform
+from collections.abc import Callable, Collection, Iterable, Sequence
+from importlib.metadata import version
+from itertools import product
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics import MetricWrapperBase
+
+from chatrpc_server import __version__
+
+OTHER = "other"
+UNKNOWN_RPC = ("unary", "unknown", "unknown")
+"""Stands for all RPCs that nobody serves: their names are the callers' to make up."""
+
+# The closed sets of label values.
+# fmt: off
+GRPC_CODES = (
+    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
+    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
+    "DataLoss", "Unauthenticated",
+)
+"""In the order of their numbers, spelled as go-grpc-middleware does, on which dashboards are built."""
+STREAM_ENDS = (
+    "complete", "client_cancel", "deadline", "upstream_error", "upstream_truncated", "idle_timeout", "drain",
+    "rejected", "service_error", "worker_died",
+)
+TOKEN_TYPES = ("input", "output", "cached_input", "reasoning")
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", OTHER)
+HTTP_STATUSES = (
+    "200", "400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504", "529", OTHER,
+    "none",
+)
+PROTOCOL_ERRORS = ("bad_json", "not_a_completion", "oversize", "unexpected_content", "missing_done")
+REJECTIONS = ("in_flight", "deadline")
+
+_HANDLING_SECONDS = (.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_OPERATION_SECONDS = (.01, .02, .04, .08, .16, .32, .64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 120, 300, 600)
+_FIRST_CHUNK_SECONDS = (.02, .05, .1, .2, .3, .5, .75, 1, 1.5, 2.5, 5, 10, 20, 40, 80)
+_CHUNK_GAP_SECONDS = (.001, .0025, .005, .01, .02, .04, .08, .16, .32, .64, 1.28, 2.56, 10)
+_OVERHEAD_SECONDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1)
+_WRITING_SECONDS = (.001, .005, .01, .05, .1, .5, 1, 5, 30, 120, 600)
+_TIMEOUT_SECONDS = (.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_LAG_SECONDS = (.001, .005, .01, .05, .1, .5, 1, 5)
+_TOKENS = tuple(4**power for power in range(11))
+# fmt: on
+
+_RPC = ("grpc_type", "grpc_service", "grpc_method")
+_GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+class Metrics:
+    """The instruments, on a registry of their own: several servers may live in one process."""
+
+    def __init__(self, rpcs: Collection[tuple[str, str, str]], upstream: str, models: Collection[str]) -> None:
+        """`rpcs`: type, service and method of each that is served. `models`: those that get a label of their own."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.child = functools.cache(_child)
+        self._models = frozenset(models)
+        shown_models = (*sorted(self._models), OTHER)
+        methods = [method for _, _, method in rpcs]
+        rpcs = [*rpcs, UNKNOWN_RPC]
+
+        self.started = self._counter("grpc_server_started", "RPCs begun on the server.", _RPC, rpcs)
+        self.handled = self._counter(
+            "grpc_server_handled",
+            "RPCs completed on the server, by code.",
+            (*_RPC, "grpc_code"),
+            [(*rpc, code) for rpc, code in product(rpcs, GRPC_CODES) if rpc != UNKNOWN_RPC or code == "Unimplemented"],
+        )
+        self.received = self._counter("grpc_server_msg_received", "Messages received from callers.", _RPC, rpcs[:-1])
+        self.sent = self._counter("grpc_server_msg_sent", "Messages sent to callers.", _RPC, rpcs[:-1])
+        self.handling = self._histogram(
+            "grpc_server_handling_seconds",
+            "Time from the start of an RPC to its status, in seconds.",
+            _RPC,
+            _HANDLING_SECONDS,
+            rpcs[:-1],
+        )
+        self.in_flight = self._gauge("chatrpc_rpcs_in_flight", "RPCs being handled.", ["grpc_method"], methods)
+        self.in_flight_limit = self._gauge("chatrpc_rpcs_in_flight_limit", "More RPCs at once are turned away.")
+        self.rejected = self._counter(
+            "chatrpc_admission_rejected", "RPCs turned away before any work, by reason.", ["reason"], REJECTIONS
+        )
+        self.timeout = self._histogram(
+            "chatrpc_deadline_remaining_at_start_seconds",
+            "Time that callers gave their RPCs, in seconds.",
+            ["grpc_method"],
+            _TIMEOUT_SECONDS,
+            methods,
+        )
+        self.timeout_missing = self._counter(
+            "chatrpc_deadline_missing", "RPCs that came without a deadline.", ["grpc_method"], methods
+        )
+        self.overhead = self._histogram(
+            "chatrpc_overhead_seconds",
+            "Time of an RPC that was spent neither on the upstream nor on writing to the caller, in seconds.",
+            ["grpc_method"],
+            _OVERHEAD_SECONDS,
+            methods,
+        )
+        self.writing = self._histogram(
+            "chatrpc_backpressure_wait_seconds",
+            "Time of a stream that was spent on writing to its caller, who may read slowly, in seconds.",
+            (),
+            _WRITING_SECONDS,
+        )
+
+        self.duration = self._histogram(
+            "gen_ai_client_operation_duration_seconds",
+            "Time of a chat operation with all its attempts, in seconds; error_type is empty for a success.",
+            (*_GEN_AI, "upstream", "error_type", "stream"),
+            _OPERATION_SECONDS,
+        )
+        self.first_chunk = self._histogram(
+            "gen_ai_client_operation_time_to_first_chunk_seconds",
+            "Time from the start of a stream to its first chunk, in seconds.",
+            (*_GEN_AI, "upstream"),
+            _FIRST_CHUNK_SECONDS,
+        )
+        self.chunk_gap = self._histogram(
+            "gen_ai_client_operation_time_per_output_chunk_seconds",
+            "Wait for each delivery of chunks after the first, in seconds. What arrives together is one delivery.",
+            _GEN_AI,
+            _CHUNK_GAP_SECONDS,
+        )
+        self.token_usage = self._histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of one call, as the upstream reports them.",
+            (*_GEN_AI, "gen_ai_token_type"),
+            _TOKENS,
+        )
+        by_token = ("gen_ai_request_model", "gen_ai_token_type")
+        tokens = list(product(shown_models, TOKEN_TYPES))
+        self.tokens = self._counter(
+            "chatrpc_tokens",
+            "Tokens, as the upstream reports them. cached_input is part of input, reasoning part of output.",
+            by_token,
+            tokens,
+        )
+        self.abandoned_tokens = self._counter(
+            "chatrpc_abandoned_tokens",
+            "Those of chatrpc_tokens_total that were spent on calls whose caller had gone.",
+            by_token,
+            tokens,
+        )
+        by_model = ["gen_ai_request_model"]
+        self.abandoned_chunks = self._counter(
+            "chatrpc_abandoned_chunks",
+            "Chunks of streams whose caller had gone; for most of these no usage is ever reported.",
+            by_model,
+            shown_models,
+        )
+        by_stream = list(product([upstream], ["true", "false"]))
+        self.usage_missing = self._counter(
+            "chatrpc_usage_missing",
+            "Calls with an answer for which the upstream reported no usage.",
+            ("upstream", "stream"),
+            by_stream,
+        )
+        self.chunks = self._counter("chatrpc_stream_chunks", "Chunks received in streams.", by_model, shown_models)
+        self.stream_bytes = self._counter(
+            "chatrpc_stream_bytes", "Bytes of the messages sent in streams.", by_model, shown_models
+        )
+        self.streams_ended = self._counter("chatrpc_streams_ended", "Streams by how they ended.", ["end"], STREAM_ENDS)
+        self.finish_reasons = self._counter(
+            "chatrpc_finish_reasons",
+            "Choices by why the model stopped.",
+            ("gen_ai_request_model", "finish_reason"),
+            product(shown_models, FINISH_REASONS),
+        )
+
+        self.upstream_requests = self._counter(
+            "chatrpc_upstream_requests",
+            "HTTP requests to an upstream, by the status of the response; none: there was no response.",
+            ("upstream", "code", "attempt"),
+            product([upstream], HTTP_STATUSES, ["first", "retry"]),
+        )
+        self.upstream_seconds = self._histogram(
+            "chatrpc_upstream_request_seconds",
+            "Time of an HTTP request until its response's headers, and from there to its end, in seconds.",
+            ("upstream", "phase"),
+            _HANDLING_SECONDS,
+            product([upstream], ["headers", "body"]),
+        )
+        self.retries = self._counter(
+            "chatrpc_upstream_retries",
+            "Further attempts at an upstream, by what they follow: an HTTP status, or no response (connect).",
+            ("upstream", "reason"),
+            [(upstream, "connect")],
+        )
+        self.protocol_errors = self._counter(
+            "chatrpc_protocol_errors",
+            "Responses that were no chat completions, by what was wrong.",
+            ("upstream", "kind"),
+            product([upstream], PROTOCOL_ERRORS),
+        )
+        self.upstream_connections = self._gauge(
+            "chatrpc_upstream_pool_connections",
+            "Connections to an upstream.",
+            ("upstream", "state"),
+            product([upstream], ["active", "idle"]),
+        )
+        self.rate_limit_remaining = self._gauge(
+            "chatrpc_upstream_ratelimit_remaining",
+            "What the upstream said last of what is left of its rate limits.",
+            ("upstream", "kind"),
+            mode="mostrecent",
+        )
+
+        self.loop_lag = self._histogram(
+            "chatrpc_event_loop_lag_seconds", "How late the event loop woke a sleeper, in seconds.", (), _LAG_SECONDS
+        )
+        self.tasks = self._gauge("chatrpc_asyncio_tasks", "Tasks of the event loop: some for each RPC.")
+        self.draining = self._gauge("chatrpc_draining", "1 while a process drains.", mode="livemax")
+        by_result = (["result"], ("success", "failure"))
+        self.tls_reloads = self._counter(
+            "chatrpc_tls_reloads", "Changes of the TLS files, by whether they were of use.", *by_result
+        )
+        self.certificate_end = self._gauge(
+            "chatrpc_tls_certificate_not_after_timestamp_seconds",
+            "When the certificates of this role end to be valid, in Unix time.",
+            ["role"],
+            mode="min",
+        )
+        self.config_reloads = self._counter(
+            "chatrpc_config_reloads", "Changes of the settings file, by whether they were of use.", *by_result
+        )
+        self.config_reloaded = self._gauge(
+            "chatrpc_config_last_reload_success_timestamp_seconds",
+            "When the settings were last read successfully, in Unix time.",
+            mode="min",
+        )
+        build = self._gauge(
+            "chatrpc_build_info",
+            "Always 1; the labels tell the versions.",
+            ("version", "python", "grpcio", "protobuf"),
+            mode="max",
+        )
+        build.labels(__version__, platform.python_version(), version("grpcio"), version("protobuf")).set(1)
+
+    child: Callable[..., Any]
+    """`child(metric, *labels)` is `metric.labels(*labels)`, remembered: 0.15 µs instead of 1.3."""
+
+    def model_label(self, model: str) -> str:
+        """The model's own name if it is configured, else `other`: callers must not be able to make series."""
+        return model if model in self._models else OTHER
+
+    def _counter(
+        self, name: str, text: str, labels: Sequence[str] = (), known: Iterable[str | tuple[str, ...]] = ()
+    ) -> Counter:
+        return _prepared(Counter(name, text, labels, registry=self.registry), known)
+
+    def _gauge(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str] = (),
+        known: Iterable[str | tuple[str, ...]] = (),
+        *,
+        mode: str = "livesum",
+    ) -> Gauge:
+        """`mode`: how several processes' values become one, in the words of prometheus_client."""
+        gauge = Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+        return _prepared(gauge, known)
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        buckets: Sequence[float],
+        known: Iterable[str | tuple[str, ...]] = (),
+    ) -> Histogram:
+        return _prepared(Histogram(name, text, labels, buckets=buckets, registry=self.registry), known)
+
+
+def _child(metric: MetricWrapperBase, *labels: str) -> Any:
+    return metric.labels(*labels)
+
+
+def _prepared(metric: _Metric, known: Iterable[str | tuple[str, ...]]) -> _Metric:
+    for values in known:
+        metric.labels(*([values] if isinstance(values, str) else values))
+    return metric

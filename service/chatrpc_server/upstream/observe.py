@@ -1,0 +1,64 @@
+"""What is seen of each HTTP request to the upstream: its status, its times, what it says of rate limits."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from chatrpc_server.core.call import Call, Headers
+from chatrpc_server.core.errors import ChatError, InvalidResponse, Refused, Truncated
+from chatrpc_server.metrics.instruments import HTTP_STATUSES, OTHER, Metrics
+from chatrpc_server.settings import UpstreamSettings
+
+_OPERATION = "chat"
+_LIMITS = {f"x-ratelimit-remaining-{kind}": kind for kind in ("requests", "tokens")}
+
+
+class Observe:
+    """Writes the metrics of the requests to one upstream."""
+
+    def __init__(self, metrics: Metrics, upstream: UpstreamSettings) -> None:
+        self._metrics = metrics
+        self._provider = upstream.provider
+        self._upstream = upstream.name
+
+    @contextmanager
+    def request(self, call: Call) -> Iterator[Headers]:
+        """Around a request, until its response is closed; gives the headers that it takes along."""
+        started = time.monotonic()
+        try:
+            yield call.forward
+        except (InvalidResponse, Truncated) as error:
+            kind = error.kind if isinstance(error, InvalidResponse) else "missing_done"
+            self._metrics.child(self._metrics.protocol_errors, self._upstream, kind).inc()
+            raise
+        finally:
+            self._ended(call, time.monotonic() - started)
+
+    def gaps(self, call: Call) -> Callable[[float], None]:
+        """To be told the wait for each delivery of a stream after the first, in seconds."""
+        metrics = self._metrics
+        labels = (_OPERATION, self._provider, metrics.model_label(call.model))
+        note: Callable[[float], None] = metrics.child(metrics.chunk_gap, *labels).observe
+        return note
+
+    def retried(self, error: ChatError) -> None:
+        """Counts the retry that follows this error."""
+        reason = _code(error.status) if isinstance(error, Refused) else "connect"
+        self._metrics.child(self._metrics.retries, self._upstream, reason).inc()
+
+    def _ended(self, call: Call, seconds: float) -> None:
+        metrics, child = self._metrics, self._metrics.child
+        attempt = "first" if call.attempts == 1 else "retry"
+        child(metrics.upstream_requests, self._upstream, _code(call.upstream_status), attempt).inc()
+        if call.upstream_status is None:
+            return
+        child(metrics.upstream_seconds, self._upstream, "headers").observe(call.upstream_seconds)
+        child(metrics.upstream_seconds, self._upstream, "body").observe(seconds - call.upstream_seconds)
+        for name, value in call.response_metadata:
+            if (kind := _LIMITS.get(name)) and value.isdecimal():
+                child(metrics.rate_limit_remaining, self._upstream, kind).set(int(value))
+
+
+def _code(status: int | None) -> str:
+    code = "none" if status is None else str(status)
+    return code if code in HTTP_STATUSES else OTHER

@@ -1,0 +1,77 @@
+"""docs/metrics.md is the list of all metrics: a rename, a new label or another bucket shows there first."""
+
+from pathlib import Path
+
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+import docs
+from chatrpc_server.core.errors import Reason
+from chatrpc_server.metrics import instruments
+from chatrpc_server.metrics.shared import SharedMetrics
+from support import Service
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+LABELS = {
+    "grpc_type": "`unary`, `server_stream`",
+    "grpc_service": "`chatrpc.v1.ChatCompletionService`, `unknown`",
+    "grpc_method": "`CreateChatCompletion`, `CreateChatCompletionStream`, `unknown` for all that nobody serves",
+    "grpc_code": instruments.GRPC_CODES,
+    "gen_ai_operation_name": "`chat`",
+    "gen_ai_provider_name": "the setting `upstream.provider`",
+    "gen_ai_request_model": "those of the setting `upstream.models`, else `other`",
+    "gen_ai_token_type": instruments.TOKEN_TYPES,
+    "upstream": "the setting `upstream.name`",
+    "error_type": (
+        "empty for a success; the `ErrorInfo.reason` of the status; `CANCELLED` or `DEADLINE_EXCEEDED` of a caller that"
+        f" had gone ({len(Reason)} reasons, see `chat_error.proto`)"
+    ),
+    "stream": "`true`, `false`",
+    "end": instruments.STREAM_ENDS,
+    "finish_reason": instruments.FINISH_REASONS,
+    "code": instruments.HTTP_STATUSES,
+    "attempt": "`first`, `retry`",
+    "phase": "`headers`: until the response begins; `body`: from there to its end",
+    "reason": f"of rejections: {', '.join(instruments.REJECTIONS)}; of retries: `connect` or what `code` may be",
+    "kind": f"of protocol errors: {', '.join(instruments.PROTOCOL_ERRORS)}; of rate limits: requests, tokens",
+    "state": "`active`, `idle`",
+    "role": "`server`, `client_ca`",
+    "result": "`success`, `failure`",
+    "version, python, grpcio, protobuf": "versions",
+}
+
+
+def test_the_list_of_metrics(chat: Service) -> None:
+    ours = {*_instruments(chat.server.metrics.registry)}
+    with SharedMetrics(2) as shared:
+        ours |= {*_instruments(shared.registry)}
+    rows = sorted(_row(metric) for metric in ours)
+    docs.check(DOCUMENT, "metrics", docs.table(("name", "type", "labels", "buckets", "meaning"), rows))
+
+
+def test_the_list_of_labels(chat: Service) -> None:
+    rows = [
+        (", ".join(f"`{name}`" for name in names.split(", ")), values if isinstance(values, str) else _codes(values))
+        for names, values in LABELS.items()
+    ]
+    docs.check(DOCUMENT, "labels", docs.table(("label", "values"), rows))
+    told = {name for names in LABELS for name in names.split(", ")}
+    assert told == {label for metric in _instruments(chat.server.metrics.registry) for label in metric._labelnames}
+
+
+def test_nothing_is_registered_elsewhere() -> None:
+    assert not [metric for metric in _instruments(REGISTRY) if metric._name.startswith(("chatrpc", "grpc", "gen_ai"))]
+
+
+def _instruments(registry: CollectorRegistry) -> list[MetricWrapperBase]:
+    return [metric for metric in registry._collector_to_names if isinstance(metric, MetricWrapperBase)]
+
+
+def _row(metric: MetricWrapperBase) -> tuple[str, ...]:
+    name = metric._name + "_total" * (metric._type == "counter")
+    buckets = [f"{bound:g}" for bound in metric._upper_bounds[:-1]] if isinstance(metric, Histogram) else []
+    return f"`{name}`", metric._type, _codes(metric._labelnames), " ".join(buckets), metric._documentation
+
+
+def _codes(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,217 @@
+"""What the metrics tell beyond the count: tokens, times, attempts, and what became of them."""
+
+import asyncio
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from support import Exchange, Script, Service, collect, failure, http, request, service, sse
+
+MODEL = {"gen_ai_request_model": "echo"}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+
+
+def chunk(text: str = "a", **fields: str) -> bytes:
+    more = "".join(f', "{name}": {value}' for name, value in fields.items())
+    return b'{"choices": [{"index": 0, "delta": {"content": "%b"}}]%b}' % (text.encode(), more.encode())
+
+
+def event(payload: bytes) -> bytes:
+    return b"data: " + payload + b"\n\n"
+
+
+ANSWER = http(b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}')
+USAGE = (
+    '{"prompt_tokens": 7, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4},'
+    ' "completion_tokens_details": {"reasoning_tokens": 3}}'
+)
+TOKENS = {"input": 7, "output": 5, "cached_input": 4, "reasoning": 3}
+
+
+async def _soon(chat: Service, name: str, value: float, **labels: str) -> None:
+    """The metric gets this value; the caller may hear of the end of its call a moment before."""
+    async with asyncio.timeout(5):
+        while chat.value(name, **labels) != value:
+            await asyncio.sleep(0.01)
+
+
+def _tokens(chat: Service, name: str) -> dict[str, float]:
+    return {kind: chat.value(name, **MODEL, gen_ai_token_type=kind) for kind in TOKENS}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+async def test_tokens_of_each_kind(script: Script, stream: bool) -> None:
+    unary = b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}], "usage": %b}'
+    script.answers(sse(chunk(usage=USAGE)) if stream else http(unary % USAGE.encode()))
+    async with service(script.base_url) as chat:
+        if stream:
+            await collect(chat.stub.CreateChatCompletionStream(request()))
+        else:
+            await chat.stub.CreateChatCompletion(request())
+        assert _tokens(chat, "chatrpc_tokens_total") == TOKENS
+        assert _tokens(chat, "gen_ai_client_token_usage_sum") == TOKENS
+        assert not chat.value("chatrpc_abandoned_tokens_total")
+        assert not chat.value("chatrpc_usage_missing_total")
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+async def test_tokens_spent_for_nobody(script: Script, end: str) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(HEAD, event(chunk(usage=USAGE)), event(chunk(usage=USAGE)))
+        await exchange.closed_by_peer()
+
+    script.answers(answer)
+    async with service(script.base_url) as chat:
+        call = chat.stub.CreateChatCompletionStream(request(), timeout=0.5 if end == "deadline" else 60)
+        texts = ""
+        while len(texts) < 2:
+            texts += "".join(choice.delta.content for choice in (await call.read()).choices)
+        if end == "cancel":
+            call.cancel()
+        await call.code()
+        await _soon(chat, "chatrpc_rpcs_in_flight", 0)
+        assert _tokens(chat, "chatrpc_abandoned_tokens_total") == TOKENS == _tokens(chat, "chatrpc_tokens_total")
+        assert chat.value("chatrpc_abandoned_chunks_total", **MODEL) == 2
+
+
+async def test_an_upstream_that_fails_is_not_a_caller_that_has_gone(script: Script) -> None:
+    script.answers(sse(chunk(usage=USAGE), done=False))
+    async with service(script.base_url) as chat:
+        await failure(chat.stub.CreateChatCompletionStream(request()))
+        assert _tokens(chat, "chatrpc_tokens_total") == TOKENS, "what it cost all the same"
+        assert not chat.value("chatrpc_abandoned_tokens_total")
+        assert not chat.value("chatrpc_abandoned_chunks_total")
+
+
+async def test_each_attempt_is_a_request(script: Script) -> None:
+    busy = http(b"{}", "429 Too Many Requests", retry_after="0")
+    script.answers(busy, http(b"{}", "599 Odd"), ANSWER)
+    async with service(script.base_url) as chat:
+        await chat.stub.CreateChatCompletion(request())
+        for labels in (
+            {"code": "429", "attempt": "first"},
+            {"code": "other", "attempt": "retry"},
+            {"code": "200", "attempt": "retry"},
+        ):
+            assert chat.value("chatrpc_upstream_requests_total", **labels) == 1
+        assert chat.value("chatrpc_upstream_requests_total") == 3
+        assert chat.value("chatrpc_upstream_retries_total", reason="429") == 1
+        assert chat.value("chatrpc_upstream_retries_total", reason="other") == 1
+        assert chat.value("chatrpc_upstream_request_seconds_count", phase="headers") == 3
+        assert chat.value("chatrpc_upstream_request_seconds_count", phase="body") == 3
+
+
+async def test_an_upstream_that_is_not_there() -> None:
+    async with service("http://127.0.0.1:9/v1") as chat:
+        await failure(chat.stub.CreateChatCompletion(request()))
+        assert chat.value("chatrpc_upstream_requests_total", code="none") == 3
+        assert chat.value("chatrpc_upstream_retries_total", reason="connect") == 2
+        assert not chat.value("chatrpc_upstream_request_seconds_count")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (sse(b"no JSON"), "bad_json"),
+        (sse(b"[]"), "not_a_completion"),
+        (sse(b'"%b"' % (b"x" * (1 << 20))), "oversize"),
+        (http(b"<html>", content_type="text/html"), "unexpected_content"),
+        (sse(chunk(), done=False), "missing_done"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_what_was_wrong_with_the_response(script: Script, answer: bytes, kind: str) -> None:
+    script.answers(answer)
+    async with service(script.base_url, upstream={"max_retries": 0}) as chat:
+        await failure(chat.stub.CreateChatCompletionStream(request()))
+        assert chat.value("chatrpc_protocol_errors_total", kind=kind) == 1
+        assert chat.value("chatrpc_protocol_errors_total") == 1
+
+
+async def test_what_is_left_of_rate_limits(script: Script) -> None:
+    headers = {"x_ratelimit_remaining_requests": "41", "x_ratelimit_remaining_tokens": "many"}
+    script.answers(http(ANSWER.partition(b"\r\n\r\n")[2], **headers))
+    async with service(script.base_url) as chat:
+        await chat.stub.CreateChatCompletion(request())
+        assert chat.value("chatrpc_upstream_ratelimit_remaining", kind="requests") == 41
+        assert not chat.value("chatrpc_upstream_ratelimit_remaining", kind="tokens")
+
+
+async def test_times_of_a_stream(script: Script) -> None:
+    """Waiting for the upstream is no overhead, and is seen between the deliveries."""
+
+    async def answer(exchange: Exchange) -> None:
+        await asyncio.sleep(0.3)
+        await exchange.send(HEAD, event(chunk()))
+        await asyncio.sleep(0.3)
+        finish = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "odd"}]}'
+        await exchange.send(event(chunk()) + event(finish) + event(b"[DONE]"))
+        exchange.writer.close()
+
+    script.answers(answer)
+    async with service(script.base_url) as chat:
+        messages = await collect(chat.stub.CreateChatCompletionStream(request(), timeout=30))
+        await _soon(chat, "chatrpc_rpcs_in_flight", 0)
+        total = chat.value("grpc_server_handling_seconds_sum")
+        assert total >= 0.6
+        assert chat.value("chatrpc_overhead_seconds_sum", grpc_method="CreateChatCompletionStream") <= total - 0.6
+        assert chat.value("gen_ai_client_operation_time_to_first_chunk_seconds_sum", **MODEL) >= 0.3
+        assert chat.value("gen_ai_client_operation_time_per_output_chunk_seconds_count", **MODEL) == 1
+        assert chat.value("gen_ai_client_operation_time_per_output_chunk_seconds_sum", **MODEL) >= 0.25
+        assert chat.value("chatrpc_backpressure_wait_seconds_count") == 1
+        assert chat.value("chatrpc_stream_chunks_total", **MODEL) == 3
+        assert chat.value("chatrpc_stream_bytes_total", **MODEL) == sum(message.ByteSize() for message in messages)
+        assert chat.value("chatrpc_finish_reasons_total", **MODEL, finish_reason="other") == 1
+        timeouts = "chatrpc_deadline_remaining_at_start_seconds"
+        assert chat.value(f"{timeouts}_bucket", le="30.0") == chat.value(f"{timeouts}_count") == 1
+        assert not chat.value("chatrpc_deadline_missing_total")
+
+
+async def test_calls_without_a_deadline_are_told(chat: Service) -> None:
+    await chat.stub.CreateChatCompletion(request())
+    assert chat.value("chatrpc_deadline_missing_total", grpc_method="CreateChatCompletion") == 1
+    assert not chat.value("chatrpc_deadline_remaining_at_start_seconds_count")
+
+
+async def test_what_nobody_calls_is_looked_at(chat: Service) -> None:
+    await chat.stub.CreateChatCompletion(request())
+    await _soon(chat, "chatrpc_upstream_pool_connections", 1, state="idle")
+    assert not chat.value("chatrpc_upstream_pool_connections", state="active")
+    assert chat.value("chatrpc_asyncio_tasks") > 1
+    assert chat.value("chatrpc_event_loop_lag_seconds_count") > 0
+    assert chat.value("chatrpc_rpcs_in_flight_limit") == 1000
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "shown"),
+    [
+        (f"00-{TRACE}-b7ad6b7169203331-01", True),
+        (f"00-{TRACE}-b7ad6b7169203331-00", False),
+        (f"01-{TRACE}-b7ad6b7169203331-03-more", True),
+        (f"ff-{TRACE}-b7ad6b7169203331-01", False),
+        (f"00-{TRACE}-0000000000000000-01", False),
+        (f"00-{'0' * 32}-b7ad6b7169203331-01", False),
+        ("nonsense", False),
+    ],
+    ids=["sampled", "not-sampled", "future", "no-version", "no-parent", "no-trace", "nonsense"],
+)
+async def test_exemplars(chat: Service, traceparent: str, shown: bool) -> None:
+    await collect(chat.stub.CreateChatCompletionStream(request(), metadata=[("traceparent", traceparent)]))
+    asked = Request(f"http://{chat.server.metrics_address}/metrics", headers={"accept": "application/openmetrics-text"})
+
+    def scrape() -> str:
+        with urlopen(asked, timeout=5) as response:
+            text: str = response.read().decode()
+        return text
+
+    lines = (await asyncio.to_thread(scrape)).splitlines()
+    exemplars = {line.partition("{")[0]: line for line in lines if f'# {{trace_id="{TRACE}"}}' in line}
+    names: set[Any] = {
+        "grpc_server_handling_seconds_bucket",
+        "gen_ai_client_operation_duration_seconds_bucket",
+        "gen_ai_client_operation_time_to_first_chunk_seconds_bucket",
+        "chatrpc_overhead_seconds_bucket",
+    }
+    assert set(exemplars) == (names if shown else set())
