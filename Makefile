@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint format protos protos-breaking docs lock fuzz mutation soak \
-	bench-core bench-engines bench-cancel bench-start test-litellm clean
+	bench-core bench-engines bench-cancel bench-observe bench-start test-litellm clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-engines: $(INSTALLED) ## the HTTP engines side by side (ARGS=--quick)
 
 bench-cancel: $(INSTALLED) ## how soon the upstream sees a cancel, in every phase of a call (ARGS="--engine httpcore")
 	$(BIN)/python tests/bench/cancel.py $(ARGS)
+
+bench-observe: $(INSTALLED) ## what metrics and access lines cost
+	$(BIN)/python tests/bench/observe.py $(ARGS)
 
 bench-start: $(INSTALLED) ## how long until a process serves
 	$(BIN)/python tests/bench/start.py $(ARGS)

@@ -1,0 +1,180 @@
+"""What does it cost to be observed? CPU of the service with metrics and access lines, and without.
+
+    python tests/bench/observe.py [--rounds N] [--json FILE]
+
+What it measures: the service as a process of its own, three times beside each other: without the layer that observes
+and with no watch on the upstream; with metrics; with metrics and access lines (JSON, to /dev/null). Each gets the same
+unary calls and the same streams of 400 chunks, one message for each, in turns; the CPU is that of its process, from
+the kernel's scheduler. The upstream is the embedded one, in the process of the caller.
+
+How to read it: the ratio to the first row of the same round is the price; the median of the rounds, and the least and
+the greatest, which show the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import grpc
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_server.echo import Echo
+from support import request
+
+UNARY_CALLS, STREAMS, CHUNKS, AT_ONCE = 400, 10, 400, 8
+VARIANTS = ("off", "metrics", "metrics and access lines")
+
+
+# --- the service ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def unseen(*_: Any) -> AsyncIterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def unwatched(_: Any, call: Any) -> Iterator[Any]:
+    yield call.forward
+
+
+def serve(variant: str) -> int:
+    """Runs the service with what the variant takes away."""
+    from chatrpc_server import cli
+    from chatrpc_server.rpc.observe import Observe
+    from chatrpc_server.upstream.observe import Observe as ObserveUpstream
+
+    level = "info" if variant == VARIANTS[2] else "warning"
+    flags = ["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", f"--log.level={level}"]
+    with contextlib.ExitStack() as stack:
+        if variant == "off":
+            stack.enter_context(mock.patch.object(Observe, "__call__", unseen))
+            stack.enter_context(mock.patch.object(ObserveUpstream, "request", unwatched))
+            stack.enter_context(mock.patch.object(ObserveUpstream, "gaps", return_value=float))
+        # Where it listens is a line of the log, which not all of them write.
+        started = mock.patch("chatrpc_server.server.Server.start", _told(_server().start))
+        stack.enter_context(started)
+        return cli.main(flags)
+
+
+def _server() -> Any:
+    from chatrpc_server.server import Server
+
+    return Server
+
+
+def _told(start: Any) -> Any:
+    async def start_and_tell(self: Any) -> None:
+        await start(self)
+        print(self.address, flush=True)
+
+    return start_and_tell
+
+
+# --- the load ---------------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """One variant, as its caller sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, stub: Any) -> None:
+        self._pid, self._stub = process.pid, stub
+        self.unary_us: list[float] = []
+        self.chunk_us: list[float] = []
+
+    async def round(self) -> None:
+        """Some unary calls, then some streams."""
+        before = self._cpu_seconds()
+        await self._at_once(UNARY_CALLS, self._unary)
+        between = self._cpu_seconds()
+        await self._at_once(STREAMS, self._stream)
+        self.unary_us.append((between - before) / UNARY_CALLS * 1e6)
+        self.chunk_us.append((self._cpu_seconds() - between) / (STREAMS * CHUNKS) * 1e6)
+
+    async def _unary(self) -> None:
+        assert (await self._stub.CreateChatCompletion(request())).choices
+
+    async def _stream(self) -> None:
+        call = self._stub.CreateChatCompletionStream(
+            request(model=f"echo:pieces={CHUNKS}"), metadata=[("x-chatrpc-coalesce", "off")]
+        )
+        assert len([chunk async for chunk in call]) >= CHUNKS
+
+    async def _at_once(self, count: int, one: Any) -> None:
+        left = iter(range(count))
+
+        async def some() -> None:
+            for _ in left:
+                await one()
+
+        await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+
+    def _cpu_seconds(self) -> float:
+        threads = Path(f"/proc/{self._pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+@contextlib.asynccontextmanager
+async def running(variant: str, base_url: str) -> AsyncIterator[Service]:
+    """The service, until it is left."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "--serve", variant, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        env=os.environ | {"OPENAI_BASE_URL": base_url},
+    )  # fmt: skip
+    assert process.stdout
+    try:
+        address = (await process.stdout.readline()).decode().strip()
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Service(process, ChatCompletionServiceStub(channel))
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def measure(rounds: int) -> dict[str, Service]:
+    """All variants, in turns."""
+    async with Echo() as echo, contextlib.AsyncExitStack() as stack:
+        services = {name: await stack.enter_async_context(running(name, echo.base_url)) for name in VARIANTS}
+        for number in range(rounds + 1):
+            print(f"round {number} of {rounds}", file=sys.stderr)
+            for service in services.values():
+                await service.round()
+    return services
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(args.serve)
+    services = asyncio.run(measure(args.rounds))
+    # The first round is for warming up.
+    figures = {name: {"unary": one.unary_us[1:], "chunk": one.chunk_us[1:]} for name, one in services.items()}
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2))
+    for kind in ("unary", "chunk"):
+        print(f"\n| variant | CPU of a {kind}, µs | ratio | least | greatest |\n| --- | --: | --: | --: | --: |")
+        for name, kinds in figures.items():
+            ratios = [value / off for value, off in zip(kinds[kind], figures["off"][kind], strict=True)]
+            cells = (f"{cell:.3f}" for cell in (statistics.median(ratios), min(ratios), max(ratios)))
+            print(f"| {name} | {statistics.median(kinds[kind]):.1f} | {' | '.join(cells)} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
