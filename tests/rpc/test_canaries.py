@@ -1,0 +1,192 @@
+"""Prompts, completions and keys are in no log, metric or status, whatever becomes of the call.
+
+Canaries travel in every part of a request and of an answer that holds what people said, through every fault and every
+way in which the service itself says no; then all that is left behind is searched for them. What an upstream's error
+says goes to the caller, who asked for it, but never into a log or a metric.
+"""
+
+import base64
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
+from chatrpc_server import logs
+from faults import FAULTS, Faults
+from support import Exchange, Outcome, Script, Service, http, outcome, service, sse
+
+KEY, CALLERS_KEY = "sk-canary-key-0123456789", "canary-callers-key"
+PROMPTS = [
+    f"canary-{place}" for place in ("system", "user", "image", "name", "tool", "arguments", "result", "stop", "id")
+]
+COMPLETIONS = ["canary-content", "canary-refusal", "canary-reasoning", "canary-call"]
+ERROR = "canary-error"
+RPCS = ["CreateChatCompletion", "CreateChatCompletionStream"]
+SERVICE = {
+    "connect_timeout_seconds": 0.2,
+    "first_chunk_timeout_seconds": 0.4,
+    "chunk_gap_timeout_seconds": 0.4,
+    "max_response_bytes": 4 << 20,
+    "api_key": KEY,
+}
+
+
+def _request(model: str) -> CreateChatCompletionRequest:
+    """With a canary wherever a prompt may be."""
+    system, user, image, name, tool, arguments, result, stop, call_id = PROMPTS
+    asked = CreateChatCompletionRequest(model=model, user="someone")
+    asked.messages.extend([ChatMessage(role="system", content=system), ChatMessage(role="user", name=name)])
+    asked.messages[-1].content_parts.add().text = user
+    picture = f"data:image/png;base64,{base64.b64encode(image.encode()).decode()}{image}"
+    asked.messages[-1].content_parts.add().image_url.url = picture
+    call = asked.messages.add(role="assistant").tool_calls.add(id=call_id, type="function")
+    call.function.name, call.function.arguments = "f", f'{{"a": "{arguments}"}}'
+    asked.messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=result))
+    function = asked.tools.add(type="function").function
+    function.name, function.description = "f", tool
+    asked.stop.append(stop)
+    return asked
+
+
+def _completion(kind: str) -> bytes:
+    content, refusal, reasoning, call = COMPLETIONS
+    return (
+        f'{{"choices": [{{"index": 0, "{kind}": {{"role": "assistant", "content": "{content}", "refusal": "{refusal}",'
+        f' "reasoning_content": "{reasoning}", "tool_calls": [{{"index": 0, "id": "{call}", "type": "function",'
+        f' "function": {{"name": "{call}", "arguments": "{call}"}}}}]}}}}]}}'
+    ).encode()
+
+
+ERROR_BODY = f'{{"error": {{"message": "{ERROR} {KEY}", "type": "{ERROR}", "code": "{ERROR}", "param": "{ERROR}"}}}}'
+ANSWERS = {
+    "answer": http(_completion("message")),
+    "stream": sse(_completion("delta")),
+    "truncated": sse(_completion("delta"), done=False),
+    "no-json": http(COMPLETIONS[0].encode()),
+    "bad-event": sse(_completion("delta"), COMPLETIONS[0].encode()),
+    "html": http(f"<html>{COMPLETIONS[0]}".encode(), content_type="text/html"),
+    "no-completion": http(f'{{"text": "{COMPLETIONS[0]}"}}'.encode()),
+    "wrong-type": http(f'{{"choices": "{COMPLETIONS[0]}"}}'.encode()),
+    "error-in-success": http(ERROR_BODY.encode()),
+    "error-in-stream": sse(_completion("delta"), ERROR_BODY.encode()),
+    **{
+        f"http-{code}": http(ERROR_BODY.encode(), f"{code} {ERROR}")
+        for code in (400, 401, 402, 403, 404, 422, 429, 500)
+    },
+    "http-odd": http(COMPLETIONS[0].encode(), f"299 {ERROR}", x_request_id=ERROR),
+    "headers": b"HTTP/1.1 200 OK\r\ncanary-error: canary\x00-error\r\n\r\n",
+    "no-http": f"{COMPLETIONS[0]}\r\n\r\n".encode(),
+}
+
+
+class Places:
+    """Where nothing of it may be."""
+
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        self._records = records
+        self._formatters = (logs._Json(str), logs._Text(str))  # without the redaction that would hide a mistake
+
+    def check(self, chat: Service, ended: Outcome) -> None:
+        """Searches all that a call has left behind."""
+        written = [formatter.format(record) for record in self._records for formatter in self._formatters]
+        raw = [f"{record.msg} {record.args} {record.__dict__}" for record in self._records]
+        registry = chat.server.metrics.registry
+        metrics = [generate_latest(registry).decode(), generate_openmetrics(registry).decode()]
+        _search("the log", [*written, *raw], [KEY, CALLERS_KEY, ERROR, *PROMPTS, *COMPLETIONS])
+        _search("the metrics", metrics, [KEY, CALLERS_KEY, ERROR, *PROMPTS, *COMPLETIONS])
+        status = [ended.message, str(ended.details), str(ended.trailers)]
+        _search("the status", status, [KEY, CALLERS_KEY, *PROMPTS])
+
+
+def _search(where: str, texts: list[str], canaries: list[str]) -> None:
+    found = {canary for canary in canaries for text in texts if canary in text}
+    assert not found, f"{where} has {found}"
+
+
+@pytest.fixture
+def places(caplog: pytest.LogCaptureFixture) -> Places:
+    """All loggers, from the least severe on."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("chatrpc", "chatrpc_server", "aiohttp", "httpx", "asyncio"):
+        caplog.set_level(logging.DEBUG, name)
+    return Places(caplog.records)
+
+
+@asynccontextmanager
+async def _service(base_url: str, **changes: Any) -> AsyncIterator[Service]:
+    limits = {"default_deadline_seconds": 1, **changes.pop("limits", {})}
+    async with service(base_url, upstream={**SERVICE, "models": ("ok",)}, limits=limits, **changes) as chat:
+        yield chat
+
+
+async def _call(chat: Service, rpc: str, asked: Any, **options: Any) -> Outcome:
+    metadata = [("authorization", f"Bearer {CALLERS_KEY}"), ("x-odd", CALLERS_KEY)]
+    return await outcome(getattr(chat.stub, rpc)(asked, metadata=metadata, **options))
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+async def test_through_every_fault(rpc: str, places: Places) -> None:
+    async with Faults() as upstream, _service(upstream.base_url) as chat:
+        for fault in FAULTS:
+            places.check(chat, await _call(chat, rpc, _request(fault)))
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+@pytest.mark.parametrize("rpc", RPCS)
+async def test_through_every_answer(rpc: str, engine: str, script: Script, places: Places) -> None:
+    async with service(script.base_url, upstream={**SERVICE, "engine": engine, "max_retries": 0}) as chat:
+        for answer in ANSWERS.values():
+            script.answers(answer)
+            places.check(chat, await _call(chat, rpc, _request("echo")))
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+async def test_what_the_service_says_itself(rpc: str, script: Script, places: Places) -> None:
+    async def silence(exchange: Exchange) -> None:
+        await exchange.closed_by_peer()
+
+    def broken(request: CreateChatCompletionRequest, path: str) -> CreateChatCompletionRequest:
+        setattr(request, path, f'{{"x": {PROMPTS[0]}')
+        return request
+
+    script.answers(silence)
+    async with _service(script.base_url) as chat:
+        places.check(chat, await _call(chat, rpc, _request("echo"), timeout=0.2))
+        places.check(chat, await _call(chat, rpc, _request("echo"), timeout=0.01))
+        places.check(chat, await _call(chat, rpc, broken(_request("echo"), "extra_json")))
+        nameless = _request("echo")
+        nameless.messages[0].role = ""
+        places.check(chat, await _call(chat, rpc, nameless))
+    async with _service(script.base_url, limits={"max_message_bytes": 10}) as chat:
+        places.check(chat, await _call(chat, rpc, _request("echo")))
+    script.answers(ANSWERS["answer"])
+    async with _service(script.base_url, limits={"max_message_bytes": 1500}) as chat:
+        script.answers(http(_completion("message") + b" " * 10))
+        places.check(chat, await _call(chat, rpc, _request("echo")))
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+async def test_a_mistake_of_ours(rpc: str, script: Script, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception may quote anything: it is logged by its frames alone, and the caller hears of none of it."""
+
+    def fails(request: Any, **_: Any) -> bytes:
+        raise LookupError(f"{PROMPTS[1]} {KEY} {request}")
+
+    monkeypatch.setattr("chatrpc_server.core.requests.body", fails)
+    async with _service(script.base_url) as chat:
+        ended = await _call(chat, rpc, _request("echo"))
+        assert (ended.message, ended.reason) == ("internal error", "INTERNAL")
+        registry = chat.server.metrics.registry
+        _search("the metrics", [generate_latest(registry).decode()], [KEY, *PROMPTS])
+        _search("the status", [ended.message, str(ended.details), str(ended.trailers)], [KEY, *PROMPTS])
+        _search(
+            "the log",
+            [formatter.format(record) for record in places._records for formatter in places._formatters],
+            [KEY, *PROMPTS],
+        )
