@@ -18,6 +18,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key)-[A-Za-z0-9_\-*]{6,}|(?i:bearer)\s+[^\s\"',;\\]+")
 REDACTED = "[redacted]"
 _SHORTEST_SECRET = 6
+LIBRARIES = ("httpx", "httpcore", "aiohttp", "asyncio", "grpc")
+"""Below a warning these tell of addresses and headers."""
 _PLAIN = (bool, int, float)
 
 
@@ -54,8 +56,7 @@ def configure(level: str, style: str, redact: Callable[[str], str], worker: int 
     if worker is not None:
         handler.addFilter(lambda record: record.__dict__.setdefault("worker", worker) is not None)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # Below a warning these tell of addresses and headers.
-    for name in ("httpx", "httpcore", "aiohttp", "asyncio", "grpc"):
+    for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -115,10 +115,10 @@ def _search(where: str, texts: list[str], canaries: list[str]) -> None:
 
 @pytest.fixture
 def places(caplog: pytest.LogCaptureFixture) -> Places:
-    """All loggers, from the least severe on."""
+    """All that is logged at `debug`, where libraries are still kept to warnings."""
+    for name in logs.LIBRARIES:
+        caplog.set_level(logging.WARNING, name)
     caplog.set_level(logging.DEBUG)
-    for name in ("chatrpc", "chatrpc_server", "aiohttp", "httpx", "asyncio"):
-        caplog.set_level(logging.DEBUG, name)
     return Places(caplog)
 
 
