@@ -18,9 +18,9 @@ from chatrpc_server.core import refusals, requests, responses
 from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import InvalidResponse, Refused, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
+from chatrpc_server.core.watch import Watch
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.engine import Transport
-from chatrpc_server.upstream.watch import Watch
 
 log = logging.getLogger(__name__)
 

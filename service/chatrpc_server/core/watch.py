@@ -1,4 +1,4 @@
-"""Who is told of what goes to the upstream and comes from it."""
+"""The port for whoever is told of what goes to the upstream and comes from it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
