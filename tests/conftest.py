@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on what happens to be set around it."""
     for name in list(os.environ):
-        if name.startswith(("OPENAI_", "CHATRPC_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("OPENAI_", "CHATRPC_", "OTEL_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

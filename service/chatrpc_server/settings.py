@@ -75,7 +75,16 @@ def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
     )
 
 
-def _base_url(text: str) -> str:
+def _url_before(path: str) -> AfterValidator:
+    """An address to which the service adds `path`."""
+
+    def check(text: str | None) -> str | None:
+        return text if text is None else _base_url(text, path)
+
+    return AfterValidator(check)
+
+
+def _base_url(text: str, path: str) -> str:
     try:
         url = urlsplit(text)
         valid = url.scheme in ("http", "https") and url.hostname and url.port != 0 and re.fullmatch(r"[!-~]+", text)
@@ -83,11 +92,11 @@ def _base_url(text: str) -> str:
     except ValueError:  # a port that is no number, a bracket left open, a name with an empty or too long part
         valid = False
     if not valid:
-        raise ValueError("must be http:// or https://, a host and the path before /chat/completions")
+        raise ValueError(f"must be http:// or https://, a host and the path before {path}")
     if "@" in url.netloc or "?" in text or "#" in text:
         raise ValueError("must not hold a user name, password, query (?…) or fragment (#…)")
-    if text.rstrip("/").endswith("/chat/completions"):
-        raise ValueError("must end before /chat/completions, which the service adds")
+    if text.rstrip("/").endswith(path):
+        raise ValueError(f"must end before {path}, which the service adds")
     return text.rstrip("/")
 
 
@@ -163,7 +172,7 @@ class UpstreamSettings(_Frozen):
 
     name: Name = _is("default", "Name of this upstream in metrics.")
     provider: Provider = _is("openai", "Provider in metrics: OpenTelemetry's gen_ai.provider.name.")
-    base_url: Annotated[str, _strip, AfterValidator(_base_url)] = _is(
+    base_url: Annotated[str, _strip, _url_before("/chat/completions")] = _is(
         "https://api.openai.com/v1", "Address before /chat/completions, with /v1 if it has one; else OPENAI_BASE_URL."
     )
     api_key: Secret = _is(None, "Key sent upstream; else OPENAI_API_KEY. A flag shows in `ps`: prefer the file.")
@@ -218,6 +227,15 @@ class DrainSettings(_Frozen):
     grace_seconds: float = _is(120, "Time after that for calls in flight to finish, in seconds.", ge=0)
 
 
+class TracingSettings(_Frozen):
+    """Traces, sent by OpenTelemetry."""
+
+    endpoint: Annotated[str | None, _strip, _url_before("/v1/traces")] = _is(
+        None, "Collector's OTLP/HTTP address before /v1/traces; else OTEL_EXPORTER_OTLP_ENDPOINT. None: no traces."
+    )
+    sample_ratio: float = _is(1, "Share of the traces begun here that is kept; else the caller decides.", ge=0, le=1)
+
+
 class LogSettings(_Frozen):
     """What is logged, and how."""
 
@@ -243,6 +261,7 @@ class Settings(_Frozen):
     limits: LimitsSettings = LimitsSettings()
     drain: DrainSettings = DrainSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
     def redacted(self) -> dict[str, Any]:
         """All settings in the shape of the YAML file, ready for JSON; a secret that is set is `***`."""
@@ -290,7 +309,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def load(
     args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
 ) -> Settings:
-    """Settings from all sources: defaults < `OPENAI_*` < YAML file < `CHATRPC_*` < flags.
+    """Settings from all sources: defaults < `OPENAI_*`, `OTEL_*` < YAML file < `CHATRPC_*` < flags.
 
     Secrets' files are read; relative paths begin in the working directory. `args` comes from a parser that went through
     `add_flags`; `unknown` is what `parse_known_args` left over: told here with the nearest flag and without its value.

@@ -21,12 +21,13 @@ from chatrpc_server.settings import Address, SettingRow, Settings, SettingsError
 if TYPE_CHECKING:
     import yaml
 
-_OPENAI = {
+_CUSTOMARY = {
     "OPENAI_API_KEY": "upstream.api_key",
     "OPENAI_API_KEY_FILE": "upstream.api_key_file",
     "OPENAI_BASE_URL": "upstream.base_url",
     "OPENAI_ORG_ID": "upstream.organization",
     "OPENAI_PROJECT_ID": "upstream.project",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "tracing.endpoint",
 }
 # But for the file's own variable, and what Kubernetes puts into every pod beside a Service called chatrpc….
 _OURS = r"CHATRPC_(?!CONFIG=|(\w+_)?(SERVICE_(HOST|PORT\w*)=|PORT=\w+://|PORT_\d+_\w+=))"
@@ -165,8 +166,8 @@ class _Search:
         ours = [name for name, value in self._environ.items() if re.match(_OURS, f"{name}={value}")]
         return self._variables(ours, {"CHATRPC_CONFIG": "", **{row.env: path for path, row in rows().items()}})
 
-    def openai(self) -> dict[str, Any]:
-        return self._variables(_OPENAI, _OPENAI)
+    def customary(self) -> dict[str, Any]:
+        return self._variables(_CUSTOMARY, _CUSTOMARY)
 
     def _variables(self, names: Iterable[str], paths: Mapping[str, str]) -> dict[str, Any]:
         given = ((name, self._environ.get(name), f"{name} in the environment") for name in names)
@@ -249,7 +250,7 @@ class _Loaded(BaseSettings, Settings):
             CliSettingsSource[Any](cls)(parsed_args=search.flags()),
             _Values(cls, search.variables()),
             _Values(cls, search.file()),
-            _Values(cls, search.openai()),
+            _Values(cls, search.customary()),
             _Values(cls, search.secrets()),
         )
 

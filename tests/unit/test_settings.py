@@ -25,6 +25,7 @@ BEYOND = (
 )
 HOST_PORT = "must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)"
 URL = "must be http:// or https://, a host and the path before /chat/completions"
+COLLECTOR = "must be http:// or https://, a host and the path before /v1/traces"
 URL_EXTRAS = "must not hold a user name, password, query (?…) or fragment (#…)"
 URL_TOO_LONG = "must end before /chat/completions, which the service adds"
 PROXY = "must be http://host:port, without user name and path"
@@ -168,6 +169,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "drain.grace_seconds": ("0", 0.0),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
+    "tracing.endpoint": ("https://[::1]:4318/otlp/", "https://[::1]:4318/otlp"),
+    "tracing.sample_ratio": ("0.25", 0.25),
 }
 FILES = {"upstream.api_key_file", "upstream.ca_file", "tls.cert_file", "tls.key_file", "tls.client_ca_file"}
 
@@ -271,9 +274,10 @@ def test_sources_meet_within_one_group(file: Path) -> None:
         ("OPENAI_BASE_URL", "upstream.base_url", "http://127.0.0.1:8000/v1"),
         ("OPENAI_ORG_ID", "upstream.organization", "org-1"),
         ("OPENAI_PROJECT_ID", "upstream.project", "proj_1"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "tracing.endpoint", "http://collector:4318"),
     ],
 )
-def test_openai_variables(variable: str, path: str, value: str) -> None:
+def test_customary_variables(variable: str, path: str, value: str) -> None:
     assert at(load(None, {variable: value}), path) == value
     assert variable in next(row.description for row in ROWS if row.path == path)
 
@@ -466,6 +470,12 @@ def test_messages_never_hold_a_secret(sources: dict[str, Any], file: Path) -> No
         ("limits.default_deadline_seconds", "0.01", "must be at least min_deadline_seconds, which is 0.05"),
         ("drain.delay_seconds", "-1", "must be a number, at least 0"),
         ("drain.grace_seconds", "long", "must be a number, at least 0"),
+        ("tracing.endpoint", "collector:4318", COLLECTOR),
+        ("tracing.endpoint", "grpc://collector:4317", COLLECTOR),
+        ("tracing.endpoint", "http://me:you@collector:4318", URL_EXTRAS),
+        ("tracing.endpoint", "http://collector:4318/v1/traces", "must end before /v1/traces, which the service adds"),
+        ("tracing.sample_ratio", "-0.1", "must be a number, at least 0, at most 1"),
+        ("tracing.sample_ratio", "1.1", "must be a number, at least 0, at most 1"),
         ("log.level", "INFO", "must be one of debug, info, warning, error"),
         ("log.format", "xml", "must be one of auto, json, text"),
     ],
