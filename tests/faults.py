@@ -7,9 +7,10 @@ a program it serves on loopback until it is ended, and prints its base URL.
 import asyncio
 import gzip
 import json
+import socket
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trustme
@@ -355,6 +356,27 @@ class Faults(Script):
         call = exchange.header(b"x-request-id")
         self.attempts[call] += 1
         return lambda exchange: answer(Answer(exchange, self.attempts[call]))
+
+
+UNREACHABLE = ("refused", "unconnectable", "bad-certificate")
+"""They happen before a request could name them."""
+
+
+@asynccontextmanager
+async def base_url_of(fault: str) -> AsyncIterator[str]:
+    """Where to find the fault."""
+    if fault in ("refused", "unconnectable"):
+        with ExitStack() as stack:
+            nobody = stack.enter_context(socket.socket())
+            nobody.bind(("127.0.0.1", 0))  # so that nobody else gets the port
+            if fault == "unconnectable":
+                nobody.listen(0)  # one may wait to be accepted, and who comes after that is not answered
+                stack.enter_context(socket.create_connection(nobody.getsockname()))
+            yield f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        return
+    certificate = trustme.CA().issue_cert("localhost") if fault == "bad-certificate" else None
+    async with Faults(certificate) as upstream:
+        yield upstream.base_url
 
 
 async def _main() -> None:

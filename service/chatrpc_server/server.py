@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -35,6 +35,9 @@ from chatrpc_server.upstream.observe import Observe as ObserveUpstream
 from chatrpc_server.upstream.openai import OpenAI
 from chatrpc_server.upstream.retry import Retrying
 
+if TYPE_CHECKING:
+    from chatrpc_server.tracing.spans import Tracing
+
 log = logging.getLogger("chatrpc.server")
 
 _LAST_WORDS_SECONDS = 2.0
@@ -55,6 +58,7 @@ class Server:
         self.metrics_address: Address | None = None
         self.health = Health()
         self.health_address: Address | None = None
+        self.tracing: Tracing | None = None
         self.admission = Admission(
             settings.limits.max_in_flight,
             settings.limits.min_deadline_seconds,
@@ -71,6 +75,9 @@ class Server:
                 exporter = listen(self.metrics.registry, settings.metrics_listen)
                 stack.push_async_callback(asyncio.to_thread, exporter.close)
                 self.metrics_address = exporter.address
+            self.tracing = self._traces()
+            if self.tracing:
+                stack.push_async_callback(self.tracing.close)
             upstream = self._upstream()
             stack.push_async_callback(upstream.aclose)
             _go_on(stack, sample(self.metrics, settings.upstream.name, upstream.connections))
@@ -91,6 +98,7 @@ class Server:
                 "health": str(self.health_address) if self.health_address else None,
                 "metrics": f"http://{self.metrics_address}/metrics" if self.metrics_address else None,
                 "upstream": settings.upstream.base_url,
+                "traces": settings.tracing.endpoint,
                 "version": __version__,
                 "pid": os.getpid(),
             },
@@ -159,7 +167,7 @@ class Server:
         redact = Redactor([settings.upstream.api_key])
         observe = Observe(self.metrics, settings.upstream)
         pipeline = Pipeline(
-            layers(observe, self.admission, redact),
+            layers(observe, self.admission, redact, self.tracing),
             observe.unknown,
             default_deadline_seconds=settings.limits.default_deadline_seconds,
             max_message_bytes=settings.limits.max_message_bytes,
@@ -181,10 +189,26 @@ class Server:
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from None
 
-    def _upstream(self) -> OpenAI:
-        settings = self.settings.upstream
+    def _traces(self) -> "Tracing | None":
+        settings = self.settings
+        if not settings.tracing.endpoint:
+            return None
         try:
-            return OpenAI(settings, engine.transport(settings), self._observe_upstream)
+            # Here, not above: it is an extra.
+            from chatrpc_server.tracing.spans import Tracing
+
+            return Tracing(settings.tracing, settings.upstream, RPCS, self.metrics.model_label)
+        except ModuleNotFoundError:
+            what = "tracing.endpoint: OpenTelemetry is not installed: pip install 'chatrpc-server[otel]'"
+            raise StartError(what) from None
+        except (ValueError, RuntimeError) as error:  # of the SDK's own variables
+            raise StartError(f"OTEL_*: {error}") from None
+
+    def _upstream(self) -> OpenAI:
+        settings, watch = self.settings.upstream, self._observe_upstream
+        try:
+            transport = engine.transport(settings)
+            return OpenAI(settings, transport, self.tracing.watch(watch) if self.tracing else watch)
         except OSError as error:  # ssl.SSLError is one
             what = f"upstream.ca_file: {settings.ca_file}: no certificates to be had from it: {error}"
             raise StartError(what) from None

@@ -6,20 +6,18 @@ may break stand in this file.
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
-import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import docs
 from chatrpc_server.rpc.observe import CODE_NAMES
-from faults import FAULTS, RETRY_AFTER_SECONDS, WHOLE_TEXT, Faults
+from faults import FAULTS, RETRY_AFTER_SECONDS, UNREACHABLE, WHOLE_TEXT, base_url_of
 from support import Outcome, Service, outcome, request, service
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -86,32 +84,12 @@ async def _service(fault: str) -> AsyncIterator[Service]:
         "max_response_bytes": 4 << 20,
     }
     limits = {"default_deadline_seconds": DEADLINE_SECONDS}
-    async with _base_url(fault) as base_url, service(base_url, upstream=upstream, limits=limits) as chat:
-        if fault in _UNREACHABLE:
+    async with base_url_of(fault) as base_url, service(base_url, upstream=upstream, limits=limits) as chat:
+        if fault in UNREACHABLE:
             await health_pb2_grpc.HealthStub(chat.channel).Check(health_pb2.HealthCheckRequest())
         else:
             await chat.stub.CreateChatCompletion(request(model="ok"))
         yield chat
-
-
-_UNREACHABLE = ("refused", "unconnectable", "bad-certificate")
-"""They happen before a request could name them."""
-
-
-@asynccontextmanager
-async def _base_url(fault: str) -> AsyncIterator[str]:
-    if fault in ("refused", "unconnectable"):
-        with ExitStack() as stack:
-            nobody = stack.enter_context(socket.socket())
-            nobody.bind(("127.0.0.1", 0))  # so that nobody else gets the port
-            if fault == "unconnectable":
-                nobody.listen(0)  # one may wait to be accepted, and who comes after that is not answered
-                stack.enter_context(socket.create_connection(nobody.getsockname()))
-            yield f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
-        return
-    certificate = trustme.CA().issue_cert("localhost") if fault == "bad-certificate" else None
-    async with Faults(certificate) as upstream:
-        yield upstream.base_url
 
 
 def _resources() -> tuple[int, int]:

@@ -15,10 +15,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"demo", "echo", "server", "workers"} | LEAVES,
     "demo": {"echo", "server"} | LEAVES,
-    "server": {"rpc", "upstream", "core", "sampling", "reload"} | LEAVES,
+    "server": {"rpc", "upstream", "core", "sampling", "tracing", "reload"} | LEAVES,
     "workers": {"lifecycle"},
     "rpc": {"core"} | LEAVES,
     "upstream": {"core"} | LEAVES,
+    "tracing": {"core"} | LEAVES,
     "core": set(),
     "echo": set(),
     "metrics": {"lifecycle", "ports", "settings"},
@@ -44,6 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "pydantic_settings": {"settings", "settings_sources"},
     "yaml": {"settings", "settings_sources"},
     "uvloop": {"cli"},
+    "opentelemetry": {"tracing"},
 }
 """Library to the parts that may import it. cli and demo are clients of the service too."""
 

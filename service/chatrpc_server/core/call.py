@@ -34,6 +34,8 @@ class Call:
     """The trace that the call belongs to, 32 hexadecimal digits, if there is one."""
     sampled: bool = False
     """Is that trace kept?"""
+    span: object = None
+    """OpenTelemetry's span of the call, where traces are on: only tracing/ knows what it is."""
 
     # Observed on the way; written by the outbound edge.
     attempts: int = 0

@@ -1,5 +1,6 @@
 """The order of the layers around a call, outermost first, and why.
 
+tracing      begins the call's trace, so that all that observe writes carries its id; ends it with what observe found
 observe      counts and times everything, so it must see the final status
 statuses     turns exceptions into statuses, so everything that may raise is inside
 admission    turns away what this process cannot take, before any work is done
@@ -13,6 +14,9 @@ from chatrpc_server.rpc.pipeline import Layer
 from chatrpc_server.rpc.statuses import Statuses
 
 
-def layers(observe: Observe, admission: Admission, redact: Callable[[str], str]) -> Sequence[Layer]:
+def layers(
+    observe: Observe, admission: Admission, redact: Callable[[str], str], tracing: Layer | None = None
+) -> Sequence[Layer]:
     """The layers of one server."""
-    return (observe, Statuses(redact), admission)
+    always = (observe, Statuses(redact), admission)
+    return (tracing, *always) if tracing else always

@@ -1,0 +1,1 @@
+"""Traces. The only place that imports OpenTelemetry, itself imported only where traces are wanted."""
