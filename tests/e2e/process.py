@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Queue
 from typing import Any
@@ -26,12 +26,12 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 class Process:
     """A command that goes on, with what it writes, line by line."""
 
-    def __init__(self, *arguments: str, **environ: str) -> None:
+    def __init__(self, *arguments: str, command: Sequence[str] = COMMAND, **environ: str) -> None:
         """A session leader, as a shell's foreground job is: `os.killpg` reaches all that it starts, like Ctrl-C."""
         self.lines: list[str] = []
         self._queue: Queue[str | None] = Queue()
         self.popen = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -79,9 +79,9 @@ class Process:
 
 
 @contextmanager
-def running(*arguments: str, **environ: str) -> Iterator[Process]:
-    """The command, killed on leaving if it has not ended by then."""
-    process = Process(*arguments, **environ)
+def running(*arguments: str, command: Sequence[str] = COMMAND, **environ: str) -> Iterator[Process]:
+    """The command, ours unless told otherwise, killed on leaving if it has not ended by then."""
+    process = Process(*arguments, command=command, **environ)
     try:
         yield process
     finally:
