@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint format protos protos-breaking docs lock fuzz mutation soak \
-	bench-core bench-engines bench-cancel bench-observe bench-start test-litellm clean
+	bench-core bench-engines bench-cancel bench-observe bench-start test-litellm test-collector clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,11 +70,14 @@ bench-start: $(INSTALLED) ## how long until a process serves
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 	tests/litellm/run $(ARGS)
 
+test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)
+	tests/collector/run $(ARGS)
+
 lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv)
 	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
 	$$lock pyproject.toml -o requirements/runtime.txt; \
-	$$lock pyproject.toml --group dev -o requirements/dev.txt; \
+	$$lock pyproject.toml --extra otel --group dev -o requirements/dev.txt; \
 	$$lock requirements/protos.in -o requirements/protos.txt; \
 	$$lock requirements/litellm.in -o requirements/litellm.txt; \
 	$$lock requirements/fuzz.in -o requirements/fuzz.txt; \
