@@ -8,7 +8,7 @@ from urllib.request import urlopen
 import pytest
 
 from chatrpc_server.echo import Echo
-from support import Script, Service, collect, failure, request, service, sse
+from support import Script, Service, collect, failure, http, request, service, sse
 
 RPC = {"grpc_service": "chatrpc.v1.ChatCompletionService"}
 UNARY = {**RPC, "grpc_type": "unary", "grpc_method": "CreateChatCompletion"}
@@ -47,9 +47,16 @@ async def test_usage_in_every_chunk_is_counted_once(script: Script) -> None:
         assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") == 3
 
 
-async def test_callers_cannot_make_series(chat: Service, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.timeout(180)
+async def test_callers_cannot_make_series(script: Script, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever they call models, methods and traces."""
     caplog.set_level(logging.ERROR)
+    script.answers(http(b'{"error": {"message": "none such", "code": "model_not_found"}}', "404 Not Found"))
+    async with service(script.base_url) as chat:
+        await _makes_no_series(chat)
+
+
+async def _makes_no_series(chat: Service) -> None:
     unknown = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/Nothing")
 
     async def calls(numbers: range) -> None:
@@ -57,7 +64,7 @@ async def test_callers_cannot_make_series(chat: Service, caplog: pytest.LogCaptu
             name = f"made-up-{random.getrandbits(64):x}"
             method = (chat.stub.CreateChatCompletion, chat.stub.CreateChatCompletionStream)[number % 2]
             trace = f"00-{random.getrandbits(127) + 1:032x}-{1:016x}-01"
-            await failure(method(request(model=name), metadata=[("traceparent", trace)]))
+            await method(request(model=name), metadata=[("traceparent", trace)]).code()
             if number < CALLERS:
                 await failure(chat.channel.unary_unary(f"/{name}/{name}")(b""))
 

@@ -103,6 +103,17 @@ async def test_each_attempt_is_a_request(script: Script) -> None:
         assert chat.value("chatrpc_upstream_request_seconds_count", phase="body") == 3
 
 
+async def test_a_caller_that_goes_is_no_fault_of_the_upstreams(script: Script) -> None:
+    async def silence(exchange: Exchange) -> None:
+        await exchange.closed_by_peer()
+
+    script.answers(silence)
+    async with service(script.base_url) as chat:
+        await failure(chat.stub.CreateChatCompletion(request(), timeout=0.2))
+        await _soon(chat, "chatrpc_upstream_requests_total", 1, code="cancelled")
+        assert chat.value("chatrpc_upstream_requests_total") == 1
+
+
 async def test_an_upstream_that_is_not_there() -> None:
     async with service("http://127.0.0.1:9/v1") as chat:
         await failure(chat.stub.CreateChatCompletion(request()))

@@ -38,7 +38,7 @@ TOKEN_TYPES = ("input", "output", "cached_input", "reasoning")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", OTHER)
 HTTP_STATUSES = (
     "200", "400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504", "529", OTHER,
-    "none",
+    "none", "cancelled",
 )
 PROTOCOL_ERRORS = ("bad_json", "not_a_completion", "oversize", "unexpected_content", "missing_done")
 REJECTIONS = ("in_flight", "deadline")
@@ -184,7 +184,7 @@ class Metrics:
 
         self.upstream_requests = self._counter(
             "chatrpc_upstream_requests",
-            "HTTP requests to an upstream, by the status of the response; none: there was no response.",
+            "HTTP requests to an upstream, by the status of the response; none: none came; cancelled: the call ended first.",
             ("upstream", "code", "attempt"),
             product([upstream], HTTP_STATUSES, ["first", "retry"]),
         )

@@ -1,5 +1,6 @@
 """What is seen of each HTTP request to the upstream: its status, its times, what it says of rate limits."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,15 +25,18 @@ class Observe:
     @contextmanager
     def request(self, call: Call) -> Iterator[Headers]:
         """Around a request, until its response is closed; gives the headers that it takes along."""
-        started = time.monotonic()
+        started, cancelled = time.monotonic(), False
         try:
             yield call.forward
+        except (asyncio.CancelledError, GeneratorExit):
+            cancelled = True
+            raise
         except (InvalidResponse, Truncated) as error:
             kind = error.kind if isinstance(error, InvalidResponse) else "missing_done"
             self._metrics.child(self._metrics.protocol_errors, self._upstream, kind).inc()
             raise
         finally:
-            self._ended(call, time.monotonic() - started)
+            self._ended(call, time.monotonic() - started, cancelled)
 
     def gaps(self, call: Call) -> Callable[[float], None]:
         """To be told the wait for each delivery of a stream after the first, in seconds."""
@@ -46,10 +50,11 @@ class Observe:
         reason = _code(error.status) if isinstance(error, Refused) else "connect"
         self._metrics.child(self._metrics.retries, self._upstream, reason).inc()
 
-    def _ended(self, call: Call, seconds: float) -> None:
+    def _ended(self, call: Call, seconds: float, cancelled: bool) -> None:
         metrics, child = self._metrics, self._metrics.child
         attempt = "first" if call.attempts == 1 else "retry"
-        child(metrics.upstream_requests, self._upstream, _code(call.upstream_status), attempt).inc()
+        code = "cancelled" if cancelled and call.upstream_status is None else _code(call.upstream_status)
+        child(metrics.upstream_requests, self._upstream, code, attempt).inc()
         if call.upstream_status is None:
             return
         child(metrics.upstream_seconds, self._upstream, "headers").observe(call.upstream_seconds)
