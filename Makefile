@@ -4,11 +4,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format protos protos-breaking docs lock fuzz mutation soak \
-	bench-core bench-engines bench-cancel bench-observe bench-start test-litellm test-collector clean
+.PHONY: help demo serve test tools lint format protos protos-breaking dashboard dashboard-preview docs lock fuzz \
+	mutation soak bench-core bench-engines bench-cancel bench-observe bench-start test-litellm test-collector clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show what came of it (real upstream if OPENAI_API_KEY is set)
 	@$(BIN)/chatrpc-server demo $(ARGS)
@@ -20,12 +20,16 @@ test: $(INSTALLED) ## all tests, and every branch of core/ (ARGS="-k name" for s
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(if $(ARGS),,$(BIN)/coverage report)
 
-lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs fresh
+tools: ## Debian's prometheus and promtool into .tools/bin, for the tests that need them
+	tests/prometheus/install
+
+lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs and the dashboard fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python deploy/grafana/generate.py --check
 
 format: $(INSTALLED) ## mend what ruff and buf can mend
 	$(BIN)/ruff check --fix .
@@ -34,6 +38,12 @@ format: $(INSTALLED) ## mend what ruff and buf can mend
 
 protos: $(INSTALLED) ## write the stubs of service/chatrpc anew
 	$(BIN)/python protos/generate.py
+
+dashboard: $(INSTALLED) ## write the Grafana dashboard anew from deploy/grafana/rows
+	$(BIN)/python deploy/grafana/generate.py
+
+dashboard-preview: $(INSTALLED) ## draw it without Grafana into build/dashboard/index.html (PROMETHEUS=http://..., else one of its own)
+	$(BIN)/python deploy/grafana/preview $(if $(PROMETHEUS),--prometheus=$(PROMETHEUS)) $(ARGS)
 
 docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py tests/rpc/test_metric_list.py

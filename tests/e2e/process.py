@@ -60,6 +60,12 @@ class Process:
         fields: dict[str, Any] = json.loads(self.line(f'"event": "{event}"'))
         return fields
 
+    def written(self) -> list[str]:
+        """All lines so far of a process that goes on."""
+        while not self._queue.empty():
+            self.lines.append(str(self._queue.get()))
+        return self.lines
+
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Sends a signal."""
         self.popen.send_signal(number)

@@ -1,0 +1,76 @@
+"""Rate, errors and duration of each method, as callers see them."""
+
+from panel import QUANTILES, Panel, high
+from queries import FAULTS, KNOWN, MODEL_AND_UPSTREAM, SERVICE, quantiles, rate, share
+
+TITLE = "RED: rate, errors and duration of each method"
+
+_DURATION = "grpc_server_handling_seconds"
+_OPERATION = "gen_ai_client_operation_duration_seconds"
+
+PANELS = (
+    Panel(
+        "Rate by method",
+        "Calls begun a second. `unknown` stands for all methods that nobody serves.",
+        "A fall that nobody planned; any `unknown` is a caller with another contract.",
+        "reqps",
+        {"{{grpc_method}}": rate("grpc_server_started_total", by="grpc_method")},
+        width=7,
+    ),
+    Panel(
+        "Failures by method",
+        "Share of calls that failed by the fault of the service or its upstream.",
+        "Over 0.1 %, the target; one method alone points at its own way through the service.",
+        "percentunit",
+        {
+            "{{grpc_method}}": share(
+                rate("grpc_server_handled_total", f"{KNOWN}, {FAULTS}", "grpc_method"),
+                rate("grpc_server_handled_total", KNOWN, "grpc_method"),
+            )
+        },
+        steps=high(0.001, 0.01),
+        width=7,
+        none="no calls",
+    ),
+    Panel(
+        "Failures by reason",
+        "Calls that did not end OK, by the reason that their callers were given (ErrorInfo), else by their code.",
+        "INTERNAL: ours. UPSTREAM_*, OVERLOADED, STREAM_ERROR: the upstream's, but UPSTREAM_UNAUTHENTICATED is our "
+        "key. IN_FLIGHT_LIMIT: our capacity. RATE_LIMIT_EXCEEDED, INSUFFICIENT_*: our account. The rest: callers'.",
+        "reqps",
+        {"{{error_type}}": rate(f"{_OPERATION}_count", f'{MODEL_AND_UPSTREAM}, error_type!=""', "error_type")},
+        kind="bars",
+        width=10,
+        none="no failures",
+    ),
+    Panel(
+        "Duration of unary calls",
+        "From the start of a call to its status.",
+        "p99 near the deadlines that callers set ('Deadlines of callers').",
+        "s",
+        quantiles(_DURATION, f'{SERVICE}, grpc_type="unary"'),
+        colours=QUANTILES,
+        none="no calls",
+    ),
+    Panel(
+        "Duration of streams",
+        "From the start of a stream to its status: as long as the model writes.",
+        "A rise while 'Between deliveries' stays: answers have become longer. With it: the upstream is slow.",
+        "s",
+        quantiles(_DURATION, f'{SERVICE}, grpc_type="server_stream"'),
+        colours=QUANTILES,
+        none="no streams",
+    ),
+    Panel(
+        "Duration by model, p95",
+        "Successful operations with all their attempts.",
+        "One model far over its usual value.",
+        "s",
+        {
+            "{{gen_ai_request_model}} stream={{stream}}": "histogram_quantile(0.95, "
+            + rate(f"{_OPERATION}_bucket", f'{MODEL_AND_UPSTREAM}, error_type=""', "le, gen_ai_request_model, stream")
+            + ")"
+        },
+        none="no calls",
+    ),
+)

@@ -1,0 +1,121 @@
+"""Streams: when they begin, how they flow, how they end, and whether their callers keep up."""
+
+from panel import QUANTILES, Panel, high
+from queries import MODEL, MODEL_AND_UPSTREAM, SERVICE, quantile, quantiles, rate, share
+
+TITLE = "Streams"
+
+_FIRST = "gen_ai_client_operation_time_to_first_chunk_seconds"
+_GAP = "gen_ai_client_operation_time_per_output_chunk_seconds"
+
+PANELS = (
+    Panel(
+        "Time to first chunk, spread",
+        "How many streams had their first chunk after how long: the darker, the more.",
+        "A second band above the first: some calls wait, for a rate limit, a cold model or a retry.",
+        "s",
+        {"{{le}}": f"sum by (le) (increase({_FIRST}_bucket{{{MODEL_AND_UPSTREAM}}}[$__rate_interval]))"},
+        kind="heatmap",
+        width=12,
+        none="no streams",
+    ),
+    Panel(
+        "Time to first chunk",
+        "From the start of a stream to its first chunk.",
+        "p95 over 2.5 s, the target.",
+        "s",
+        quantiles(_FIRST, MODEL_AND_UPSTREAM),
+        colours=QUANTILES,
+        steps=high(1.5, 2.5),
+        width=12,
+        none="no streams",
+    ),
+    Panel(
+        "Time to first chunk by model, p95",
+        "19 of 20 streams of a model have begun after this time.",
+        "One model over 2.5 s while the others are not.",
+        "s",
+        {"{{gen_ai_request_model}}": quantile(95, _FIRST, MODEL_AND_UPSTREAM, "gen_ai_request_model")},
+        steps=high(1.5, 2.5),
+        none="no streams",
+    ),
+    Panel(
+        "Between deliveries",
+        "Wait for each delivery of chunks after the first. What arrives together is one delivery.",
+        "p95 over 0.3 s: the text stutters.",
+        "s",
+        quantiles(_GAP, MODEL),
+        colours=QUANTILES,
+        steps=high(0.3, 1),
+        none="no streams",
+    ),
+    Panel(
+        "How streams end",
+        "Streams by their end.",
+        "upstream_truncated, upstream_error, idle_timeout: the upstream. service_error, worker_died: ours. deadline: "
+        "callers give too little time. drain: the grace of a rollout is too short. rejected: a limit.",
+        "reqps",
+        {"{{end}}": f"{rate('chatrpc_streams_ended_total', by='end')} > 0"},
+        kind="bars",
+        colours={
+            "complete": "green",
+            "client_cancel": "blue",
+            "deadline": "yellow",
+            "idle_timeout": "orange",
+            "upstream_error": "red",
+            "upstream_truncated": "dark-red",
+            "service_error|worker_died": "purple",
+            "drain|rejected": "light-blue",
+        },
+        none="no streams",
+    ),
+    Panel(
+        "Chunks",
+        "Chunks received a second, by model.",
+        "A fall at the same number of streams: the model writes more slowly.",
+        "cps",
+        {"{{gen_ai_request_model}}": rate("chatrpc_stream_chunks_total", MODEL, "gen_ai_request_model")},
+    ),
+    Panel(
+        "Bytes to callers",
+        "Bytes a second of the messages that were sent in streams, by model.",
+        "No value is bad by itself; compare it with the network's limits.",
+        "Bps",
+        {"{{gen_ai_request_model}}": rate("chatrpc_stream_bytes_total", MODEL, "gen_ai_request_model")},
+    ),
+    Panel(
+        "Chunks in a message",
+        "Chunks of the upstream for each message to a caller: those that arrived together are merged.",
+        "A rise: the upstream or a proxy before it sends in bursts, or we are too busy to read at once.",
+        "short",
+        {
+            "chunks": share(
+                rate("chatrpc_stream_chunks_total"),
+                rate("grpc_server_msg_sent_total", f'{SERVICE}, grpc_type="server_stream"'),
+            )
+        },
+        none="no streams",
+    ),
+    Panel(
+        "Backpressure",
+        "Time of a stream that was spent on writing to its caller.",
+        "p95 over 1 s: callers, or the network to them, read more slowly than the model writes.",
+        "s",
+        quantiles("chatrpc_backpressure_wait_seconds"),
+        colours=QUANTILES,
+        steps=high(1, 5),
+        none="no streams",
+    ),
+    Panel(
+        "Messages",
+        "Messages received from and sent to callers a second.",
+        "Sent falls and received does not: answers do not come.",
+        "cps",
+        {
+            "received": rate("grpc_server_msg_received_total"),
+            "sent, unary": rate("grpc_server_msg_sent_total", f'{SERVICE}, grpc_type="unary"'),
+            "sent, streams": rate("grpc_server_msg_sent_total", f'{SERVICE}, grpc_type="server_stream"'),
+        },
+        width=16,
+    ),
+)

@@ -1,0 +1,109 @@
+"""Upstreams: what they answer, how fast, how often they are asked again; and how little of the time is ours."""
+
+from panel import QUANTILES, Panel, high
+from queries import UPSTREAM, quantiles, rate, share
+
+TITLE = "Upstreams"
+
+_REQUESTS = "chatrpc_upstream_requests_total"
+_SECONDS = "chatrpc_upstream_request_seconds"
+_BLAMED = f'{UPSTREAM}, code=~"401|403|408|429|5..|none"'
+
+FAILED_SHARE = share(
+    f"({rate(_REQUESTS, _BLAMED, 'upstream')} + {rate('chatrpc_protocol_errors_total', UPSTREAM, 'upstream')})",
+    rate(_REQUESTS, UPSTREAM, "upstream"),
+)
+
+PANELS = (
+    Panel(
+        "Responses by code",
+        "HTTP requests by the status of their response. none: there was no response, as the upstream is out of reach, "
+        "or the caller left before.",
+        "429: rate limits. 5xx, none: the upstream is ill. 401, 403: the key. Other 4xx: callers' requests.",
+        "reqps",
+        {"{{upstream}} {{code}}": f"{rate(_REQUESTS, UPSTREAM, 'upstream, code')} > 0"},
+        kind="bars",
+        colours={
+            " 200$": "green",
+            " 4(0[0-8]|[1-9][^9])$": "light-blue",
+            " 40[13]$": "yellow",
+            " 429$": "orange",
+            " 5..$": "red",
+            " 50[234]$": "dark-red",
+            " none$": "purple",
+        },
+        none="no requests",
+    ),
+    Panel(
+        "Failures by upstream",
+        "Share of requests that failed by the upstream's fault: no response, 401, 403, 408, 429, 5xx, or a response "
+        "that is no chat completion.",
+        "Over 5 %: this one is to blame.",
+        "percentunit",
+        {"{{upstream}}": FAILED_SHARE},
+        steps=high(0.01, 0.05),
+        none="no requests",
+    ),
+    Panel(
+        "Retries",
+        "Further attempts a second, by what they follow: an HTTP status, or no response (connect).",
+        "More than a tenth of the requests: callers wait longer, and the upstream has more to bear.",
+        "reqps",
+        {"{{upstream}} after {{reason}}": rate("chatrpc_upstream_retries_total", UPSTREAM, "upstream, reason")},
+        kind="bars",
+    ),
+    Panel(
+        "Time to the headers",
+        "From an HTTP request to the headers of its response; for most upstreams the wait for the model.",
+        "Far over its usual value: the upstream is slow or full.",
+        "s",
+        quantiles(_SECONDS, f'{UPSTREAM}, phase="headers"', "upstream"),
+        none="no requests",
+    ),
+    Panel(
+        "Time of the body",
+        "From the headers of a response to its end; of a stream, as long as the model writes.",
+        "A rise while 'Tokens of a call' stays: the model writes more slowly.",
+        "s",
+        quantiles(_SECONDS, f'{UPSTREAM}, phase="body"', "upstream"),
+        none="no requests",
+    ),
+    Panel(
+        "Our overhead",
+        "Time of a call that was spent neither on the upstream nor on writing to the caller.",
+        "p99 over 50 ms: we are busy; see event loop lag and CPU.",
+        "s",
+        quantiles("chatrpc_overhead_seconds"),
+        colours=QUANTILES,
+        steps=high(0.025, 0.05),
+        none="no calls",
+    ),
+    Panel(
+        "Protocol errors",
+        "Responses that were no chat completions, by what was wrong.",
+        "Any for long: a wrong base_url, a proxy that answers itself, or a provider that changed.",
+        "reqps",
+        {
+            "{{upstream}} {{kind}}": f"{rate('chatrpc_protocol_errors_total', UPSTREAM, 'upstream, kind')} > 0",
+        },
+        kind="bars",
+        none="no errors",
+    ),
+    Panel(
+        "Connections",
+        "Connections to an upstream, in use and idle.",
+        "active grows and calls do not: the upstream holds requests back.",
+        "short",
+        {"{{upstream}} {{state}}": f"sum by (upstream, state) (chatrpc_upstream_pool_connections{{{UPSTREAM}}})"},
+    ),
+    Panel(
+        "Rate limit remaining",
+        "What the upstream said last of what is left of its limits. Empty: it says nothing.",
+        "Near 0: 429 is next. Ask the provider for more.",
+        "short",
+        {"{{upstream}} {{kind}}": f"min by (upstream, kind) (chatrpc_upstream_ratelimit_remaining{{{UPSTREAM}}})"},
+        kind="stat",
+        steps=((None, "red"), (1, "blue")),
+        none="the upstream says nothing",
+    ),
+)
