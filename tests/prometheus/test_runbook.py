@@ -32,7 +32,7 @@ def test_the_log_answers(live_prometheus: Live, command: str, tmp_path: Path) ->
     asked = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert asked.stderr == ""
     if '.event == "call"' in command:
-        fields = set(re.findall(r"[ (,]\.(\w+)", command))
+        fields = set(re.findall(r"[\[ (,]\.(\w+)", command))
         assert [field for field in fields if not any(f'"{field}": ' in line for line in calls)] == []
     else:
         assert [event for event in re.findall(r'\.event == "([^"]+)"', command) if f'"{event}"' not in SERVICE] == []
