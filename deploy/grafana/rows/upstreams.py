@@ -17,8 +17,8 @@ FAILED_SHARE = share(
 PANELS = (
     Panel(
         "Responses by code",
-        "HTTP requests by the status of their response. none: there was no response, as the upstream is out of reach, "
-        "or the caller left before.",
+        "HTTP requests by the status of their response. none: none came, as the upstream is out of reach. "
+        "cancelled: the call ended before it.",
         "429: rate limits. 5xx, none: the upstream is ill. 401, 403: the key. Other 4xx: callers' requests.",
         "reqps",
         {"{{upstream}} {{code}}": f"{rate(_REQUESTS, UPSTREAM, 'upstream, code')} > 0"},
@@ -31,6 +31,7 @@ PANELS = (
             " 5..$": "red",
             " 50[234]$": "dark-red",
             " none$": "purple",
+            " cancelled$": "blue",
         },
         none="no requests",
     ),

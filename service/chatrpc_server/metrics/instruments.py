@@ -184,7 +184,7 @@ class Metrics:
 
         self.upstream_requests = self._counter(
             "chatrpc_upstream_requests",
-            "HTTP requests to an upstream, by the status of the response; none: none came; cancelled: the call ended first.",
+            "HTTP requests to an upstream, by status; none: no response came; cancelled: the call ended first.",
             ("upstream", "code", "attempt"),
             product([upstream], HTTP_STATUSES, ["first", "retry"]),
         )
