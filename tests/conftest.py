@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from chatrpc_server.echo import Echo
 from support import Script, Service, service
 
 ROOT = Path(__file__).parent.parent
+
+# Processes that the tests start and interrupt inherit it; a shell's background job has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

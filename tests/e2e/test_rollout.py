@@ -56,7 +56,8 @@ class Instance:
     def calls(self) -> bool:
         """Whether calls arrive."""
         with urlopen(self._metrics, timeout=5) as response:
-            return b"grpc_server_started_total{" in response.read()
+            lines = response.read().decode().splitlines()
+        return any(line.startswith("grpc_server_started_total{") and not line.endswith(" 0.0") for line in lines)
 
 
 async def _caller(stub: Any, number: int, outcomes: Counter[str], stop: asyncio.Event) -> None:
