@@ -135,5 +135,7 @@ def _print_metrics(url: str) -> None:
         for line in response.read().decode().splitlines():
             if line.startswith(_SHOWN_METRICS):
                 selector, _, value = line.rpartition(" ")
+                if not float(value):
+                    continue  # there from the start, and nothing of it happened
                 selector = _EVIDENT_LABELS.sub("", selector).replace(",}", "}")
                 print(f"  {selector} {float(value):.4g}")

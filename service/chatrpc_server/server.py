@@ -52,9 +52,9 @@ class Server:
         self.settings = settings
         self._file = file
         self._is_worker = is_worker
-        self.metrics = Metrics(RPCS, settings.upstream.name, settings.upstream.models)
+        self.metrics = Metrics(RPCS, settings.upstream)
         self.metrics.in_flight_limit.set(settings.limits.max_in_flight)
-        self._observe_upstream = ObserveUpstream(self.metrics, settings.upstream)
+        self._observe_upstream = ObserveUpstream(self.metrics, settings.upstream.name)
         self.metrics_address: Address | None = None
         self.health = Health()
         self.health_address: Address | None = None
@@ -165,7 +165,7 @@ class Server:
         )
         upstream = Retrying(upstream, backoff, self._observe_upstream.retried)
         redact = Redactor([settings.upstream.api_key])
-        observe = Observe(self.metrics, settings.upstream)
+        observe = Observe(self.metrics, settings.upstream.name)
         pipeline = Pipeline(
             layers(observe, self.admission, redact, self.tracing),
             observe.unknown,
@@ -215,13 +215,16 @@ class Server:
 
 
 def _go_on(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
-    """Runs something endless until the stack is closed."""
+    """Runs something endless until the stack is closed; should it break, the log has it at once."""
     task = asyncio.create_task(work)
+
+    def ended(_: object) -> None:
+        if not task.cancelled():
+            log.error("something that was to go on has ended", exc_info=task.exception())
 
     async def end() -> None:
         task.cancel()
         await asyncio.wait({task})
-        if not task.cancelled() and (error := task.exception()):
-            log.error("something that was to go on had ended", exc_info=error)
 
+    task.add_done_callback(ended)
     stack.push_async_callback(end)

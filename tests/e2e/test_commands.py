@@ -46,6 +46,8 @@ def test_demo(environ: dict[str, str]) -> None:
     assert "tokens in, " in result.stdout
     for metric in ("grpc_server_handled_total{", "chatrpc_tokens_total{"):
         assert metric in result.stdout
+    values = [line.split()[-1] for line in result.stdout.splitlines() if "_total{" in line]
+    assert "0" not in values, "only what came of it"
 
 
 async def test_demo_with_a_real_key() -> None:

@@ -226,6 +226,18 @@ async def test_metrics_are_one_truth_and_outlive_a_worker(workers: Service) -> N
     assert not folder.exists()
 
 
+def test_the_settings_file_is_followed_by_all(tmp_path: Path) -> None:
+    file = tmp_path / "chatrpc.yaml"
+    file.write_text("log: {level: info}\n")
+    with running("serve", "--workers=2", *ANY_PORTS, f"--config={file}") as process:
+        process.log("workers started")
+        file.write_text("log: {level: debug}\nworkers: 3\n")
+        changed = [process.log("the settings file has changed") for _ in range(2)]
+        assert {line["worker"] for line in changed} == {0, 1}
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
 def _last_serving(process: Process) -> int:
     lines = [json.loads(line) for line in process.lines if line.startswith("{")]
     return int([line for line in lines if line["event"] == "serving"][-1]["pid"])

@@ -4,6 +4,7 @@ Run as a program it stays, with a load every few seconds, and prints where Prome
 """
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -30,13 +31,15 @@ from prometheus.load import MODELS, Load, upstream  # noqa: E402
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 SECONDS = 30.0
-MISSING = "needs prometheus and promtool: `make tools` fetches Debian's into .tools/bin"
+MISSING = "needs prometheus, promtool and jq: `make tools` fetches Debian's into .tools/bin"
+PATH = f"{os.environ.get('PATH', '')}:{ROOT / '.tools' / 'bin'}"
+"""Where they are looked for."""
 _Value = TypeVar("_Value")
 
 
 def tool(name: str) -> str | None:
-    """Where prometheus or promtool is: on PATH, else where `make tools` puts it."""
-    return shutil.which(name) or shutil.which(name, path=str(ROOT / ".tools" / "bin"))
+    """Where one of them is, if anywhere."""
+    return shutil.which(name, path=PATH)
 
 
 @dataclass

@@ -36,3 +36,23 @@ async def test_what_arrived_before_the_connection_broke_is_delivered(script: Scr
         await anext(reads)
     await response.stream.aclose()
     await transport.aclose()
+
+
+@pytest.mark.parametrize("name", ["aiohttp", "httpcore"])
+async def test_whenever_it_is_cancelled_nothing_stays_open(script: Script, name: str) -> None:
+    """One turn of the loop later each time: while it connects, as it has, while it sends, while it waits."""
+    script.answers(Exchange.closed_by_peer)
+    transport = engine.transport(UpstreamSettings(base_url=script.base_url, engine=name))
+    for turns in range(60):
+        sending = asyncio.create_task(
+            transport.handle_async_request(httpx.Request("POST", f"{script.base_url}/x", content=b"{}"))
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait({sending})
+        assert sending.cancelled()
+    async with asyncio.timeout(5):
+        while transport.connections()[0]:
+            await asyncio.sleep(0.01)
+    await transport.aclose()

@@ -6,6 +6,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from chatrpc_server.echo import Echo
 from support import Exchange, Script, Service, collect, failure, http, request, service, sse
 
 MODEL = {"gen_ai_request_model": "echo"}
@@ -186,13 +187,18 @@ async def test_calls_without_a_deadline_are_told(chat: Service) -> None:
     assert not chat.value("chatrpc_deadline_remaining_at_start_seconds_count")
 
 
-async def test_what_nobody_calls_is_looked_at(chat: Service) -> None:
-    await chat.stub.CreateChatCompletion(request())
-    await _soon(chat, "chatrpc_upstream_pool_connections", 1, state="idle")
-    assert not chat.value("chatrpc_upstream_pool_connections", state="active")
-    assert chat.value("chatrpc_asyncio_tasks") > 1
-    assert chat.value("chatrpc_event_loop_lag_seconds_count") > 0
-    assert chat.value("chatrpc_rpcs_in_flight_limit") == 1000
+@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+async def test_what_nobody_calls_is_looked_at(echo: Echo, engine: str) -> None:
+    async with service(echo.base_url, upstream={"engine": engine}) as chat:
+        stream = chat.stub.CreateChatCompletionStream(request(model="echo:pieces=9,gap=60"))
+        await stream.read()
+        await chat.stub.CreateChatCompletion(request())
+        await _soon(chat, "chatrpc_upstream_pool_connections", 1, state="active")
+        await _soon(chat, "chatrpc_upstream_pool_connections", 1, state="idle")
+        assert chat.value("chatrpc_asyncio_tasks") > 1
+        assert chat.value("chatrpc_event_loop_lag_seconds_count") > 0
+        assert chat.value("chatrpc_rpcs_in_flight_limit") == 1000
+        stream.cancel()
 
 
 @pytest.mark.parametrize(

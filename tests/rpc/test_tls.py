@@ -3,7 +3,9 @@
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ class Files:
         self.replace(self.authority)
         self.callers.cert_pem.write_to_path(str(self.client_ca_file))
 
-    def replace(self, authority: trustme.CA) -> None:
+    def replace(self, authority: trustme.CA, not_after: datetime | None = None) -> None:
         """A new certificate of this authority."""
-        issued = authority.issue_cert("localhost")
+        issued = authority.issue_cert("localhost", not_before=datetime(2019, 1, 1), not_after=not_after)
         self.cert_file.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         self.key_file.write_bytes(issued.private_key_pem.bytes())
 
@@ -177,6 +179,26 @@ async def test_useless_files_change_nothing(secure: Service, files: Files, caplo
     assert "key values mismatch" in causes[0]
     files.key_file.write_bytes(new_key)
     assert (await _call(secure, new)).code is Code.OK
+
+
+async def test_until_when_certificates_are_valid(mutual: Service) -> None:
+    for role in ("server", "client_ca"):
+        assert mutual.value("chatrpc_tls_certificate_not_after_timestamp_seconds", role=role) > time.time()
+
+
+async def test_an_expired_certificate_replaces_none(secure: Service, files: Files) -> None:
+    name = "chatrpc_tls_certificate_not_after_timestamp_seconds"
+    end = secure.value(name, role="server")
+    files.replace(files.authority, not_after=datetime.now(UTC) - timedelta(days=1))
+    assert (await _call(secure, files.authority)).code is Code.OK, "the old one still serves"
+    assert secure.value("chatrpc_tls_reloads_total", result="failure") == 1
+    assert secure.value(name, role="server") == end
+
+
+async def test_no_start_with_an_expired_certificate(files: Files, echo: Echo) -> None:
+    files.replace(files.authority, not_after=datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC))
+    with pytest.raises(StartError, match=r"^tls\.cert_file: expired on 2020-01-02 03:04:05 UTC$"):
+        await Server(settings(echo.base_url, tls=files.tls)).start()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.metrics import MetricWrapperBase
 
 from chatrpc_server import __version__
+from chatrpc_server.settings import UpstreamSettings
 
 OTHER = "other"
+OPERATION = "chat"
+"""`gen_ai.operation.name`"""
 UNKNOWN_RPC = ("unary", "unknown", "unknown")
 """Stands for all RPCs that nobody serves: their names are the callers' to make up."""
 
@@ -63,12 +66,12 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 class Metrics:
     """The instruments, on a registry of their own: several servers may live in one process."""
 
-    def __init__(self, rpcs: Collection[tuple[str, str, str]], upstream: str, models: Collection[str]) -> None:
-        """`rpcs`: type, service and method of each that is served. `models`: those that get a label of their own."""
+    def __init__(self, rpcs: Collection[tuple[str, str, str]], settings: UpstreamSettings) -> None:
+        """`rpcs`: type, service and method of each that is served. The settings' models get labels of their own."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.child = functools.cache(_child)
-        self._models = frozenset(models)
+        self._models, self._provider, upstream = frozenset(settings.models), settings.provider, settings.name
         shown_models = (*sorted(self._models), OTHER)
         methods = [method for _, _, method in rpcs]
         rpcs = [*rpcs, UNKNOWN_RPC]
@@ -257,6 +260,10 @@ class Metrics:
     def model_label(self, model: str) -> str:
         """The model's own name if it is configured, else `other`: callers must not be able to make series."""
         return model if model in self._models else OTHER
+
+    def gen_ai_labels(self, model: str) -> tuple[str, str, str]:
+        """What all `gen_ai_*` metrics begin with: operation, provider and model."""
+        return OPERATION, self._provider, self.model_label(model)
 
     def _counter(
         self, name: str, text: str, labels: Sequence[str] = (), known: Iterable[str | tuple[str, ...]] = ()

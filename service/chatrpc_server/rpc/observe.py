@@ -12,7 +12,6 @@ from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import Reason
 from chatrpc_server.metrics.instruments import FINISH_REASONS, GRPC_CODES, OTHER, UNKNOWN_RPC, Metrics
 from chatrpc_server.rpc.pipeline import SERVICE, Context
-from chatrpc_server.settings import UpstreamSettings
 
 log = logging.getLogger("chatrpc.access")
 
@@ -22,7 +21,6 @@ RPCS = (
 )
 """Type, service and method, as go-grpc-middleware labels them."""
 _RPC = {rpc[-1]: rpc for rpc in RPCS}
-_OPERATION = "chat"
 _MODEL_CHARACTERS = 100
 
 CODE_NAMES = {code: GRPC_CODES[code.value[0]] for code in grpc.StatusCode}
@@ -31,10 +29,9 @@ CODE_NAMES = {code: GRPC_CODES[code.value[0]] for code in grpc.StatusCode}
 class Observe:
     """Writes the metrics of calls to the given upstream."""
 
-    def __init__(self, metrics: Metrics, upstream: UpstreamSettings) -> None:
+    def __init__(self, metrics: Metrics, upstream: str) -> None:
         self._metrics = metrics
-        self._provider = upstream.provider
-        self._upstream = upstream.name
+        self._upstream = upstream
 
     @asynccontextmanager
     async def __call__(self, call: Call, context: Context) -> AsyncIterator[None]:
@@ -73,12 +70,12 @@ class Observe:
         child(metrics.handled, *rpc, call.code).inc()
         child(metrics.handling, *rpc).observe(seconds, exemplar)
         child(metrics.sent, *rpc).inc(call.messages_sent)
-        overhead_seconds = seconds - call.waiting_seconds - call.writing_seconds
-        child(metrics.overhead, call.method).observe(max(0.0, overhead_seconds), exemplar)
+        overhead_seconds = max(0.0, seconds - call.waiting_seconds - call.writing_seconds)
+        child(metrics.overhead, call.method).observe(overhead_seconds, exemplar)
 
         streaming = rpc[0] == "server_stream"
-        model = metrics.model_label(call.model)
-        gen_ai = (_OPERATION, self._provider, model)
+        gen_ai = metrics.gen_ai_labels(call.model)
+        model = gen_ai[-1]
         error_type = "" if code is grpc.StatusCode.OK else call.reason or code.name
         stream = "true" if streaming else "false"
         child(metrics.duration, *gen_ai, self._upstream, error_type, stream).observe(seconds, exemplar)
@@ -94,7 +91,7 @@ class Observe:
             if reason:
                 child(metrics.finish_reasons, model, reason if reason in FINISH_REASONS else OTHER).inc()
         self._count_tokens(call, gen_ai, stream, abandoned=_caller_has_gone(call, code))
-        _access_line(call, self._upstream, seconds)
+        _access_line(call, self._upstream, seconds, overhead_seconds)
 
     def _count_tokens(self, call: Call, gen_ai: tuple[str, str, str], stream: str, *, abandoned: bool) -> None:
         metrics, child = self._metrics, self._metrics.child
@@ -163,8 +160,9 @@ def _caller_has_gone(call: Call, code: grpc.StatusCode) -> bool:
     return code is grpc.StatusCode.CANCELLED
 
 
-def _access_line(call: Call, upstream: str, seconds: float) -> None:
+def _access_line(call: Call, upstream: str, seconds: float, overhead_seconds: float) -> None:
     usage = call.usage
+    first_seconds = None if call.first_message_at is None else call.first_message_at - call.started
     log.info(
         "call",
         extra={
@@ -176,10 +174,8 @@ def _access_line(call: Call, upstream: str, seconds: float) -> None:
             "code": call.code,
             "reason": call.reason or None,
             "duration_ms": _milliseconds(seconds),
-            "first_message_ms": None
-            if call.first_message_at is None
-            else _milliseconds(call.first_message_at - call.started),
-            "overhead_ms": _milliseconds(max(0.0, seconds - call.waiting_seconds - call.writing_seconds)),
+            "first_message_ms": None if first_seconds is None else _milliseconds(first_seconds),
+            "overhead_ms": _milliseconds(overhead_seconds),
             "messages": call.messages_sent,
             "attempts": call.attempts,
             "http_status": call.upstream_status,

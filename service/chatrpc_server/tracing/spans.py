@@ -33,7 +33,7 @@ from chatrpc_server import __version__
 from chatrpc_server.core.call import Call, Headers
 from chatrpc_server.core.errors import ChatError
 from chatrpc_server.core.watch import Watch
-from chatrpc_server.metrics.instruments import FINISH_REASONS, GRPC_CODES, OTHER
+from chatrpc_server.metrics.instruments import FINISH_REASONS, GRPC_CODES, OPERATION, OTHER
 from chatrpc_server.settings import TracingSettings, UpstreamSettings
 from chatrpc_server.tracing.delivery import Delivery
 
@@ -42,7 +42,6 @@ STOP_SECONDS = 3.0
 FIRST_CHUNK = "first_chunk"
 """The event of a stream's first chunk. The conventions have no name for it, only for the time until then."""
 
-_OPERATION = "chat"
 _MODEL_CHARACTERS = 100
 _SERVER_FAULTS = ("Unknown", "DeadlineExceeded", "Unimplemented", "Internal", "Unavailable", "DataLoss")
 """The codes that make a server's span an error; with any other the caller has to change something."""
@@ -70,7 +69,7 @@ class Tracing:
         }
         self._of_rpc: dict[str, dict[str, AttributeValue]] = {
             method: {
-                "gen_ai.operation.name": _OPERATION,
+                "gen_ai.operation.name": OPERATION,
                 "gen_ai.provider.name": upstream.provider,
                 "rpc.system": "grpc",
                 "rpc.service": service,
@@ -95,7 +94,7 @@ class Tracing:
     @asynccontextmanager
     async def __call__(self, call: Call, context: object) -> AsyncIterator[None]:
         """The layer: puts the call into its trace, so that layers inside know it; raises nothing of its own."""
-        span = self._tracer.start_span(_OPERATION, _parent(call), SpanKind.SERVER, self._of_rpc[call.method])
+        span = self._tracer.start_span(OPERATION, _parent(call), SpanKind.SERVER, self._of_rpc[call.method])
         place = span.get_span_context()
         if not place.is_valid:  # OTEL_SDK_DISABLED
             yield
@@ -132,7 +131,7 @@ class Tracing:
             self._delivery.give_up(f"not within {STOP_SECONDS:g} s")
 
     def _end(self, span: Span, call: Call) -> None:
-        span.update_name(f"{_OPERATION} {self._model_label(call.model)}")
+        span.update_name(f"{OPERATION} {self._model_label(call.model)}")
         code = call.code or "Unknown"
         attributes: dict[str, AttributeValue] = {"rpc.grpc.status_code": GRPC_CODES.index(code)}
         if call.model:

@@ -1,11 +1,13 @@
 """httpx's own transport, made to leave no connection behind when it is cancelled.
 
-An expired deadline cancels a call twice: gRPC does, and our own timeout. httpcore cleans up after the first one, is hit
-by the second while it does so, and keeps the connection. So each step is a task of its own that is cancelled once.
+httpcore keeps a connection for ever in two cases. It is cancelled once more while it cleans up, as an expired deadline
+does: gRPC cancels the call, and so does our own timeout. Or it is cancelled as it connects and has just done so: the
+connection is neither idle nor in use then. So each step is a task of its own, which is cancelled once, and not before
+it sends.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -17,10 +19,38 @@ _T = TypeVar("_T")
 class HttpcoreTransport(httpx.AsyncHTTPTransport):
     """What it gives is closed even while the call is being cancelled, however often."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._abandoned: set[asyncio.Task[None]] = set()
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """As httpx says."""
-        sending = asyncio.ensure_future(super().handle_async_request(request))
-        response = await _cancelled_once(sending, drop=_close)
+        sends = asyncio.Event()
+
+        async def trace(event: str, _: object) -> None:
+            """Told of each step: connecting is one like `connection.connect_tcp.started`, sending is none of those."""
+            if event.startswith("connection."):
+                sends.clear()
+            else:
+                sends.set()
+
+        async def abandon(sending: asyncio.Task[httpx.Response]) -> None:
+            begun = asyncio.create_task(sends.wait())
+            await asyncio.wait({begun, sending}, return_when=asyncio.FIRST_COMPLETED)
+            begun.cancel()
+            await _end(sending)
+            if not sending.cancelled() and not sending.exception():
+                await _Body(sending.result().stream).aclose()  # nobody will get it
+
+        async def end(sending: asyncio.Task[httpx.Response]) -> None:
+            abandoned = asyncio.create_task(abandon(sending))
+            self._abandoned.add(abandoned)
+            abandoned.add_done_callback(self._abandoned.discard)
+            if sends.is_set():  # else it takes as long as connecting does, for which no caller need wait
+                await abandoned
+
+        request.extensions["trace"] = trace
+        response = await _uncancelled(super().handle_async_request(request), end)
         response.stream = _Body(response.stream)
         return response
 
@@ -37,26 +67,30 @@ class _Body(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         reads = aiter(self._stream)
-        while (data := await _cancelled_once(asyncio.ensure_future(anext(reads, None)))) is not None:
+
+        async def read() -> bytes | None:
+            return await anext(reads, None)
+
+        while (data := await _uncancelled(read(), _end)) is not None:
             yield data
 
     async def aclose(self) -> None:
         await asyncio.shield(asyncio.ensure_future(self._stream.aclose()))
 
 
-async def _close(response: httpx.Response) -> None:
-    await _Body(response.stream).aclose()
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
-async def _cancelled_once(task: asyncio.Future[_T], drop: Callable[[_T], Awaitable[None]] | None = None) -> _T:
-    """The task's result. A cancel is passed on and waits for the end; a result that came all the same is dropped."""
+async def _uncancelled(work: Coroutine[Any, Any, _T], end: Callable[[asyncio.Task[_T]], Awaitable[None]]) -> _T:
+    """The result of the work, done in a task that no cancel reaches: instead `end` ends it, and is waited for."""
+    task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        task.cancel()
-        while not task.done():
+        ending = asyncio.ensure_future(end(task))
+        while not ending.done():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        if drop is not None and not task.cancelled() and task.exception() is None:
-            await drop(task.result())
+                await asyncio.wait({ending})
         raise

@@ -8,19 +8,16 @@ from contextlib import contextmanager
 from chatrpc_server.core.call import Call, Headers
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Refused, Truncated
 from chatrpc_server.metrics.instruments import HTTP_STATUSES, OTHER, Metrics
-from chatrpc_server.settings import UpstreamSettings
 
-_OPERATION = "chat"
 _LIMITS = {f"x-ratelimit-remaining-{kind}": kind for kind in ("requests", "tokens")}
 
 
 class Observe:
     """Writes the metrics of the requests to one upstream."""
 
-    def __init__(self, metrics: Metrics, upstream: UpstreamSettings) -> None:
+    def __init__(self, metrics: Metrics, upstream: str) -> None:
         self._metrics = metrics
-        self._provider = upstream.provider
-        self._upstream = upstream.name
+        self._upstream = upstream
 
     @contextmanager
     def request(self, call: Call) -> Iterator[Headers]:
@@ -41,8 +38,7 @@ class Observe:
     def gaps(self, call: Call) -> Callable[[float], None]:
         """To be told the wait for each delivery of a stream after the first, in seconds."""
         metrics = self._metrics
-        labels = (_OPERATION, self._provider, metrics.model_label(call.model))
-        note: Callable[[float], None] = metrics.child(metrics.chunk_gap, *labels).observe
+        note: Callable[[float], None] = metrics.child(metrics.chunk_gap, *metrics.gen_ai_labels(call.model)).observe
         return note
 
     def retried(self, error: ChatError) -> None:
