@@ -16,9 +16,15 @@ demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show 
 serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051
 	@$(BIN)/chatrpc-server demo --keep $(ARGS)
 
-test: $(INSTALLED) ## all tests, and every branch of core/ (ARGS="-k name" for some)
-	$(BIN)/coverage run -m pytest $(ARGS)
-	$(if $(ARGS),,$(BIN)/coverage report)
+# Coverage makes tests twice as slow: it is asked of those that are to reach every branch of core/ by themselves.
+test: $(INSTALLED) ## all tests, and the units reach every branch of core/ (ARGS="-k name" for some)
+ifeq ($(ARGS),)
+	$(BIN)/coverage run -m pytest tests/unit
+	$(BIN)/coverage report
+	$(BIN)/pytest --ignore=tests/unit
+else
+	$(BIN)/pytest $(ARGS)
+endif
 
 tools: ## Debian's prometheus and promtool into .tools/bin, for the tests that need them
 	tests/prometheus/install

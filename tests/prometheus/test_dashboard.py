@@ -21,6 +21,7 @@ from chatrpc_server.metrics.exporter import register_process
 from chatrpc_server.metrics.instruments import Metrics
 from chatrpc_server.metrics.shared import SharedMetrics
 from chatrpc_server.rpc.observe import RPCS
+from chatrpc_server.settings import UpstreamSettings
 
 FOLDER = ROOT / "deploy" / "grafana"
 DASHBOARD = json.loads((FOLDER / "chatrpc.json").read_text())
@@ -80,7 +81,7 @@ def families() -> dict[str, set[str]]:
     """The names of the samples of each metric that the service has."""
     registry = CollectorRegistry()
     register_process(registry)
-    registries = [registry, Metrics(RPCS, "default", []).registry]
+    registries = [registry, Metrics(RPCS, UpstreamSettings()).registry]
     with SharedMetrics(1) as shared:
         found = {
             family.name: family.type for registry in [*registries, shared.registry] for family in registry.collect()
