@@ -30,7 +30,6 @@ from chatrpc_server.rpc.observe import RPCS, Observe
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
 from chatrpc_server.sampling import sample
 from chatrpc_server.settings import Address, Settings, SettingsFile
-from chatrpc_server.upstream import engine
 from chatrpc_server.upstream.observe import Observe as ObserveUpstream
 from chatrpc_server.upstream.openai import OpenAI
 from chatrpc_server.upstream.retry import Retrying
@@ -207,8 +206,7 @@ class Server:
     def _upstream(self) -> OpenAI:
         settings, watch = self.settings.upstream, self._observe_upstream
         try:
-            transport = engine.transport(settings)
-            return OpenAI(settings, transport, self.tracing.watch(watch) if self.tracing else watch)
+            return OpenAI(settings, self.tracing.watch(watch) if self.tracing else watch)
         except OSError as error:  # ssl.SSLError is one
             what = f"upstream.ca_file: {settings.ca_file}: no certificates to be had from it: {error}"
             raise StartError(what) from None

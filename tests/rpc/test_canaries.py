@@ -141,7 +141,7 @@ async def test_through_every_fault(rpc: str, places: Places) -> None:
             places.check(chat, await _call(chat, rpc, _request(fault)))
 
 
-@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
 @pytest.mark.parametrize("rpc", RPCS)
 async def test_through_every_answer(rpc: str, engine: str, script: Script, places: Places) -> None:
     async with service(script.base_url, upstream={**SERVICE, "engine": engine, "max_retries": 0}) as chat:

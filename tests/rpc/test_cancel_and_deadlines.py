@@ -22,7 +22,7 @@ PHASES = [
 phases = pytest.mark.parametrize(("rpc", "model"), [p[1:] for p in PHASES], ids=[p[0] for p in PHASES])
 
 
-@pytest.fixture(params=["aiohttp", "httpcore"])
+@pytest.fixture(params=["httptools", "httpcore"])
 async def patient(echo: Echo, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
     """A service that does not retry, so that each call is one request; over either engine."""
     async with service(echo.base_url, upstream={"max_retries": 0, "engine": request.param}) as running:
@@ -122,7 +122,7 @@ def _endless(sent: list[int]) -> Answer:
     return answer
 
 
-@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
 async def test_cancel_while_the_caller_does_not_read(script: Script, engine: str) -> None:
     """The message that waits to be written is given up, and the upstream with it."""
     closed: list[int] = []

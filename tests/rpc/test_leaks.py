@@ -60,7 +60,7 @@ MODELS = list(PHASES)
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("engine", "calls"), [("aiohttp", 10_000), ("httpcore", 1_200)])
+@pytest.mark.parametrize(("engine", "calls"), [("httptools", 10_000), ("httpcore", 1_200)])
 async def test_nothing_is_left_of_cancelled_calls(engine: str, calls: int) -> None:
     async with Upstream() as upstream, service(upstream.base_url, upstream={"engine": engine}) as chat:
         caller = Caller(chat, upstream)
@@ -74,7 +74,7 @@ async def test_nothing_is_left_of_cancelled_calls(engine: str, calls: int) -> No
         assert min(grown_bytes) < GROWN_BYTES, f"grown by {grown_bytes} bytes"
 
 
-@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
 async def test_nothing_is_left_of_expired_calls(engine: str) -> None:
     """An expired deadline cancels a call twice, in the service: gRPC does, and the timeout of the service's own."""
     async with Upstream() as upstream, service(upstream.base_url, upstream={"engine": engine}) as chat:

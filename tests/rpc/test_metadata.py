@@ -70,7 +70,7 @@ async def test_odd_headers_of_the_upstream_are_left_out(
             assert (await failure(call)).reason == "INVALID_REQUEST"
 
 
-@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
 async def test_odd_metadata_of_the_caller_is_left_out(echo: Echo, engine: str) -> None:
     metadata = [(name, " padded ") for name in ("x-request-id", "traceparent", "tracestate")]
     async with service(echo.base_url, upstream={"engine": engine, "max_retries": 0}) as chat:

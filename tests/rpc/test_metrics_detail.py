@@ -187,7 +187,7 @@ async def test_calls_without_a_deadline_are_told(chat: Service) -> None:
     assert not chat.value("chatrpc_deadline_remaining_at_start_seconds_count")
 
 
-@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
 async def test_what_nobody_calls_is_looked_at(echo: Echo, engine: str) -> None:
     async with service(echo.base_url, upstream={"engine": engine}) as chat:
         stream = chat.stub.CreateChatCompletionStream(request(model="echo:pieces=9,gap=60"))

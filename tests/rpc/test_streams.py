@@ -138,7 +138,7 @@ async def test_connections_are_used_again(script: Script) -> None:
     assert (len(script.exchanges), script.connections) == (4, 1)
 
 
-@pytest.mark.parametrize("engine", ["aiohttp", "httpcore"])
+@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
 async def test_every_engine_streams(script: Script, engine: str) -> None:
     """As it comes, not at the end: the second chunk is sent when the caller has the first."""
     first = asyncio.Event()

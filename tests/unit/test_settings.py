@@ -444,7 +444,7 @@ def test_messages_never_hold_a_secret(sources: dict[str, Any], file: Path) -> No
         ("upstream.organization", "two words", HEADER),
         ("upstream.project", "two words", HEADER),
         ("upstream.models", ",".join(map(str, range(51))), "must be a list of text, at most 50"),
-        ("upstream.engine", "curl", "must be one of aiohttp, httpcore"),
+        ("upstream.engine", "curl", "must be one of httptools, httpcore"),
         ("upstream.connect_timeout_seconds", "0", POSITIVE),
         ("upstream.first_chunk_timeout_seconds", "-1", POSITIVE),
         ("upstream.chunk_gap_timeout_seconds", "inf", POSITIVE),

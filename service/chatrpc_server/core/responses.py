@@ -4,6 +4,7 @@ The mapping itself is `mapping.py`; here are the rules of protos/chatrpc/v1/chat
 end, what is an error, what is normalised. Nothing is invented: what the upstream left out stays unset.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import Message
@@ -11,8 +12,10 @@ from google.protobuf.message import Message
 from chatrpc.v1.chat_response_pb2 import ChunkChoice, Usage
 from chatrpc_server.core import jsontext, mapping, sse
 from chatrpc_server.core.assemble import assemble
+from chatrpc_server.core.coalesce import coalesce
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
 from chatrpc_server.core.refusals import error_in_success
+from chatrpc_server.core.repeats import Repeats
 from chatrpc_server.core.surrogates import SurrogateJoiner
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
@@ -57,7 +60,10 @@ class StreamReader:
     What a call returns is to be delivered even if `error` is set afterwards: it arrived before the fault.
     """
 
-    def __init__(self, max_event_bytes: int, *, drop_usage_chunk: bool = False) -> None:
+    def __init__(self, max_event_bytes: int, *, drop_usage_chunk: bool = False, coalesce: bool = False) -> None:
+        """`coalesce`: what these bytes complete becomes as few messages as can say the same."""
+        self.chunks = 0
+        """So many have come."""
         self.done = False
         """`[DONE]` was seen: whatever follows does not count."""
         self.error: ChatError | None = None
@@ -71,6 +77,8 @@ class StreamReader:
         self._bare: bytearray | None = None
         """JSON that came without any framing, whatever the response was labelled."""
         self._drop_usage_chunk = drop_usage_chunk
+        self._coalesce = coalesce
+        self._repeats = Repeats()
         self._surrogates = SurrogateJoiner()
         self._tool_calls: dict[int, ToolCallNumbering] = {}
         self._open_choices: set[int] = set()
@@ -91,15 +99,12 @@ class StreamReader:
                     what = f"the upstream sent more than {self._max_event_bytes} bytes without an event"
                     raise InvalidResponse(what, "oversize")
                 return chunks
-            for kind, payload in self._decoder.feed(data):
-                self._take(kind, payload, chunks)
-                if self.done:
-                    break
+            self._take_events(self._decoder.feed(data), chunks)
         except ChatError as error:
             self.error = error
         if self.done or self.error:
             self._take_rest(chunks)
-        return chunks
+        return list(coalesce(chunks)) if self._coalesce else chunks
 
     def whole(self, body: bytes) -> list[ChatChunk]:
         """The one chunk of an answer that came in one piece although a stream was asked for."""
@@ -132,6 +137,32 @@ class StreamReader:
             self.error = Truncated("the upstream's stream ended without [DONE] and before every choice had finished")
         return chunks
 
+    def _take_events(self, events: Iterator[sse.Event], chunks: list[ChatChunk]) -> None:
+        """Those that only repeat are told apart here, and their texts are joined before they become a chunk."""
+        repeats, texts = self._repeats, list[str]()
+        try:
+            for kind, payload in events:
+                text = None if kind != "message" or self._surrogates.waiting else repeats.text(payload)
+                if text is not None:
+                    self.chunks += 1
+                    texts.append(text)
+                    continue
+                if texts:
+                    self._add_repeated(texts, chunks)
+                self._take(kind, payload, chunks)
+                if self.done:
+                    break
+        finally:
+            if texts:
+                self._add_repeated(texts, chunks)
+
+    def _add_repeated(self, texts: list[str], chunks: list[ChatChunk]) -> None:
+        if self._coalesce:
+            chunks.append(self._repeats.chunk("".join(texts)))
+        else:
+            chunks += map(self._repeats.chunk, texts)
+        texts.clear()
+
     def _take(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:
         if not payload:
             return
@@ -157,7 +188,9 @@ class StreamReader:
         self._normalise(source)
         if odd or self._surrogates.waiting:
             self._surrogates.join(source)
-        self._add(source, chunks)
+        chunk = self._add(source, chunks)
+        if not odd and chunk is not None:
+            self._repeats.learn(payload, chunk)
 
     def _take_each(self, kind: str, lines: list[bytes], chunks: list[ChatChunk]) -> None:
         """Where a server leaves the blank lines out, several events come as the lines of one."""
@@ -171,7 +204,7 @@ class StreamReader:
         if source is not None:
             self._add(source, chunks)
 
-    def _add(self, source: dict[str, Any], chunks: list[ChatChunk]) -> None:
+    def _add(self, source: dict[str, Any], chunks: list[ChatChunk]) -> ChatChunk | None:
         chunk = ChatChunk()
         _read(chunk, source)
         for choice in chunk.choices:
@@ -183,8 +216,10 @@ class StreamReader:
         if chunk.HasField("usage"):
             self.usage = chunk.usage
             if self._drop_usage_chunk and not any(map(_says_something, chunk.choices)):
-                return
+                return None
+        self.chunks += 1
         chunks.append(chunk)
+        return chunk
 
     def _normalise(self, source: dict[str, Any]) -> None:
         choices = source.get("choices")

@@ -64,6 +64,9 @@ class Decoder:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _take(self, line: bytes) -> None:
+        if line.startswith(b"data: ") and not self._at_start:  # nearly all of them
+            self._append(line[6:])
+            return
         if self._at_start:
             self._at_start = False
             line = line.removeprefix(_BOM)
@@ -84,7 +87,7 @@ class Decoder:
         self._data_bytes += len(value) + 1
 
     def _dispatch(self) -> Event:
-        event = (self._type or "message", b"\n".join(self._data))
+        event = (self._type or "message", self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
         self._type = ""
         self._data.clear()
         self._data_bytes = 0

@@ -18,7 +18,6 @@ from google.protobuf.message import DecodeError, Message
 
 from chatrpc.v1.chat_service_pb2 import DESCRIPTOR
 from chatrpc_server.core.call import Call
-from chatrpc_server.core.coalesce import coalesce
 from chatrpc_server.core.errors import InvalidRequest, ResponseTooLarge
 from chatrpc_server.core.upstream import ChatRequest
 
@@ -97,7 +96,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
                             await _begin(call, context)
                         started = time.monotonic()
                         try:
-                            for chunk in coalesce(batch) if call.coalesce else batch:
+                            for chunk in batch:
                                 call.bytes_sent += self._check_size(chunk)
                                 await context.write(chunk)
                                 call.messages_sent += 1

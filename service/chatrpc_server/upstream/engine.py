@@ -1,44 +1,65 @@
-"""Which transport drives httpx towards the upstream, with its TLS and proxy.
-
-Measured with tests/bench/engines.py (uvloop, 2 cores, CPU of the client in µs, medians of five turns; in brackets the
-ratio to aiohttp without any httpx around it):
-
-    engine                            unary       50 at once   paced chunk   unary beside 500 streams
-    httpx client over httpcore        552 (8.3)   1290 (24)    68 (5.3)      1361 (14)
-    httpcore transport                431 (6.5)   1115 (21)    67 (5.2)      1316 (13)
-    httpx client over httpx-aiohttp   228 (3.4)    162 (3.0)   18 (1.4)       239 (2.4)
-    httpx-aiohttp transport           155 (2.3)     97 (1.8)   15 (1.2)       152 (1.5)
-    our transport over aiohttp        111 (1.7)     84 (1.6)   13 (1.05)      139 (1.4)
-
-So the engine is aiohttp, through a transport of our own, called without an httpx client around it. httpx-aiohttp costs
-little more, but reports refused, DNS, TLS and reset connections alike as ConnectTimeout, and keeps cookies. httpcore
-stays as the plain alternative. Every engine delivers each chunk within 0.3 ms (median) of its arrival.
+"""Which engine carries requests to the upstream, and its TLS.
 """
 
 import ssl
+from collections.abc import Mapping
+from typing import Protocol
 
 import httpx
 
+from chatrpc_server.core.call import Headers
 from chatrpc_server.settings import UpstreamSettings
-from chatrpc_server.upstream.aiohttp_transport import AiohttpTransport
 from chatrpc_server.upstream.httpcore_transport import HttpcoreTransport
-
-Transport = AiohttpTransport | HttpcoreTransport
-
-
-def transport(settings: UpstreamSettings) -> Transport:
-    """The transport for these settings; to be made inside the running loop. Raises OSError for a useless `ca_file`."""
-    tls = _tls(settings)
-    if settings.engine == "httpcore":
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15)
-        return HttpcoreTransport(verify=tls, trust_env=False, limits=limits, proxy=settings.proxy)
-    return AiohttpTransport(tls, settings.proxy)
+from chatrpc_server.upstream.pool import Pool
 
 
-def _tls(settings: UpstreamSettings) -> ssl.SSLContext | bool:
-    """Verifies against certifi's authorities, or those of `ca_file` alone; no context where TLS plays no part."""
-    if httpx.URL(settings.base_url).scheme != "https":
-        return True
+class Answer(Protocol):
+    """A response whose head has come."""
+
+    status: int
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names are in lower case."""
+        ...
+
+    async def read(self) -> bytes:
+        """What has come of the body since, as soon as there is any; nothing at its end. Raises `httpx.TransportError`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Gives the connection back, or ends it if the body has not been read to its end."""
+        ...
+
+
+class Transport(Protocol):
+    """Connections to one upstream."""
+
+    async def post(self, body: bytes, headers: Headers) -> Answer:
+        """Sends a request, and waits for the head of its response. Raises `httpx.TransportError`."""
+        ...
+
+    def connections(self) -> tuple[int, int]:
+        """How many there are: in use, and idle."""
+        ...
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        ...
+
+
+def transport(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> Transport:
+    """What posts to this URL, with these headers and those of each call; to be made inside the running loop.
+
+    Raises OSError for a useless `ca_file`.
+    """
+    tls = _tls(settings) if url.scheme == "https" else None
+    arguments = url, headers, tls, settings.proxy, settings.connect_timeout_seconds
+    return HttpcoreTransport(*arguments) if settings.engine == "httpcore" else Pool(*arguments)
+
+
+def _tls(settings: UpstreamSettings) -> ssl.SSLContext:
+    """Verifies against certifi's authorities, or those of `ca_file` alone."""
     if settings.ca_file is not None:
         return ssl.create_default_context(cafile=settings.ca_file)
     return httpx.create_ssl_context(trust_env=False)

@@ -7,11 +7,14 @@ it sends.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import httpx
+
+from chatrpc_server.core.call import Headers
 
 _T = TypeVar("_T")
 
@@ -19,9 +22,21 @@ _T = TypeVar("_T")
 class HttpcoreTransport(httpx.AsyncHTTPTransport):
     """What it gives is closed even while the call is being cancelled, however often."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, url: httpx.URL, headers: Headers, tls: ssl.SSLContext | None, proxy: str | None, connect_timeout_seconds: float
+    ) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15)
+        super().__init__(verify=tls or True, trust_env=False, limits=limits, proxy=proxy)
+        self._url, self._headers = url, list(headers)
+        self._extensions = {"timeout": {"connect": connect_timeout_seconds}}
         self._abandoned: set[asyncio.Task[None]] = set()
+
+    async def post(self, body: bytes, headers: Headers) -> "_Answer":
+        """See `Transport`."""
+        request = httpx.Request(
+            "POST", self._url, headers=[*self._headers, *headers], content=body, extensions=dict(self._extensions)
+        )
+        return _Answer(await self.handle_async_request(request))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """As httpx says."""
@@ -59,6 +74,22 @@ class HttpcoreTransport(httpx.AsyncHTTPTransport):
         connections = self._pool.connections
         idle = sum(connection.is_idle() for connection in connections)
         return len(connections) - idle, idle
+
+
+class _Answer:
+    """See `Answer`."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._reads: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]  # it is an asynchronous one
+        self.status = response.status_code
+        self.headers = response.headers
+
+    async def read(self) -> bytes:
+        return await anext(self._reads, b"")
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
 
 
 class _Body(httpx.AsyncByteStream):

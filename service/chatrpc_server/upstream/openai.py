@@ -1,7 +1,7 @@
 """One attempt at an OpenAI-compatible `POST {base_url}/chat/completions`: implements `core.upstream.Upstream`.
 
-It talks to an `httpx.AsyncBaseTransport` without the client around it: redirects, cookies, authentication flows and
-decompression are what a client adds, and none of them is wanted here (figures in engine.py).
+It talks to a transport without a client around it: redirects, cookies, authentication flows and decompression are what
+a client adds, and none of them is wanted here (figures in engine.py).
 """
 
 import asyncio
@@ -15,12 +15,13 @@ import httpx
 
 from chatrpc_server import __version__
 from chatrpc_server.core import refusals, requests, responses
-from chatrpc_server.core.call import Call
+from chatrpc_server.core.call import Call, Headers
 from chatrpc_server.core.errors import InvalidResponse, Refused, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
 from chatrpc_server.core.watch import Watch
 from chatrpc_server.settings import UpstreamSettings
-from chatrpc_server.upstream.engine import Transport
+from chatrpc_server.upstream import engine
+from chatrpc_server.upstream.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,16 @@ _SHOWN_CHARACTERS = 64
 
 
 class OpenAI:
-    """An upstream behind `transport`, which this object owns and closes. `watch` is told of each request."""
+    """An upstream behind a transport of its own, which it closes. `watch` is told of each request.
 
-    def __init__(self, settings: UpstreamSettings, transport: Transport, watch: Watch) -> None:
+    Raises OSError for a useless `ca_file`.
+    """
+
+    def __init__(self, settings: UpstreamSettings, watch: Watch) -> None:
         self._settings = settings
-        self._transport = transport
         self._watch = watch
-        self._url = httpx.URL(f"{settings.base_url.rstrip('/')}/chat/completions")
-        self._headers = _headers(settings)
-        self._extensions = {"timeout": {"connect": settings.connect_timeout_seconds}}
+        url = httpx.URL(f"{settings.base_url.rstrip('/')}/chat/completions")
+        self._transport = engine.transport(settings, url, _headers(settings))
         self._asks_usage = True
 
     async def aclose(self) -> None:
@@ -58,9 +60,9 @@ class OpenAI:
     async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
         """The whole answer. Only the call's deadline bounds how long it may take."""
         body = requests.body(request, stream=False, ask_usage=False)
-        async with self._open(body, call, until=None) as response:
-            data = await _Body(response, call).read(self._settings.max_response_bytes)
-            streamed = _media_type(response) == "text/event-stream"
+        async with self._open(body, call) as answer:
+            data = await _Body(answer, call).read(self._settings.max_response_bytes)
+            streamed = _media_type(answer) == "text/event-stream"
             message = (
                 responses.assembled(data, self._settings.max_event_bytes) if streamed else responses.response(data)
             )
@@ -71,84 +73,78 @@ class OpenAI:
 
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
         """The answer as it comes. The first chunk and every gap between chunks have limits of their own."""
-        loop = asyncio.get_running_loop()
+        settings = self._settings
         reader = responses.StreamReader(
-            self._settings.max_event_bytes, drop_usage_chunk=requests.refuses_usage(request)
+            settings.max_event_bytes, drop_usage_chunk=requests.refuses_usage(request), coalesce=call.coalesce
         )
         call.finish_reasons = reader.finish_reasons
-        limit = self._settings.first_chunk_timeout_seconds
-        until = loop.time() + limit
         async with AsyncExitStack() as stack:
-            response = await self._open_stream(request, call, until, stack)
-            next_chunks = self._whole_answer if _media_type(response) == "application/json" else _next_chunks
-            body, ended = _Body(response, call), False
+            patience = await stack.enter_async_context(Patience("the upstream sent no chunk for {:g} s"))
+            patience.wait(settings.first_chunk_timeout_seconds)
+            answer = await self._open_stream(request, call, stack)
+            body = _Body(answer, call)
             note_gap, waited_seconds = self._watch.gaps(call), 0.0
             try:
-                while not (ended or reader.done or reader.error):
-                    async with asyncio.timeout_at(until):
-                        chunks, ended = await next_chunks(body, reader)
+                if _media_type(answer) == "application/json":
+                    # In one piece although a stream was asked for.
+                    chunks = reader.whole(await body.read(settings.max_response_bytes))
+                    call.chunks = reader.chunks
+                    patience.rest()
+                    if chunks:
+                        yield chunks
+                while not (reader.done or reader.error):
+                    data = await body.next_of_stream()
+                    chunks = reader.finish() if data is None else reader.feed(data)
                     if chunks:
                         if call.chunks:
                             note_gap(call.waiting_seconds - waited_seconds)
-                        call.chunks += len(chunks)
+                        call.chunks = reader.chunks
                         waited_seconds = call.waiting_seconds
+                        patience.rest()
                         yield chunks
-                    limit = self._settings.chunk_gap_timeout_seconds
-                    until = loop.time() + limit
-            except TimeoutError:
-                raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
+                        patience.wait(settings.chunk_gap_timeout_seconds)
+                    if data is None:
+                        break
             finally:
                 call.usage = reader.usage
             if reader.error:
                 raise reader.error
             await body.drain()
 
-    async def _open_stream(
-        self, request: ChatRequest, call: Call, until: float, stack: AsyncExitStack
-    ) -> httpx.Response:
+    async def _open_stream(self, request: ChatRequest, call: Call, stack: AsyncExitStack) -> engine.Answer:
         """Begins a stream, asking for its usage unless this upstream has been found to reject that."""
         ask_usage = self._asks_usage
         body = requests.body(request, stream=True, ask_usage=ask_usage)
         try:
-            return await stack.enter_async_context(self._open(body, call, until))
+            return await stack.enter_async_context(self._open(body, call))
         except Refused as error:
             if not ask_usage or request.stream_options.include_usage or not refusals.rejects_usage(error):
                 raise
         body = requests.body(request, stream=True, ask_usage=False)
-        response = await stack.enter_async_context(self._open(body, call, until))
+        answer = await stack.enter_async_context(self._open(body, call))
         # Only now is it known: a complaint that quotes the request names stream_options too.
         log.warning("the upstream rejects stream_options: usage of streams is not asked for any more")
         self._asks_usage = False
-        return response
+        return answer
 
     @asynccontextmanager
-    async def _open(self, body: bytes, call: Call, until: float | None) -> AsyncIterator[httpx.Response]:
+    async def _open(self, body: bytes, call: Call) -> AsyncIterator[engine.Answer]:
         """Sends one request; what it gives is a success, its body not yet read. Closes it, whatever happens."""
         call.attempts += 1
         call.upstream_status, call.upstream_request_id, call.response_metadata = None, "", ()
-        async with AsyncExitStack() as stack:
-            request = httpx.Request(
-                "POST",
-                self._url,
-                headers=[*self._headers, *stack.enter_context(self._watch.request(call))],
-                content=body,
-                extensions=self._extensions,
-            )
+        with self._watch.request(call) as headers:
+            answer = await self._send(body, headers, call)
             try:
-                async with asyncio.timeout_at(until):
-                    response = await self._send(request, call)
-                    stack.push_async_callback(response.aclose)
-                    _note_headers(response, call)
-                    await _check(response, call)
-            except TimeoutError:
-                limit = self._settings.first_chunk_timeout_seconds
-                raise TimedOut(f"the upstream sent no chunk for {limit:g} s") from None
-            yield response
+                _note_headers(answer, call)
+                await _check(answer, call)
+                yield answer
+            finally:
+                await answer.aclose()
 
-    async def _send(self, request: httpx.Request, call: Call) -> httpx.Response:
+    async def _send(self, body: bytes, headers: Headers, call: Call) -> engine.Answer:
         started = time.monotonic()
         try:
-            return await self._transport.handle_async_request(request)
+            return await self._transport.post(body, headers)
         except httpx.ConnectTimeout:
             limit = self._settings.connect_timeout_seconds
             raise Unreachable(f"no connection to the upstream within {limit:g} s") from None
@@ -164,10 +160,6 @@ class OpenAI:
         finally:
             call.upstream_seconds = time.monotonic() - started
             call.waiting_seconds += call.upstream_seconds
-
-    async def _whole_answer(self, body: "_Body", reader: responses.StreamReader) -> tuple[Sequence[ChatChunk], bool]:
-        """What `_next_chunks` gives, for an answer in one piece although a stream was asked for."""
-        return reader.whole(await body.read(self._settings.max_response_bytes)), True
 
 
 def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
@@ -187,9 +179,9 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     return headers
 
 
-def _note_headers(response: httpx.Response, call: Call) -> None:
+def _note_headers(answer: engine.Answer, call: Call) -> None:
     """Keeps the status, and what the caller may see of the headers, as gRPC metadata."""
-    headers, call.upstream_status = response.headers, response.status_code
+    headers, call.upstream_status = answer.headers, answer.status
     shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
     request_id = headers.get("x-request-id", "")
     call.upstream_request_id = request_id if _is_plain(request_id) else ""
@@ -203,57 +195,49 @@ def _is_plain(value: str) -> bool:
     return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
-async def _check(response: httpx.Response, call: Call) -> None:
+async def _check(answer: engine.Answer, call: Call) -> None:
     """Raises what a response that is no success amounts to."""
-    if response.status_code != 200:
-        body = await _Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
-        raise refusals.refused(response.status_code, response.headers, body, time.time())
-    encoding = response.headers.get("content-encoding", "").lower()
+    if answer.status != 200:
+        body = await _Body(answer, call).read(_ERROR_BODY_BYTES, keep_start=True)
+        raise refusals.refused(answer.status, answer.headers, body, time.time())
+    encoding = answer.headers.get("content-encoding", "").lower()
     if encoding in _COMPRESSIONS:
         raise InvalidResponse(
             f"the upstream compressed its answer ({encoding}) although not asked to", "unexpected_content"
         )
-    if _media_type(response) == "text/html":
+    if _media_type(answer) == "text/html":
         raise InvalidResponse("the upstream answered with an HTML page", "unexpected_content")
 
 
-def _media_type(response: httpx.Response) -> str:
-    content_type: str = response.headers.get("content-type", "")
-    return content_type.partition(";")[0].strip().lower()
-
-
-async def _next_chunks(body: "_Body", reader: responses.StreamReader) -> tuple[Sequence[ChatChunk], bool]:
-    """What the next reads bring, until there is a chunk or an end; and whether the bytes have ended."""
-    while True:
-        try:
-            data = await body.next()
-        except Truncated:
-            data = None  # if the completion has ended, its connection may break
-        if data is None:
-            return reader.finish(), True
-        chunks = reader.feed(data)
-        if chunks or reader.done or reader.error:
-            return chunks, False
+def _media_type(answer: engine.Answer) -> str:
+    return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class _Body:
-    """The body of a response. What it waits for it adds to the call's waiting time."""
+    """The body of an answer. What it waits for it adds to the call's waiting time."""
 
-    def __init__(self, response: httpx.Response, call: Call) -> None:
-        self._reads: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]  # it is an asynchronous one
+    def __init__(self, answer: engine.Answer, call: Call) -> None:
+        self._answer = answer
         self._call = call
 
     async def next(self) -> bytes | None:
         """What the next read brings, None at the end. Raises `TimedOut` or `Truncated`."""
         started = time.monotonic()
         try:
-            return await anext(self._reads, None)
+            return await self._answer.read() or None
         except httpx.TimeoutException as error:
             raise TimedOut("the upstream fell silent in the middle of its answer") from error
         except httpx.TransportError as error:
             raise Truncated("the connection to the upstream broke in the middle of its answer") from error
         finally:
             self._call.waiting_seconds += time.monotonic() - started
+
+    async def next_of_stream(self) -> bytes | None:
+        """The same, but a connection that breaks is only an end: if the completion has ended, it may."""
+        try:
+            return await self.next()
+        except Truncated:
+            return None
 
     async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
         """All that is left. Too large or cut off: what came so far if `keep_start`, else an exception."""

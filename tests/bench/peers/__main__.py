@@ -1,0 +1,171 @@
+"""The service beside its rivals: one upstream, the same two cores, all in turns.
+
+    python tests/bench/peers [--quick] [--rounds N] [--only NAME ...] [--out FOLDER]
+
+What it measures: the service (as it is by default, with one message for each chunk, and with two workers), the floor
+under it, the naive wrapper, and every rival that could be installed: calls and chunks a second, CPU of the server's
+processes per call and per chunk, time to the first chunk and jitter of paced streams, memory, cold start, and how soon
+the upstream sees a cancel. Each answer is checked: its status, its text, its end, the number of its messages.
+
+How to read it: figures of one run only, against each other; a figure is the median of its rounds, in brackets the least
+and the most. The upstream and the callers are one compiled process on the same cores, and get their share of them; all
+servers that are not in turn are stopped meanwhile. Writes a table, the figures as JSON, and plots. Exits with 1 if an
+answer of our own was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import measures
+import ours
+import report
+import rig as rigs
+from processes import Running, Server, start
+from rig import Rig, RigError
+
+QUICK = (ours.CHATRPC, ours.ONE_BY_ONE, ours.FLOOR, ours.NAIVE)
+OURS = (ours.CHATRPC, ours.ONE_BY_ONE, ours.TWO_WORKERS, ours.FLOOR, ours.NAIVE)
+DIRECT = "direct"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two minutes: the floor and the naive wrapper only")
+    parser.add_argument("--rounds", type=int, help="turns of each load (5; quick: 2)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these servers; the names are those of the table")
+    parser.add_argument("--loads", nargs="+", metavar="KEY", help=f"these loads: {[one.key for one in measures.LOADS]}")
+    parser.add_argument("--out", type=Path, default=rigs.ROOT / "build/bench", help="folder of the results")
+    args = parser.parse_args()
+    servers = _servers(args)
+    loads = [load for load in measures.LOADS if not args.loads or load.key in args.loads]
+    rounds = args.rounds or (2 if args.quick else 5)
+    _take_two_cores()
+    rigs.build()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatrpc-bench-")))
+        rig = stack.enter_context(Rig())
+        results = measure(rig, servers, loads, rounds, folder, stack, whole=not args.loads, quick=args.quick)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(results, indent=1))
+    text = report.markdown(results)
+    (args.out / "results.md").write_text(text)
+    print(text)
+    print(f"written to {args.out}", file=sys.stderr)
+    wrong = report.faults(results, [server.name for server in OURS])
+    for line in wrong:
+        print(f"WRONG ANSWERS: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def measure(
+    rig: Rig,
+    servers: list[Server],
+    loads: list[measures.Load],
+    rounds: int,
+    folder: Path,
+    stack: contextlib.ExitStack,
+    *,
+    whole: bool,
+    quick: bool,
+) -> dict[str, Any]:
+    """All of it. `whole`: not only the loads. What cannot be started is left out, and said."""
+    machine = {"cpu": _cpu_model(), "cores": sorted(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
+    results: dict[str, Any] = {"machine": machine, "rounds": rounds, "servers": {DIRECT: {"kind": "no server between"}}}
+    running: dict[str, Running | None] = {DIRECT: None}
+    for number, server in enumerate(servers):
+        figures: dict[str, Any] = {"kind": server.kind, "slow": server.slow}
+        _say(f"starting {server.name}")
+        try:
+            one, seconds = measures.started(rig, lambda: start(server, rig.port, folder / str(number)))  # noqa: B023
+        except (RigError, OSError) as error:
+            _say(f"LEFT OUT: {server.name}: {error}")
+            results.setdefault("left_out", {})[server.name] = str(error).splitlines()[0]
+            continue
+        stack.callback(one.stop)
+        figures["start_seconds"] = seconds
+        if whole:
+            _say(f"holding streams open: {server.name}")
+            figures["held"] = measures.held(rig, one)
+        one.pause()
+        running[server.name], results["servers"][server.name] = one, figures
+    if whole:
+        for name, target in running.items():
+            _say(f"cancelling: {name}")
+            with turn(target):
+                results["servers"][name]["cancel"] = measures.cancels(rig, target, 20 if quick else 100)
+    for number in range(rounds):
+        for load in loads:
+            for name, target in random.sample(list(running.items()), len(running)):
+                figures = _in_turn(rig, load, target)
+                if figures:
+                    results["servers"][name].setdefault(load.key, []).append(figures)
+                    _say(
+                        f"round {number + 1} of {rounds}: {load.key}: {name}: {figures.get('per_second', 0):.0f}/s,"
+                        f" {figures.get('cpu_us', 0):.1f} µs {figures['faults'] or ''}"
+                    )
+    return results
+
+
+def _in_turn(rig: Rig, load: measures.Load, target: Running | None) -> measures.Figures | None:
+    server = target.server if target else None
+    if server and (load.chunks and not server.streams or server.slow and not load.slow_ones_too):
+        return None
+    with turn(target):
+        return load(rig, target, slow=bool(server and server.slow))
+
+
+@contextlib.contextmanager
+def turn(target: Running | None) -> Any:
+    """Lets a server run for so long."""
+    if target:
+        target.go_on()
+    try:
+        yield
+    finally:
+        if target:
+            target.pause()
+
+
+def _servers(args: argparse.Namespace) -> list[Server]:
+    if args.quick:
+        servers = list(QUICK)
+    else:
+        import rivals
+
+        servers = [*OURS, *rivals.servers()]
+    if args.only:
+        unknown = set(args.only) - {server.name for server in servers}
+        if unknown:
+            sys.exit(f"no such server: {sorted(unknown)}; there are {[server.name for server in servers]}")
+        servers = [server for server in servers if server.name in args.only]
+    return servers
+
+
+def _take_two_cores() -> None:
+    """For this process and all that it starts; and as many files as may be open."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

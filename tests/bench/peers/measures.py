@@ -1,0 +1,125 @@
+"""What is measured, and how one figure of it comes about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from processes import Running
+from rig import Rig, RigError
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Load:
+    """One load, given to every server in turn."""
+
+    key: str
+    title: str
+    in_flight: int
+    chunks: int = 0
+    """0: unary calls."""
+    pace_ms: int = 0
+    seconds: float = 1.5
+    slow_ones_too: bool = True
+
+    def __call__(self, rig: Rig, target: Running | None, *, slow: bool = False) -> Figures:
+        """What came of it. Of a server that is slow less is asked at once, else a single turn took minutes."""
+        in_flight = 8 if slow and not self.pace_ms else self.in_flight
+        cpu_before = target.cpu_seconds() if target else 0.0
+        answer = rig(
+            "load",
+            target,
+            unary=not self.chunks,
+            model=f"bench-{self.chunks}-{self.pace_ms}" if self.chunks else "bench",
+            inflight=in_flight,
+            connections=min(16, in_flight),
+            # With a pace each caller makes one call; they start over two seconds, not to be in step.
+            seconds=0 if self.pace_ms else self.seconds,
+            stagger=2 if self.pace_ms else 0,
+        )
+        cpu_seconds = target.cpu_seconds() - cpu_before if target else 0.0
+        units = answer["calls"] * (self.chunks or 1)
+        figures: Figures = {"calls": answer["calls"], "faults": answer["faults"]}
+        if units:
+            figures["per_second"] = units / answer["seconds"]
+            figures["cpu_us"] = cpu_seconds / units * 1e6
+            figures["messages"] = answer["messages"] / answer["calls"]
+            figures["first_ms"] = answer["first_ms"]
+            figures["whole_ms"] = answer["whole_ms"]
+            figures["jitter_ms"] = answer["jitter_ms"]
+        return figures
+
+
+LOADS = (
+    Load("unary", "unary calls, 32 at once", 32),
+    Load("66", "streams of 66 chunks, 32 at once, unpaced", 32, chunks=66),
+    Load("400", "streams of 400 chunks, 32 at once, unpaced", 32, chunks=400, slow_ones_too=False),
+    Load("paced 50", "50 streams, 50 chunks/s each", 50, chunks=150, pace_ms=20),
+    Load("paced 200", "200 streams, 50 chunks/s each", 200, chunks=150, pace_ms=20, slow_ones_too=False),
+    Load("paced 1000", "1 000 streams, 50 chunks/s each", 1000, chunks=150, pace_ms=20, slow_ones_too=False),
+)
+
+CANCELS = (("stream", "bench-hold", False), ("unary", "bench-silent", True))
+_START_SECONDS = 120
+_HELD = 1000
+
+
+def started(rig: Rig, start: Callable[[], Running]) -> tuple[Running, float]:
+    """A server, and how long it took until it gave a right answer, in seconds. Raises `RigError` if it never does."""
+    began = time.monotonic()
+    running = start()
+    try:
+        while True:
+            answer = rig("load", running, unary=True, model="bench", inflight=1, connections=1)
+            seconds = time.monotonic() - began
+            if answer["calls"]:
+                return running, seconds
+            if running.ended or seconds > _START_SECONDS:
+                raise RigError(f"{running.server.name} does not answer: {answer['faults']}\n{running.last_words()}")
+            time.sleep(0.02)
+    except BaseException:
+        running.stop()
+        raise
+
+
+def held(rig: Rig, target: Running) -> Figures:
+    """Memory with 0, 1 000 and 2 000 streams open, and the CPU of one more call beside them."""
+    figures: Figures = {"idle_mib": target.resident_mib()}
+    try:
+        if not target.server.streams:
+            return figures
+        _one_more(rig, target)  # to warm up
+        figures["call_us"] = _one_more(rig, target)
+        for streams in (_HELD, 2 * _HELD):
+            rig("open", target, model="bench-hold", inflight=_HELD, connections=20)
+            figures[f"mib_at_{streams}"] = target.resident_mib()
+        figures["call_beside_us"] = _one_more(rig, target)
+    except RigError as error:
+        figures["error"] = str(error)
+    finally:
+        rig("close")
+    return figures
+
+
+def _one_more(rig: Rig, target: Running) -> float:
+    before = target.cpu_seconds()
+    answer = rig("load", target, unary=True, model="bench", inflight=1, connections=1, seconds=0.7)
+    if not answer["calls"]:
+        raise RigError(f"no call beside the open streams: {answer['faults']}")
+    return (target.cpu_seconds() - before) / float(answer["calls"]) * 1e6
+
+
+def cancels(rig: Rig, target: Running | None, trials: int) -> Figures:
+    """How soon the upstream sees a call go after its caller went."""
+    figures: Figures = {}
+    for name, model, unary in CANCELS:
+        if unary or target is None or target.server.streams:
+            try:
+                figures[name] = rig("cancel", target, model=model, unary=unary, trials=trials)
+            except RigError as error:
+                figures[name] = {"error": str(error)}
+    return figures

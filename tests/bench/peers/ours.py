@@ -1,0 +1,42 @@
+"""The service, the floor under it and the naive wrapper, as servers of the benchmark."""
+
+import sys
+from pathlib import Path
+
+from processes import Server, Start, free_port
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+PATH = "/chatrpc.v1.ChatCompletionService"
+NAIVE_PYTHON = ROOT / ".tools/peers/naive/bin/python"
+
+
+def service(*flags: str) -> Start:
+    """All features are on, and access lines are written: only traces are off, which are an extra."""
+
+    def start(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+        command = [
+            sys.executable, "-m", "chatrpc_server", "serve", f"--listen=127.0.0.1:{port}", "--log.format=json",
+            f"--metrics-listen=127.0.0.1:{free_port()}", "--limits.max-in-flight=4096", *flags,
+        ]  # fmt: skip
+        return command, {"OPENAI_BASE_URL": f"http://127.0.0.1:{upstream_port}/v1", "OPENAI_API_KEY": "sk-bench-key"}
+
+    return start
+
+
+def floor(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+    return [sys.executable, str(HERE / "floor.py"), str(port)], {}
+
+
+def naive(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+    command = [str(NAIVE_PYTHON), str(HERE / "naive.py"), str(port), f"http://127.0.0.1:{upstream_port}/v1"]
+    return command, {"PYTHONPATH": str(ROOT / "service")}
+
+
+CHATRPC = Server("chatrpc", "Python, gRPC", "grpc", PATH, service())
+ONE_BY_ONE = Server(
+    "chatrpc, a message per chunk", "Python, gRPC", "grpc", PATH, service("--no-coalesce")
+)
+TWO_WORKERS = Server("chatrpc, 2 workers", "Python, gRPC", "grpc", PATH, service("--workers=2"))
+FLOOR = Server("floor", "grpc.aio, ready messages", "grpc", PATH, floor)
+NAIVE = Server("naive", "grpc.aio and the OpenAI SDK", "grpc", PATH, naive, slow=True)

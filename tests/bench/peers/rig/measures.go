@@ -1,0 +1,156 @@
+package main
+
+import (
+	"sync"
+	"time"
+)
+
+// A client holds one connection, or as many as its protocol needs for so many calls at once.
+type client interface {
+	start(command *Command, hooks hooks) (abort func()) // begins a call, which `abort` ends early
+	close()
+}
+
+func connect(command *Command, tally *tally) (client, error) {
+	if command.Peer.Protocol == "grpc" {
+		return dialGRPC(&command.Peer, tally)
+	}
+	return newHTTP(&command.Peer, tally), nil
+}
+
+// load makes calls from as many callers as are asked for, each the next call when the last one has ended.
+func load(command Command) *tally {
+	total := newTally()
+	var lock sync.Mutex
+	var connections sync.WaitGroup
+	share := command.InFlight / command.Connections
+	for number := range command.Connections {
+		connections.Add(1)
+		go func() {
+			defer connections.Done()
+			mine := newTally()
+			loadConnection(&command, number*share, share, mine, total.began)
+			lock.Lock()
+			defer lock.Unlock()
+			total.merge(mine)
+		}()
+	}
+	connections.Wait()
+	return total
+}
+
+func loadConnection(command *Command, firstCaller, callers int, tally *tally, began time.Time) {
+	client, err := connect(command, tally)
+	if err != nil {
+		tally.faults[err.Error()]++
+		tally.ended = time.Now()
+		return
+	}
+	defer client.close()
+	until := began.Add(time.Duration(command.Seconds * float64(time.Second)))
+	var left sync.WaitGroup
+	left.Add(callers)
+	var again hooks
+	again.over = func() {
+		if time.Now().Before(until) {
+			client.start(command, again)
+		} else {
+			left.Done()
+		}
+	}
+	for caller := range callers {
+		if command.Stagger > 0 {
+			share := float64(firstCaller+caller) / float64(command.InFlight)
+			time.Sleep(time.Until(began.Add(time.Duration(share * command.Stagger * float64(time.Second)))))
+		}
+		client.start(command, again)
+	}
+	left.Wait()
+}
+
+// holder keeps streams open that have had their first message.
+type holder struct {
+	clients []client
+	aborts  []func()
+}
+
+func (h holder) release() {
+	for _, abort := range h.aborts {
+		abort()
+	}
+	time.Sleep(100 * time.Millisecond) // the aborts are to leave before the connections close
+	for _, each := range h.clients {
+		each.close()
+	}
+}
+
+// open begins streams, and leaves them open.
+func open(command Command) (holder, map[string]any) {
+	var held holder
+	begun, over := make(chan bool, command.InFlight), make(chan bool, command.InFlight)
+	hooks := hooks{begun: func() { begun <- true }, over: func() { over <- true }}
+	share := command.InFlight / command.Connections
+	for range command.Connections {
+		client, err := connect(&command, newTally())
+		if err != nil {
+			return held, map[string]any{"error": err.Error()}
+		}
+		held.clients = append(held.clients, client)
+		for range share {
+			held.aborts = append(held.aborts, client.start(&command, hooks))
+		}
+	}
+	timeout := time.After(deadline)
+	for opened := range share * command.Connections {
+		select {
+		case <-begun:
+		case <-over:
+			return held, map[string]any{"error": "a stream ended early", "opened": opened}
+		case <-timeout:
+			return held, map[string]any{"error": "not all streams began", "opened": opened}
+		}
+	}
+	return held, map[string]any{"opened": share * command.Connections}
+}
+
+const (
+	settling = 5 * time.Millisecond // a call that is cancelled has come to rest before
+	patience = 2 * time.Second      // whoever has not passed a cancel on by then does not do so
+)
+
+// cancels measures how long after its caller's cancel the upstream sees a call go.
+func cancels(command Command, up *upstream) map[string]any {
+	client, err := connect(&command, newTally())
+	if err != nil {
+		return map[string]any{"error": err.Error()}
+	}
+	defer client.close()
+	script := scriptFor(command.Model)
+	var delays []time.Duration
+	for range command.Trials {
+		up.forget()
+		begun := make(chan bool, 1)
+		abort := client.start(&command, hooks{begun: func() { begun <- true }, over: func() {}})
+		if !within(deadline, up.arrived) || script.hold && !within(deadline, begun) {
+			return map[string]any{"error": "a call did not reach the upstream"}
+		}
+		time.Sleep(settling)
+		cancelled := time.Now()
+		abort()
+		select {
+		case gone := <-up.gone:
+			delays = append(delays, gone.Sub(cancelled))
+		case <-time.After(patience):
+		}
+	}
+	return map[string]any{"trials": command.Trials, "closed": len(delays), "delay_ms": percentiles(delays)}
+}
+
+func within[T any](limit time.Duration, channel chan T) bool {
+	select {
+	case <-channel:
+		return true
+	case <-time.After(limit):
+		return false
+	}
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// upstream is an OpenAI-compatible server that costs next to nothing. It says when requests that wait have come, and
+// when their connections have gone.
+type upstream struct {
+	arrived chan time.Time
+	gone    chan time.Time
+}
+
+func newUpstream() *upstream {
+	return &upstream{arrived: make(chan time.Time, 4096), gone: make(chan time.Time, 4096)}
+}
+
+func (up *upstream) serve(listener net.Listener) {
+	for {
+		connection, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go up.converse(connection)
+	}
+}
+
+func (up *upstream) converse(connection net.Conn) {
+	defer connection.Close()
+	reader := bufio.NewReaderSize(connection, 16<<10)
+	for {
+		request, err := http.ReadRequest(reader)
+		if err != nil {
+			return
+		}
+		body, err := io.ReadAll(request.Body)
+		if err != nil {
+			return
+		}
+		if request.Method == http.MethodGet {
+			err = aside(connection, request.URL.Path)
+		} else {
+			err = up.complete(connection, reader, body)
+		}
+		if err != nil || request.Close {
+			return
+		}
+	}
+}
+
+// complete answers one request as its model is scripted.
+func (up *upstream) complete(connection net.Conn, reader *bufio.Reader, body []byte) error {
+	var request struct {
+		Model  string
+		Stream bool
+	}
+	if err := json.Unmarshal(body, &request); err != nil {
+		return err
+	}
+	script := scriptFor(request.Model)
+	if script.silent {
+		return up.wait(reader)
+	}
+	if !request.Stream {
+		_, err := connection.Write(unaryBody)
+		return err
+	}
+	if _, err := io.WriteString(connection, streamHead); err != nil {
+		return err
+	}
+	due := time.Now()
+	for _, event := range script.events {
+		if script.pace > 0 {
+			time.Sleep(time.Until(due))
+			due = due.Add(script.pace)
+		}
+		if _, err := connection.Write(event); err != nil {
+			return err
+		}
+		if script.hold {
+			return up.wait(reader)
+		}
+	}
+	if bytes.Contains(body, []byte(`"include_usage":true`)) || bytes.Contains(body, []byte(`"include_usage": true`)) {
+		if _, err := connection.Write(script.usage); err != nil {
+			return err
+		}
+	}
+	_, err := connection.Write(streamEnd)
+	return err
+}
+
+// wait sends nothing more until the other side closes the connection.
+func (up *upstream) wait(reader *bufio.Reader) error {
+	tell(up.arrived)
+	_, err := reader.Peek(1)
+	tell(up.gone)
+	if err == nil {
+		err = io.ErrUnexpectedEOF // a pipelined request would never be answered
+	}
+	return err
+}
+
+// forget drops what was told and not heard.
+func (up *upstream) forget() {
+	for len(up.arrived) > 0 {
+		<-up.arrived
+	}
+	for len(up.gone) > 0 {
+		<-up.gone
+	}
+}
+
+func tell(channel chan time.Time) {
+	select {
+	case channel <- time.Now():
+	default: // nobody listens
+	}
+}
+
+// aside answers what routers ask of their workers.
+func aside(connection net.Conn, path string) error {
+	body := `{}`
+	if path == "/v1/models" {
+		body = `{"object":"list","data":[{"id":"bench","object":"model","created":1700000000,"owned_by":"bench"}]}`
+	}
+	_, err := fmt.Fprintf(connection, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
+	return err
+}
