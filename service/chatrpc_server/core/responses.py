@@ -60,8 +60,13 @@ class StreamReader:
     What a call returns is to be delivered even if `error` is set afterwards: it arrived before the fault.
     """
 
-    def __init__(self, max_event_bytes: int, *, drop_usage_chunk: bool = False, coalesce: bool = False) -> None:
-        """`coalesce`: what these bytes complete becomes as few messages as can say the same."""
+    def __init__(
+        self, max_event_bytes: int, *, drop_usage_chunk: bool = False, coalesce: bool = False, reuse: bool = False
+    ) -> None:
+        """`coalesce`: what a read brings becomes as few messages as can say the same.
+
+        `reuse`: a message is the caller's only until it feeds again, when the same one may bring the next text.
+        """
         self.chunks = 0
         """So many have come."""
         self.done = False
@@ -77,7 +82,7 @@ class StreamReader:
         self._bare: bytearray | None = None
         """JSON that came without any framing, whatever the response was labelled."""
         self._drop_usage_chunk = drop_usage_chunk
-        self._coalesce = coalesce
+        self._coalesce, self._reuse = coalesce, reuse
         self._repeats = Repeats()
         self._surrogates = SurrogateJoiner()
         self._tool_calls: dict[int, ToolCallNumbering] = {}
@@ -88,6 +93,8 @@ class StreamReader:
         chunks: list[ChatChunk] = []
         if self.done or self.error:
             return chunks
+        if (repeated := self._only_repeated(data)) is not None:
+            return [repeated]
         if not self._begun and (start := data.lstrip(_BLANK)):
             self._begun = True
             if start.startswith((b"{", b"[")):
@@ -136,6 +143,15 @@ class StreamReader:
         if not self.error and not self.done and (self._open_choices or not self.finish_reasons):
             self.error = Truncated("the upstream's stream ended without [DONE] and before every choice had finished")
         return chunks
+
+    def _only_repeated(self, data: bytes) -> ChatChunk | None:
+        """The chunk of a read that is one event, and one that only repeats: nearly all of a stream with a pace."""
+        payload = self._decoder.only_event(data)
+        text = None if payload is None or self._surrogates.waiting else self._repeats.text(payload)
+        if text is None:
+            return None
+        self.chunks += 1
+        return self._repeats.reused(text) if self._reuse else self._repeats.chunk(text)
 
     def _take_events(self, events: Iterator[sse.Event], chunks: list[ChatChunk]) -> None:
         """Those that only repeat are told apart here, and their texts are joined before they become a chunk."""

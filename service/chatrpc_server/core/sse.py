@@ -31,6 +31,36 @@ class Decoder:
         """The events that these bytes complete. Raises `InvalidResponse` where one is larger than allowed."""
         if self._after_cr or b"\r" in data:
             data = self._only_lf(data)
+        if not self._is_between_events():
+            rest_of_event, blank_line, data = data.partition(b"\n\n")
+            yield from self._feed_lines(rest_of_event + blank_line)
+        *events, rest = data.split(b"\n\n")
+        for event in events:
+            # Nearly all are one line of data: that is a third of the time of going through the lines.
+            if event.startswith(b"data: ") and b"\n" not in event and len(event) <= self._max_event_bytes:
+                yield "message", event[6:]
+            else:
+                yield from self._feed_lines(event + b"\n\n")
+        if rest:
+            yield from self._feed_lines(rest)
+
+    def only_event(self, data: bytes) -> bytes | None:
+        """The data of the one event that these bytes are, if it is that simple; nothing has been fed then."""
+        if (
+            data.startswith(b"data: ")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n\n")
+            and len(data) <= self._max_event_bytes
+            and self._is_between_events()
+            and b"\r" not in data
+        ):
+            return data[6:-2]
+        return None
+
+    def _is_between_events(self) -> bool:
+        return not (self._line or self._data or self._type or self._after_cr or self._at_start)
+
+    def _feed_lines(self, data: bytes) -> Iterator[Event]:
         *lines, rest = data.split(b"\n")
         if lines and self._line:
             lines[0] = bytes(self._line) + lines[0]
@@ -64,9 +94,6 @@ class Decoder:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _take(self, line: bytes) -> None:
-        if line.startswith(b"data: ") and not self._at_start:  # nearly all of them
-            self._append(line[6:])
-            return
         if self._at_start:
             self._at_start = False
             line = line.removeprefix(_BOM)
@@ -87,7 +114,7 @@ class Decoder:
         self._data_bytes += len(value) + 1
 
     def _dispatch(self) -> Event:
-        event = (self._type or "message", self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+        event = (self._type or "message", b"\n".join(self._data))
         self._type = ""
         self._data.clear()
         self._data_bytes = 0

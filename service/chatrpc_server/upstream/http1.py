@@ -77,7 +77,8 @@ class Exchange:
         while not self._has_head:
             if self._error:
                 raise self._error
-            await self._something()
+            self._waiter = self._loop.create_future()
+            await self._waiter
 
     async def read(self) -> bytes:
         """What has come of the body since, as soon as there is any; nothing at its end. Raises `httpx.TransportError`."""
@@ -86,7 +87,8 @@ class Exchange:
                 return b""
             if self._error:
                 raise self._error
-            await self._something()
+            self._waiter = self._loop.create_future()
+            await self._waiter
         if len(self._pieces) == 1:
             data = self._pieces.pop()
         else:
@@ -193,7 +195,3 @@ class Exchange:
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
-
-    async def _something(self) -> None:
-        self._waiter = self._loop.create_future()
-        await self._waiter

@@ -75,7 +75,7 @@ class OpenAI:
         """The answer as it comes. The first chunk and every gap between chunks have limits of their own."""
         settings = self._settings
         reader = responses.StreamReader(
-            settings.max_event_bytes, drop_usage_chunk=requests.refuses_usage(request), coalesce=call.coalesce
+            settings.max_event_bytes, drop_usage_chunk=requests.refuses_usage(request), coalesce=call.coalesce, reuse=True
         )
         call.finish_reasons = reader.finish_reasons
         async with AsyncExitStack() as stack:
@@ -93,7 +93,10 @@ class OpenAI:
                     if chunks:
                         yield chunks
                 while not (reader.done or reader.error):
-                    data = await body.next_of_stream()
+                    try:
+                        data = await body.next()
+                    except Truncated:
+                        data = None  # if the completion has ended, its connection may break
                     chunks = reader.finish() if data is None else reader.feed(data)
                     if chunks:
                         if call.chunks:
@@ -231,13 +234,6 @@ class _Body:
             raise Truncated("the connection to the upstream broke in the middle of its answer") from error
         finally:
             self._call.waiting_seconds += time.monotonic() - started
-
-    async def next_of_stream(self) -> bytes | None:
-        """The same, but a connection that breaks is only an end: if the completion has ended, it may."""
-        try:
-            return await self.next()
-        except Truncated:
-            return None
 
     async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
         """All that is left. Too large or cut off: what came so far if `keep_start`, else an exception."""
