@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test tools lint format protos protos-breaking dashboard dashboard-preview docs lock fuzz \
-	mutation soak bench-core bench-engines bench-cancel bench-observe bench-start test-litellm test-collector clean
+	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-litellm test-collector clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ mutation: $(INSTALLED) ## would the tests notice a wrong entry in a table?
 soak: $(INSTALLED) ## ten minutes of mixed load and faults: does anything grow? With a plot (SOAK_SECONDS=600)
 	tests/soak/run $(ARGS)
 
+bench: $(INSTALLED) ## the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; needs Go)
+	tests/bench/peers/run $(ARGS)
+
+bench-quick: $(INSTALLED) ## the same with the floor and the naive wrapper only (two minutes; needs Go)
+	QUICK=1 tests/bench/peers/run $(ARGS)
+
 bench-core: $(INSTALLED) ## CPU a chunk against an earlier revision (ARGS=<git ref>), and SSE by size
 	$(BIN)/python tests/bench/chunks.py $(ARGS)
 	$(BIN)/python tests/bench/sse.py
@@ -97,7 +103,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	$$lock requirements/protos.in -o requirements/protos.txt; \
 	$$lock requirements/litellm.in -o requirements/litellm.txt; \
 	$$lock requirements/fuzz.in -o requirements/fuzz.txt; \
-	$$lock requirements/plots.in -o requirements/plots.txt
+	$$lock requirements/plots.in -o requirements/plots.txt; \
+	for name in smg vllm-router envoy naive; do $$lock requirements/bench-$$name.in -o requirements/bench-$$name.txt; done
 
 clean: ## remove what the other commands made
 	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info

@@ -37,7 +37,7 @@ import aiohttp
 import httpx
 import uvloop
 
-from chatrpc_server.upstream.aiohttp_transport import AiohttpTransport
+from chatrpc_server.upstream.pool import Pool
 
 CHUNKS_PER_BURST = 66
 PACE_SECONDS = 0.020
@@ -222,6 +222,33 @@ class AiohttpEngine:
         await self.session.close()
 
 
+class PoolEngine:
+    """Ours: httptools over connections of our own."""
+
+    def __init__(self) -> None:
+        self.pools: dict[httpx.URL, Pool] = {}
+
+    def pool(self, url: httpx.URL) -> Pool:
+        if url not in self.pools:
+            self.pools[url] = Pool(url, list(HEADERS.items()), None, None, 5.0)
+        return self.pools[url]
+
+    async def unary(self, url: httpx.URL) -> bytes:
+        return b"".join([data async for data in self.stream(url)])
+
+    async def stream(self, url: httpx.URL) -> AsyncGenerator[bytes, None]:
+        answer = await self.pool(url).post(REQUEST, [])
+        try:
+            while data := await answer.read():
+                yield data
+        finally:
+            await answer.aclose()
+
+    async def aclose(self) -> None:
+        for pool in self.pools.values():
+            await pool.aclose()
+
+
 class PyreqwestEngine:
     """Streams only with a read buffer of 0; its ready-made httpx transport has no such switch."""
 
@@ -255,15 +282,15 @@ def httpx_aiohttp_transport() -> httpx.AsyncBaseTransport:
     return transport
 
 
-Engine = ClientEngine | TransportEngine | AiohttpEngine | PyreqwestEngine
-YARDSTICK = "(f) aiohttp, no httpx"
+Engine = ClientEngine | TransportEngine | AiohttpEngine | PoolEngine | PyreqwestEngine
+YARDSTICK = "(e) aiohttp, no httpx"
 CANDIDATES: list[tuple[str, str, Callable[[], Engine]]] = [
     ("(a) httpx client, httpcore", "httpx", lambda: ClientEngine(httpcore_transport())),
     ("(b) httpcore transport", "httpx", lambda: TransportEngine(httpcore_transport())),
     ("(c) httpx client, httpx-aiohttp", "httpx_aiohttp", lambda: ClientEngine(httpx_aiohttp_transport())),
     ("(d) httpx-aiohttp transport", "httpx_aiohttp", lambda: TransportEngine(httpx_aiohttp_transport())),
-    ("(e) our transport over aiohttp", "aiohttp", lambda: TransportEngine(AiohttpTransport(tls=True))),
     (YARDSTICK, "aiohttp", AiohttpEngine),
+    ("(f) ours, httptools", "httptools", PoolEngine),
     ("(g) pyreqwest, no httpx", "pyreqwest", PyreqwestEngine),
 ]
 ENGINES = {name: build for name, module, build in CANDIDATES if importlib.util.find_spec(module)}

@@ -35,6 +35,7 @@ TESTS = {
     " tests/unit/test_responses_tool_calls.py tests/unit/test_mapping_lossless.py",
     "core/refusals.py": "tests/unit/test_refusals.py tests/unit/test_responses.py",
     "core/coalesce.py": "tests/unit/test_coalesce.py",
+    "core/repeats.py": "tests/unit/test_repeats.py",
     "core/surrogates.py": "tests/unit/test_surrogates.py tests/unit/test_responses_stream.py",
     "rpc/statuses.py": "tests/rpc/test_bad_requests.py tests/rpc/test_upstream_errors.py"
     " tests/rpc/test_admission_and_drain.py tests/rpc/test_retries.py tests/rpc/test_cancel_and_deadlines.py",

@@ -111,6 +111,18 @@ async def test_nothing_but_chunks_becomes_a_message(script: Script) -> None:
     assert len(chunks) == 2
 
 
+async def test_after_done_no_gap_is_too_long(script: Script) -> None:
+    """The response may take a little longer to end: that is waited for so as to keep its connection."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD, http_chunk(b"data: " + chunk("a") + b"\n\ndata: [DONE]\n\n"))
+        await exchange.closed_by_peer()
+
+    script.answers(answer)
+    async with service(script.base_url, upstream={"chunk_gap_timeout_seconds": 0.01}) as chat:
+        assert len(await collect(chat.stub.CreateChatCompletionStream(request()))) == 1
+
+
 async def test_parallel_tool_calls_without_index_stay_apart(script: Script) -> None:
     def call(name: str) -> dict[str, object]:
         return {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": {"x": 1}}}

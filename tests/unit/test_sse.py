@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatrpc_server.core import sse
@@ -131,6 +131,52 @@ def test_any_bytes_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     decoder = sse.Decoder(1000)
     events = [event for start, end in pairwise(bounds) for event in decoder.feed(data[start:end])]
     assert events + list(decoder.flush()) == by_the_rules(data)
+
+
+def fed_as_a_reader_does(pieces: Iterable[bytes], limit: int) -> tuple[Events, bool]:
+    """The events, and whether they were all: each read is first asked whether it is just one event."""
+    decoder, events = sse.Decoder(limit), Events()
+    try:
+        for piece in pieces:
+            alone = decoder.only_event(piece)
+            if alone is None:
+                for event in decoder.feed(piece):
+                    events.append(event)
+            else:
+                events.append(("message", alone))
+        events.extend(decoder.flush())
+    except InvalidResponse:
+        return events, False
+    return events, True
+
+
+EVENTS = [
+    b"data: x\n\n",
+    b"data: xyz\n\n",
+    b"data:\n\n",
+    b"event: e\ndata: x\n\n",
+    b"data: x\ndata: y\n\n",
+    b": c\n\n",
+    b"data: x\rdata: y\n\n",
+    b"data: 123456789abcd\n\n",
+]
+
+
+@settings(max_examples=500)
+@given(st.lists(st.lists(st.sampled_from(FRAGMENTS + EVENTS * 3), max_size=4).map(b"".join), max_size=12))
+def test_reads_that_are_one_event(pieces: list[bytes]) -> None:
+    assert fed_as_a_reader_does(pieces, 1000) == (by_the_rules(b"".join(pieces)), True)
+
+
+@given(st.lists(st.lists(st.sampled_from(FRAGMENTS + EVENTS), max_size=4).map(b"".join), max_size=12))
+def test_reads_with_a_limit(pieces: list[bytes]) -> None:
+    """What is larger than allowed ends the stream, and nothing smaller does."""
+    data = b"".join(pieces)
+    events, whole = fed_as_a_reader_does(pieces, 12)
+    assert events == by_the_rules(data)[: None if whole else len(events)]
+    assert all(len(payload) <= 12 for _, payload in events)
+    blocks = re.split(b"\n\n|\r\r|\r\n\r\n", data)
+    assert whole or max(map(len, blocks)) > 12
 
 
 TOO_LARGE: dict[str, list[bytes]] = {

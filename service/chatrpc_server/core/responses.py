@@ -173,10 +173,7 @@ class StreamReader:
                 self._add_repeated(texts, chunks)
 
     def _add_repeated(self, texts: list[str], chunks: list[ChatChunk]) -> None:
-        if self._coalesce:
-            chunks.append(self._repeats.chunk("".join(texts)))
-        else:
-            chunks += map(self._repeats.chunk, texts)
+        chunks += self._repeats.joined(texts) if self._coalesce else map(self._repeats.chunk, texts)
         texts.clear()
 
     def _take(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:

@@ -1,5 +1,4 @@
-"""Which engine carries requests to the upstream, and its TLS.
-"""
+"""Which engine carries requests to the upstream, and its TLS."""
 
 import ssl
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ class Answer(Protocol):
         ...
 
     async def read(self) -> bytes:
-        """What has come of the body since, as soon as there is any; nothing at its end. Raises `httpx.TransportError`."""
+        """What has come of the body since, once there is any; nothing at its end. Raises `httpx.TransportError`."""
         ...
 
     async def aclose(self) -> None:

@@ -10,7 +10,7 @@ import httptools
 import httpx
 
 _HEAD_BYTES = 1 << 16
-"""Most that a response may have in front of its body; llhttp itself has no limit."""
+"""Most that may come in a row without any of the body, as its head or its trailers; llhttp itself has no limit."""
 _READ_BYTES = 1 << 16
 """At most so much at a time: it is decoded in one go, and other calls have to wait meanwhile."""
 
@@ -22,6 +22,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, lost: Callable[["Connection"], None]) -> None:
         self._lost = lost
+        self.is_made = False
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
         """When its last exchange ended, in seconds of the loop's clock."""
@@ -29,11 +30,18 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As asyncio says."""
         self.transport = transport  # type: ignore[assignment]  # uvloop's is none of asyncio's classes
+        self.is_made = True
+
+    def abort(self) -> None:
+        """Ends it now, with what it carries. close() would first send what is left, and wait for the peer's TLS."""
+        if self.exchange is not None:
+            self.exchange.cut_off(ConnectionAbortedError())
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """As asyncio says. What comes without having been asked for ends the connection."""
         if self.exchange is None:
-            self.transport.abort()
+            self.abort()
         else:
             self.exchange.take(data)
 
@@ -48,17 +56,19 @@ class Exchange:
     """One request and its response. `over` is told once whether the connection can serve another."""
 
     def __init__(
-        self, connection: Connection, request: bytes, over: Callable[[Connection, bool], None], loop: asyncio.AbstractEventLoop
+        self,
+        connection: Connection,
+        request: bytes,
+        over: Callable[[Connection, bool], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         """Names are in lower case; the values of one that is repeated are joined by a comma."""
         self._connection, self._over, self._loop = connection, over, loop
         self._parser = httptools.HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(
-            lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
-        )
-        self._head_bytes = 0
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True)
+        self._bare_bytes = 0
         self._has_head = self._is_complete = self._keeps_alive = False
         self._ends_with_connection = False
         self._pieces: list[bytes] = []
@@ -67,10 +77,7 @@ class Exchange:
         self._error: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
         connection.exchange = self
-        if connection.transport.is_closing():
-            self.cut_off(None)
-        else:
-            connection.transport.write(request)
+        connection.transport.write(request)
 
     async def head(self) -> None:
         """Waits for the status and the headers. Raises `httpx.TransportError`."""
@@ -81,7 +88,7 @@ class Exchange:
             await self._waiter
 
     async def read(self) -> bytes:
-        """What has come of the body since, as soon as there is any; nothing at its end. Raises `httpx.TransportError`."""
+        """What has come of the body since, once there is any; nothing at its end. Raises `httpx.TransportError`."""
         while not self._pieces:
             if self._is_complete:
                 return b""
@@ -103,7 +110,7 @@ class Exchange:
         return data
 
     async def aclose(self) -> None:
-        """Gives the connection back if the response has come to its end, else ends it."""
+        """Gives the connection back if the exchange has come to its end, else ends it."""
         self.close()
 
     def close(self) -> None:
@@ -111,29 +118,30 @@ class Exchange:
         connection = self._connection
         if connection.exchange is self:
             connection.exchange = None
-            reusable = self._is_complete and self._keeps_alive and not connection.transport.is_closing()
+            del self._parser  # it holds our methods: a cycle
+            reusable = (
+                self._is_complete
+                and self._keeps_alive
+                and not connection.transport.is_closing()
+                and not connection.transport.get_write_buffer_size()  # answered before all of the request was sent
+            )
             if reusable:
                 self._resume()
             else:
-                # Not close(), which would first send what is left of the request.
-                connection.transport.abort()
+                connection.abort()
             self._over(connection, reusable)
 
     # What the connection tells.
 
     def take(self, data: bytes) -> None:
         """Bytes of the response."""
-        if self._is_complete:  # more than the response
-            self._keeps_alive = False
-            return
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(httpx.RemoteProtocolError(f"not HTTP: {type(error).__name__}"))
-        if not self._has_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES:
-                self._fail(httpx.RemoteProtocolError(f"more than {_HEAD_BYTES} bytes of headers"))
+        if self._bare_bytes > _HEAD_BYTES:
+            self._fail(httpx.RemoteProtocolError(f"more than {_HEAD_BYTES} bytes of headers"))
         if self._waiting_bytes > _READ_BYTES and not self._is_paused and not self._connection.transport.is_closing():
             self._is_paused = True
             self._connection.transport.pause_reading()
@@ -142,9 +150,11 @@ class Exchange:
     def cut_off(self, error: Exception | None) -> None:
         """The connection has ended."""
         self._keeps_alive = False
-        if self._ends_with_connection and error is None:
+        if self._is_complete or self._error:
+            pass  # it is no news
+        elif self._ends_with_connection and error is None:
             self._is_complete = True
-        elif not self._is_complete and not self._error:
+        else:
             where = "in the middle of the body" if self._has_head else "before an answer"
             kind = httpx.RemoteProtocolError if error is None else httpx.ReadError
             self._error = kind(f"the connection ended {where}")
@@ -152,8 +162,15 @@ class Exchange:
 
     # What the parser tells.
 
+    def on_message_begin(self) -> None:
+        """As httptools says. A second response would be no answer to anything: the parser goes no further."""
+        if self._is_complete:
+            raise httpx.RemoteProtocolError("more than one response")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """As httptools says."""
+        """As httptools says. Trailers are passed over."""
+        if self._has_head:
+            return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         known = self.headers.get(key)
         self.headers[key] = text if known is None else f"{known}, {text}"
@@ -173,6 +190,7 @@ class Exchange:
         """As httptools says."""
         self._pieces.append(data)
         self._waiting_bytes += len(data)
+        self._bare_bytes = 0
 
     def on_message_complete(self) -> None:
         """As httptools says."""
@@ -182,7 +200,7 @@ class Exchange:
 
     def _fail(self, error: httpx.TransportError) -> None:
         self._error = self._error or error
-        self._connection.transport.abort()
+        self._connection.abort()
 
     def _resume(self) -> None:
         if self._is_paused and not self._connection.transport.is_closing():

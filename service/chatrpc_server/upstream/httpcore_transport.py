@@ -23,7 +23,12 @@ class HttpcoreTransport(httpx.AsyncHTTPTransport):
     """What it gives is closed even while the call is being cancelled, however often."""
 
     def __init__(
-        self, url: httpx.URL, headers: Headers, tls: ssl.SSLContext | None, proxy: str | None, connect_timeout_seconds: float
+        self,
+        url: httpx.URL,
+        headers: Headers,
+        tls: ssl.SSLContext | None,
+        proxy: str | None,
+        connect_timeout_seconds: float,
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15)
         super().__init__(verify=tls or True, trust_env=False, limits=limits, proxy=proxy)

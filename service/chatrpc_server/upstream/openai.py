@@ -75,7 +75,10 @@ class OpenAI:
         """The answer as it comes. The first chunk and every gap between chunks have limits of their own."""
         settings = self._settings
         reader = responses.StreamReader(
-            settings.max_event_bytes, drop_usage_chunk=requests.refuses_usage(request), coalesce=call.coalesce, reuse=True
+            settings.max_event_bytes,
+            drop_usage_chunk=requests.refuses_usage(request),
+            coalesce=call.coalesce,
+            reuse=True,
         )
         call.finish_reasons = reader.finish_reasons
         async with AsyncExitStack() as stack:
@@ -110,6 +113,7 @@ class OpenAI:
                         break
             finally:
                 call.usage = reader.usage
+            patience.rest()  # all is here: what is still waited for is the end of the response at most
             if reader.error:
                 raise reader.error
             await body.drain()

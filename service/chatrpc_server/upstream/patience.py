@@ -12,7 +12,7 @@ from chatrpc_server.core.errors import TimedOut
 
 
 class Patience:
-    """As a context: raises `TimedOut` in there when a wait has lasted too long. `message` has a place for the seconds."""
+    """As a context: raises `TimedOut` in it when a wait has been too long. `message` has a place for the seconds."""
 
     def __init__(self, message: str) -> None:
         self._message = message

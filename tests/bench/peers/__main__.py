@@ -21,6 +21,7 @@ import json
 import os
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -33,22 +34,24 @@ import rig as rigs
 from processes import Running, Server, start
 from rig import Rig, RigError
 
-QUICK = (ours.CHATRPC, ours.ONE_BY_ONE, ours.FLOOR, ours.NAIVE)
 OURS = (ours.CHATRPC, ours.ONE_BY_ONE, ours.TWO_WORKERS, ours.FLOOR, ours.NAIVE)
+QUICK = (ours.CHATRPC, ours.ONE_BY_ONE, ours.FLOOR, ours.NAIVE)
 DIRECT = "direct"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two minutes: the floor and the naive wrapper only")
-    parser.add_argument("--rounds", type=int, help="turns of each load (5; quick: 2)")
+    parser.add_argument("--rounds", type=int, help="turns of each load (3; quick: 2)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these servers; the names are those of the table")
     parser.add_argument("--loads", nargs="+", metavar="KEY", help=f"these loads: {[one.key for one in measures.LOADS]}")
+    parser.add_argument("--plot-with", metavar="PYTHON", help="a Python that has matplotlib")
     parser.add_argument("--out", type=Path, default=rigs.ROOT / "build/bench", help="folder of the results")
     args = parser.parse_args()
     servers = _servers(args)
-    loads = [load for load in measures.LOADS if not args.loads or load.key in args.loads]
-    rounds = args.rounds or (2 if args.quick else 5)
+    keys = args.loads or (measures.QUICK if args.quick else [load.key for load in measures.LOADS])
+    loads = [load for load in measures.LOADS if load.key in keys]
+    rounds = args.rounds or (2 if args.quick else 3)
     _take_two_cores()
     rigs.build()
     with contextlib.ExitStack() as stack:
@@ -60,6 +63,10 @@ def main() -> int:
     text = report.markdown(results)
     (args.out / "results.md").write_text(text)
     print(text)
+    if args.plot_with:
+        subprocess.run(
+            [args.plot_with, Path(__file__).parent / "plots.py", args.out / "results.json", args.out], check=True
+        )
     print(f"written to {args.out}", file=sys.stderr)
     wrong = report.faults(results, [server.name for server in OURS])
     for line in wrong:
@@ -93,7 +100,7 @@ def measure(
             continue
         stack.callback(one.stop)
         figures["start_seconds"] = seconds
-        if whole:
+        if whole and not (quick and server.slow):
             _say(f"holding streams open: {server.name}")
             figures["held"] = measures.held(rig, one)
         one.pause()
@@ -118,10 +125,10 @@ def measure(
 
 def _in_turn(rig: Rig, load: measures.Load, target: Running | None) -> measures.Figures | None:
     server = target.server if target else None
-    if server and (load.chunks and not server.streams or server.slow and not load.slow_ones_too):
+    if server and ((load.chunks and not server.streams) or (server.slow and not load.slow_ones_too)):
         return None
     with turn(target):
-        return load(rig, target, slow=bool(server and server.slow))
+        return load(rig, target)
 
 
 @contextlib.contextmanager

@@ -34,9 +34,7 @@ def naive(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[
 
 
 CHATRPC = Server("chatrpc", "Python, gRPC", "grpc", PATH, service())
-ONE_BY_ONE = Server(
-    "chatrpc, a message per chunk", "Python, gRPC", "grpc", PATH, service("--no-coalesce")
-)
+ONE_BY_ONE = Server("chatrpc, a message per chunk", "Python, gRPC", "grpc", PATH, service("--no-coalesce"))
 TWO_WORKERS = Server("chatrpc, 2 workers", "Python, gRPC", "grpc", PATH, service("--workers=2"))
-FLOOR = Server("floor", "grpc.aio, ready messages", "grpc", PATH, floor)
+FLOOR = Server("floor", "grpc.aio, ready messages", "grpc", PATH, floor, has_upstream=False)
 NAIVE = Server("naive", "grpc.aio and the OpenAI SDK", "grpc", PATH, naive, slow=True)

@@ -28,6 +28,7 @@ class Server:
     start: Start
     headers: Mapping[str, str] = field(default_factory=dict)
     streams: bool = True
+    has_upstream: bool = True
     slow: bool = False
     """So much slower than the others that it gets less to do: it would take minutes."""
 

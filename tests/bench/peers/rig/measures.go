@@ -127,30 +127,34 @@ func cancels(command Command, up *upstream) map[string]any {
 	defer client.close()
 	script := scriptFor(command.Model)
 	var delays []time.Duration
+	up.forget()
 	for range command.Trials {
-		up.forget()
 		begun := make(chan bool, 1)
 		abort := client.start(&command, hooks{begun: func() { begun <- true }, over: func() {}})
-		if !within(deadline, up.arrived) || script.hold && !within(deadline, begun) {
+		gone, arrived := within(deadline, up.waiting)
+		if !arrived {
 			return map[string]any{"error": "a call did not reach the upstream"}
+		}
+		if script.hold {
+			if _, ok := within(deadline, begun); !ok {
+				return map[string]any{"error": "a first chunk did not come"}
+			}
 		}
 		time.Sleep(settling)
 		cancelled := time.Now()
 		abort()
-		select {
-		case gone := <-up.gone:
-			delays = append(delays, gone.Sub(cancelled))
-		case <-time.After(patience):
+		if at, closed := within(patience, gone); closed {
+			delays = append(delays, at.Sub(cancelled))
 		}
 	}
 	return map[string]any{"trials": command.Trials, "closed": len(delays), "delay_ms": percentiles(delays)}
 }
 
-func within[T any](limit time.Duration, channel chan T) bool {
+func within[T any](limit time.Duration, channel chan T) (value T, ok bool) {
 	select {
-	case <-channel:
-		return true
+	case value = <-channel:
+		return value, true
 	case <-time.After(limit):
-		return false
+		return value, false
 	}
 }

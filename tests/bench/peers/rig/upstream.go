@@ -11,15 +11,14 @@ import (
 	"time"
 )
 
-// upstream is an OpenAI-compatible server that costs next to nothing. It says when requests that wait have come, and
-// when their connections have gone.
+// upstream is an OpenAI-compatible server that costs next to nothing. Of each request that it lets wait it gives what
+// tells when its connection has gone.
 type upstream struct {
-	arrived chan time.Time
-	gone    chan time.Time
+	waiting chan (chan time.Time)
 }
 
 func newUpstream() *upstream {
-	return &upstream{arrived: make(chan time.Time, 4096), gone: make(chan time.Time, 4096)}
+	return &upstream{waiting: make(chan (chan time.Time), 4096)}
 }
 
 func (up *upstream) serve(listener net.Listener) {
@@ -99,29 +98,23 @@ func (up *upstream) complete(connection net.Conn, reader *bufio.Reader, body []b
 
 // wait sends nothing more until the other side closes the connection.
 func (up *upstream) wait(reader *bufio.Reader) error {
-	tell(up.arrived)
+	gone := make(chan time.Time, 1)
+	select {
+	case up.waiting <- gone:
+	default: // nobody looks
+	}
 	_, err := reader.Peek(1)
-	tell(up.gone)
+	gone <- time.Now()
 	if err == nil {
 		err = io.ErrUnexpectedEOF // a pipelined request would never be answered
 	}
 	return err
 }
 
-// forget drops what was told and not heard.
+// forget drops those that nobody looked at.
 func (up *upstream) forget() {
-	for len(up.arrived) > 0 {
-		<-up.arrived
-	}
-	for len(up.gone) > 0 {
-		<-up.gone
-	}
-}
-
-func tell(channel chan time.Time) {
-	select {
-	case channel <- time.Now():
-	default: // nobody listens
+	for len(up.waiting) > 0 {
+		<-up.waiting
 	}
 }
 

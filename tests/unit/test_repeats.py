@@ -1,0 +1,313 @@
+"""Chunks that only repeat are told apart from all others, and say what their decoding would have said."""
+
+import json
+import tracemalloc
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatrpc_server.core import repeats
+from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.core.upstream import ChatChunk
+
+PLAIN = b'{"id":"i","choices":[{"index":0,"delta":{"content":%s}}]}'
+SPACED = b'{"id": "i", "choices": [{"index": 0, "delta": {"content": %s}}]}'
+EXTRAS = b'{"choices":[{"delta":{"content":%s},"native":1}],"provider":"p"}'
+DONE = b"data: [DONE]\n\n"
+
+
+def event(payload: bytes) -> bytes:
+    return b"data: " + payload + b"\n\n"
+
+
+def quoted(text: str) -> bytes:
+    return json.dumps(text, ensure_ascii=False).encode()
+
+
+class Counting(repeats.Repeats):
+    """Counts the chunks that it took for repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def text(self, payload: bytes) -> str | None:
+        text = super().text(payload)
+        self.count += text is not None
+        return text
+
+
+class Never(repeats.Repeats):
+    """Has everything decoded."""
+
+    def text(self, payload: bytes) -> str | None:
+        return None
+
+
+def reader_with(kind: type[repeats.Repeats], limit: int = 10_000, **options: Any) -> StreamReader:
+    reader = StreamReader(limit, **options)
+    reader._repeats = kind()
+    return reader
+
+
+def repeated(*payloads: bytes) -> int:
+    """How many of these events are not decoded, one to a read; and nobody could tell."""
+    reads = [*map(event, payloads), DONE]
+    reader = reader_with(Counting)
+    assert heard(reader, reads) == heard(reader_with(Never), reads)
+    return reader._repeats.count  # type: ignore[attr-defined]
+
+
+def heard(reader: StreamReader, reads: Iterable[bytes]) -> Any:
+    """All that a reader says, after each read and in the end."""
+    said = [[copied(chunk) for chunk in reader.feed(data)] for data in reads]
+    said.append([copied(chunk) for chunk in reader.finish()])
+    error = reader.error and (repr(reader.error), getattr(reader.error, "detail", None))
+    return said, error, reader.done, reader.chunks, reader.usage, reader.finish_reasons
+
+
+def copied(chunk: ChatChunk) -> ChatChunk:
+    copy = ChatChunk()
+    copy.CopyFrom(chunk)
+    return copy
+
+
+SAME: dict[str, bytes] = {
+    "plain": PLAIN,
+    "with spaces": SPACED,
+    "with extras": EXTRAS,
+    "null beside it": b'{"choices":[{"delta":{"content":%s,"tool_calls":null},"finish_reason":null}],"usage":null}',
+    "another choice": PLAIN.replace(b":0", b":1"),
+    "no index": b'{"choices":[{"delta":{"content":%s}}]}',
+    "content later": b'{"choices":[{"x":"content","delta":{"content":%s}}]}',
+    "the last of two keys": b'{"choices":[{"delta":{"content":7,"content":%s}}]}',
+    "an integer past 64 bits": b'{"created":123456789012345678901,"choices":[{"delta":{"content":%s}}]}',
+    "an empty list of tool calls": b'{"choices":[{"delta":{"tool_calls":[],"content":%s}}]}',
+}
+
+
+@pytest.mark.parametrize("payload", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("first", ["a", "", "é😀", "\n", '"'], ids=ascii)
+def test_the_text_alone_changes(payload: bytes, first: str) -> None:
+    texts = ["b", " longer than the first ", "", "é", "😀", "{}[]:,", "12345678901234567890"]
+    assert repeated(payload % quoted(first), *(payload % quoted(text) for text in texts)) == len(texts)
+
+
+TEXTS: dict[str, bytes] = {
+    "a quotation mark": rb'"\""',
+    "a backslash": rb'"\\"',
+    "an escaped letter": rb'"\u0062"',
+    "an end of line": rb'"\n"',
+    "half a pair": rb'"\ud83d"',
+    "no UTF-8": b'"\xff"',
+    "a surrogate in UTF-8": b'"\xed\xa0\xbd"',
+    "a control character": b'"\x01"',
+    "U+2028": '"\u2028"'.encode(),
+    "U+FEFF": '"\ufeff"'.encode(),
+    "another key": b'"b","role":"assistant"',
+    "the same key again": b'"b","content":"c"',
+    "null": b"null",
+    "a number": b"1",
+    "an array": b'[{"type":"text","text":"b"}]',
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_text_out_of_the_ordinary_is_decoded(text: bytes) -> None:
+    assert repeated(PLAIN % b'"a"', *[PLAIN % text] * 5) == 0
+
+
+OTHERS: dict[str, bytes] = {
+    "a role": b'{"choices":[{"delta":{"role":"assistant","content":%s}}]}',
+    "reasoning beside it": b'{"choices":[{"delta":{"reasoning":"r","content":%s}}]}',
+    "tool calls": b'{"choices":[{"delta":{"content":%s,"tool_calls":[{"id":"1","function":{"name":"f"}}]}}]}',
+    "extras of the delta": b'{"choices":[{"delta":{"content":%s,"x":1}}]}',
+    "logprobs": b'{"choices":[{"delta":{"content":%s},"logprobs":{}}]}',
+    "a finish_reason": b'{"choices":[{"delta":{"content":%s},"finish_reason":"stop"}]}',
+    "usage": b'{"choices":[{"delta":{"content":%s}}],"usage":{"total_tokens":1}}',
+    "usage elsewhere": b'{"choices":[{"delta":{"content":%s},"usage":{"total_tokens":1}}]}',
+    "two choices": b'{"choices":[{"delta":{"content":%s}},{"index":1,"delta":{"content":"b"}}]}',
+    "a message": b'{"choices":[{"message":{"content":%s}}]}',
+    "the first of two keys": b'{"choices":[{"delta":{"content":%s,"content":"a"}}]}',
+    "no value that counts": b'{"choices":[{"delta":{"content":%s}}],"choices":[{"delta":{"content":"a"}}]}',
+    "content of something else": b'{"x":{"content":%s},"choices":[{"delta":{"content":"a"}}]}',
+    "content of something else, the same": b'{"x":{"content":%s},"choices":[{"delta":{"content":"another text"}}]}',
+    "content in a key": rb'{"x\"content":%s,"choices":[{"delta":{"content":"a"}}]}',
+    "a key that is escaped": rb'{"choices":[{"delta":{"c\u006fntent":%s}}]}',
+    "white space before the text": b'{"choices":[{"delta":{"content":\t%s}}]}',
+    "NaN beside it": b'{"choices":[{"delta":{"content":%s}}],"x":NaN}',
+    "a byte order mark": b'\xef\xbb\xbf{"choices":[{"delta":{"content":%s}}]}',
+}
+
+
+@pytest.mark.parametrize("payload", OTHERS.values(), ids=OTHERS)
+def test_what_is_more_than_text_is_decoded(payload: bytes) -> None:
+    for text in (b'"a"', b'"another text"'):
+        assert repeated(payload % text, *(payload % b'"%d"' % number for number in range(5))) == 0
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        PLAIN.replace(b'"i"', b'"j"') % b'"b"',
+        PLAIN % b'"b"' + b" ",
+        b" " + PLAIN % b'"b"',
+        PLAIN[: PLAIN.index(b"%")] + b'"',
+        PLAIN.replace(b"%s", b'"') % (),
+    ],
+    ids=["another id", "more behind", "more before", "only the beginning", "both ends in one"],
+)
+def test_around_the_text_nothing_may_differ(payload: bytes) -> None:
+    assert repeated(PLAIN % b'"a"', payload) == 0
+
+
+def test_an_event_of_another_type_is_decoded() -> None:
+    reads = [event(PLAIN % b'"a"'), b"event: error\n" + event(PLAIN % b'"b"'), event(PLAIN % b'"c"')]
+    assert heard(reader_with(Counting), reads) == heard(reader_with(Never), reads)
+
+
+def test_what_never_repeats_is_not_looked_at_for_ever() -> None:
+    """As with obfuscation: a lesson costs as much as a chunk."""
+    different = [PLAIN.replace(b'"i"', b'"%d"' % number) % b'"a"' for number in range(repeats._LESSONS)]
+    assert repeated(*different, *[PLAIN % b'"a"'] * 5) == 0
+    assert repeated(*different[1:], *[PLAIN % b'"a"'] * 5) == 4
+    used = [PLAIN % b'"a"'] * 2
+    assert repeated(different[0], *used, *different[1:], *[SPACED % b'"a"'] * 2) == 2, "a use gives new lessons"
+
+
+def test_a_half_that_waits_has_the_next_text_decoded() -> None:
+    half, rest = PLAIN % rb'"\ud83d"', PLAIN % rb'"\ude00"'
+    assert repeated(PLAIN % b'"a"', PLAIN % b'"b"', half, PLAIN % b'"c"', PLAIN % b'"d"') == 2
+    assert repeated(PLAIN % b'"a"', half, rest, PLAIN % b'"d"') == 1
+
+
+@pytest.mark.parametrize(
+    ("payload", "messages"),
+    [(PLAIN, 1), (EXTRAS, 4), (PLAIN[:-1] + b',"obfuscation":"x"}', 4)],
+    ids=["plain", "extras", "obfuscation"],
+)
+def test_what_may_not_be_merged_is_not(payload: bytes, messages: int) -> None:
+    """Rule 10 of chat_service.proto: no extras."""
+    reader = reader_with(Counting, coalesce=True)
+    reader.feed(event(payload % b'"a"'))
+    chunks = reader.feed(b"".join(event(payload % b'"%d"' % number) for number in range(4)))
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "0123"
+    assert reader._repeats.count == 4  # type: ignore[attr-defined]
+    if b"obfuscation" in payload:  # whose texts concatenate too
+        assert "".join(chunk.obfuscation for chunk in chunks) == "xxxx"
+    else:
+        assert len(chunks) == messages
+
+
+def test_a_message_is_reused_until_the_next_read() -> None:
+    reader = StreamReader(1000, reuse=True)
+    (learnt,) = reader.feed(event(PLAIN % b'"a"'))
+    (first,) = reader.feed(event(PLAIN % b'"b"'))
+    kept = copied(first)
+    (second,) = reader.feed(event(PLAIN % b'"c"'))
+    assert first is second
+    assert [chunk.choices[0].delta.content for chunk in (learnt, kept, second)] == ["a", "b", "c"]
+    several = reader.feed(event(PLAIN % b'"d"') + event(PLAIN % b'"e"'))
+    assert [chunk.choices[0].delta.content for chunk in (second, *several)] == ["c", "d", "e"]
+    reader.feed(event(SPACED.replace(b'"i"', b'"j"') % b'"f"'))
+    (other,) = reader.feed(event(SPACED.replace(b'"i"', b'"j"') % b'"g"'))
+    assert (other.id, other.choices[0].delta.content, second.id) == ("j", "g", "i")
+
+
+def test_a_reused_message_does_not_grow() -> None:
+    reader = StreamReader(1 << 20, reuse=True)
+    reader.feed(event(PLAIN % b'"a"'))
+    messages = [reader.feed(event(PLAIN % b'"b"'))[0] for _ in range(3 * repeats._USES)]
+    assert len(set(map(id, messages))) == 3
+
+
+def test_a_text_that_is_long_is_not_kept() -> None:
+    long = event(PLAIN % (b'"%s"' % (b"x" * 10_000)))
+    reader = StreamReader(1 << 20)
+    reader.feed(event(PLAIN % b'"a"'))
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            reader.feed(long)
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_at_the_brink_of_what_can_be_nested_no_depth_raises() -> None:
+    """What is nested so deeply counts for nothing; one of these depths can be decoded once, and not a call deeper."""
+    for depth in range(700, 1000):
+        nested = b'{"x":%s%s,"x":null,"created":12345678901234567890,' % (b"[" * depth, b"]" * depth)
+        repeated(nested + PLAIN[1:] % b'"a"', nested + PLAIN[1:] % b'"b"')
+
+
+# And now whatever there may be, in any pieces.
+
+NASTY = [
+    *SAME.values(),
+    *OTHERS.values(),
+    b'{"error":{"message":%s}}',
+    b'{"error":null,"choices":[{"delta":{"content":%s}}]}',
+    b'{"choices":[{"delta":{"content":%s}}],"usage":{"total_tokens":7}}',
+    b'{"choices":[],"usage":{"completion_tokens":7},"x":%s}',
+    b'{"choices":[{"delta":{},"finish_reason":"stop","x":%s}]}',
+    b'{"choices":[{"delta":{"content":%s},"finish_reason":""}],"obfuscation":"o"}',
+    b'{"choices":[{"index":1,"delta":{"content":%s}}],"x":{"content":"a"}}',
+    b'{"choices":[{"index":5000000000,"delta":{"content":%s}}]}',
+    b'{"choices":{"content":%s}}',
+    b'[{"content":%s}]',
+    b"%s",
+    b"[DONE]%s",
+    b"<html>%s",
+]
+WORDS = ["", "a", "b", "ab", "another text", "ax", "x", '"', "\\", "\n", "é", "😀", "\u2028", "\xa0", "\x7f"]
+LITERALS = [*map(quoted, WORDS), *TEXTS.values(), rb'"\ude00"', rb'"\ud83da"', b'",1234567890123456789012,"']
+FRAMES = [b"data: %s\n\n"] * 12 + [
+    b"data:%s\n\n",
+    b"data:  %s\n\n",
+    b"data: %s\r\n\r\n",
+    b"data: %s\r\r",
+    b"data: %s\n",
+    b"data: %s\n: c\n\n",
+    b": c\n\ndata: %s\n\n",
+    b"\ndata: %s\n\n",
+    b"id: 7\ndata: %s\n\n",
+    b"event: ping\ndata: %s\n\n",
+    b"event: error\ndata: %s\n\n",
+    b"event: x\n\ndata: %s\n\n",
+    b"error: %s\n\n",
+]
+
+
+class Stream(NamedTuple):
+    events: list[bytes]
+    cuts: list[int] | None
+
+    def reads(self) -> list[bytes]:
+        """Cut at these places, or between the events."""
+        if self.cuts is None:
+            return self.events
+        data = b"".join(self.events)
+        bounds = [0, *sorted(min(cut, len(data)) for cut in self.cuts), len(data)]
+        return [data[start:end] for start, end in pairwise(bounds)]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> Stream:
+    payloads = draw(st.lists(st.sampled_from(NASTY), min_size=1, max_size=3))  # so that they do repeat
+    pieces = st.tuples(st.sampled_from(FRAMES), st.sampled_from(payloads), st.sampled_from(LITERALS))
+    events = [frame % (payload % text) for frame, payload, text in draw(st.lists(pieces, max_size=12))]
+    return Stream(events, draw(st.none() | st.just([]) | st.lists(st.integers(0, 1200), max_size=8)))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(streams(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([70, 100, 10_000]))
+def test_nobody_can_tell(stream: Stream, coalesce: bool, reuse: bool, drop: bool, limit: int) -> None:
+    options: dict[str, Any] = {"coalesce": coalesce, "reuse": reuse, "drop_usage_chunk": drop}
+    told = heard(reader_with(repeats.Repeats, limit, **options), stream.reads())
+    decoded = heard(reader_with(Never, limit, **options), stream.reads())
+    assert told == decoded
