@@ -57,9 +57,10 @@ def configure(level: str, style: str, redact: Callable[[str], str], worker: int 
     handler.setFormatter(_Json(redact) if style == "json" else _Text(redact))
     if worker is not None:
         handler.addFilter(lambda record: record.__dict__.setdefault("worker", worker) is not None)
-    # What none of our lines shows: half the cost of a record.
-    logging._srcfile = None  # type: ignore[attr-defined]  # as the logging HOWTO says, under "Optimization"
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    # What none of our lines shows is half the cost of a record (logging HOWTO, "Optimization").
+    logging._srcfile = None
+    for unused in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
+        setattr(logging, unused, False)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -31,26 +31,24 @@ def quoted(text: str) -> bytes:
 class Counting(repeats.Repeats):
     """Counts the chunks that it took for repeated."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
-    def text(self, payload: bytes) -> str | None:
-        text = super().text(payload)
-        self.count += text is not None
-        return text
+    def texts(self, written: list[bytes], *, joined: bool) -> list[str]:
+        texts = super().texts(written, joined=joined)
+        self.count += len(written) if texts else 0
+        return texts
 
 
 class Never(repeats.Repeats):
     """Has everything decoded."""
 
-    def text(self, payload: bytes) -> str | None:
-        return None
+    def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
+        return [], at
 
 
 def reader_with(kind: type[repeats.Repeats], limit: int = 10_000, **options: Any) -> StreamReader:
     reader = StreamReader(limit, **options)
-    reader._repeats = kind()
+    reader._repeats = kind(limit)
     return reader
 
 
@@ -97,19 +95,41 @@ def test_the_text_alone_changes(payload: bytes, first: str) -> None:
     assert repeated(payload % quoted(first), *(payload % quoted(text) for text in texts)) == len(texts)
 
 
-TEXTS: dict[str, bytes] = {
+ESCAPED: dict[str, bytes] = {
     "a quotation mark": rb'"\""',
-    "a backslash": rb'"\\"',
-    "an escaped letter": rb'"\u0062"',
+    "a letter": rb'"\u0062"',
     "an end of line": rb'"\n"',
+    "a pair": rb'"\ud83d\ude00"',
+    "U+2028 as it is": '"\u2028"'.encode(),
+    "U+FEFF as it is": '"\ufeff"'.encode(),
+}
+
+
+@pytest.mark.parametrize("text", ESCAPED.values(), ids=ESCAPED)
+def test_escapes_in_a_text(text: bytes) -> None:
+    assert repeated(PLAIN % b'"a"', *[PLAIN % text] * 5) == 5
+
+
+def test_two_halves_of_a_pair_that_come_together_are_one() -> None:
+    halves = [rb'"\ud83d"', rb'"\ude00"']
+    read = b"".join(event(PLAIN % text) for text in [b'"a"', *halves, b'"b"'])
+    for options in ({}, {"coalesce": True}):
+        assert heard(reader_with(repeats.Repeats, **options), [read, DONE]) == heard(
+            reader_with(Never, **options), [read, DONE]
+        )
+
+
+def test_the_last_of_two_keys_can_be_learnt_later() -> None:
+    assert repeated(PLAIN % b'"a"', *[PLAIN % b'"b","content":"c"'] * 5) == 4
+
+
+TEXTS: dict[str, bytes] = {
+    "a backslash": rb'"\\"',
     "half a pair": rb'"\ud83d"',
     "no UTF-8": b'"\xff"',
     "a surrogate in UTF-8": b'"\xed\xa0\xbd"',
     "a control character": b'"\x01"',
-    "U+2028": '"\u2028"'.encode(),
-    "U+FEFF": '"\ufeff"'.encode(),
     "another key": b'"b","role":"assistant"',
-    "the same key again": b'"b","content":"c"',
     "null": b"null",
     "a number": b"1",
     "an array": b'[{"type":"text","text":"b"}]',

@@ -26,6 +26,12 @@ def loads(data: bytes) -> Any:
     return value
 
 
+def text(data: bytes) -> str:
+    """The text that stands between two quotation marks. Raises ValueError if these bytes cannot."""
+    value: str = orjson.loads(b'"%b"' % data)
+    return value
+
+
 def loads_leniently(data: bytes) -> Any:
     """The value of JSON as servers really write it. Raises ValueError if it is not JSON even with good will."""
     try:

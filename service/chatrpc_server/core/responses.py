@@ -4,7 +4,6 @@ The mapping itself is `mapping.py`; here are the rules of protos/chatrpc/v1/chat
 end, what is an error, what is normalised. Nothing is invented: what the upstream left out stays unset.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import Message
@@ -83,7 +82,7 @@ class StreamReader:
         """JSON that came without any framing, whatever the response was labelled."""
         self._drop_usage_chunk = drop_usage_chunk
         self._coalesce, self._reuse = coalesce, reuse
-        self._repeats = Repeats()
+        self._repeats = Repeats(max_event_bytes)
         self._surrogates = SurrogateJoiner()
         self._tool_calls: dict[int, ToolCallNumbering] = {}
         self._open_choices: set[int] = set()
@@ -93,8 +92,6 @@ class StreamReader:
         chunks: list[ChatChunk] = []
         if self.done or self.error:
             return chunks
-        if (repeated := self._only_repeated(data)) is not None:
-            return [repeated]
         if not self._begun and (start := data.lstrip(_BLANK)):
             self._begun = True
             if start.startswith((b"{", b"[")):
@@ -106,12 +103,12 @@ class StreamReader:
                     what = f"the upstream sent more than {self._max_event_bytes} bytes without an event"
                     raise InvalidResponse(what, "oversize")
                 return chunks
-            self._take_events(self._decoder.feed(data), chunks)
+            self._take_events(self._decoder.only_lf(data), chunks)
         except ChatError as error:
             self.error = error
         if self.done or self.error:
             self._take_rest(chunks)
-        return list(coalesce(chunks)) if self._coalesce else chunks
+        return list(coalesce(chunks)) if self._coalesce and len(chunks) > 1 else chunks
 
     def whole(self, body: bytes) -> list[ChatChunk]:
         """The one chunk of an answer that came in one piece although a stream was asked for."""
@@ -144,37 +141,34 @@ class StreamReader:
             self.error = Truncated("the upstream's stream ended without [DONE] and before every choice had finished")
         return chunks
 
-    def _only_repeated(self, data: bytes) -> ChatChunk | None:
-        """The chunk of a read that is one event, and one that only repeats: nearly all of a stream with a pace."""
-        payload = self._decoder.only_event(data)
-        text = None if payload is None or self._surrogates.waiting else self._repeats.text(payload)
-        if text is None:
-            return None
-        self.chunks += 1
-        return self._repeats.reused(text) if self._reuse else self._repeats.chunk(text)
-
-    def _take_events(self, events: Iterator[sse.Event], chunks: list[ChatChunk]) -> None:
-        """Those that only repeat are told apart here, and their texts are joined before they become a chunk."""
-        repeats, texts = self._repeats, list[str]()
-        try:
-            for kind, payload in events:
-                text = None if kind != "message" or self._surrogates.waiting else repeats.text(payload)
-                if text is not None:
-                    self.chunks += 1
-                    texts.append(text)
+    def _take_events(self, data: bytes, chunks: list[ChatChunk]) -> None:
+        """What only repeats is told apart here, and needs no decoding."""
+        at = looked_at = 0
+        while at < len(data) and not self.done:
+            if at >= looked_at and self._decoder.is_between_events and not self._surrogates.waiting:
+                texts, looked_at = self._repeats.read(data, at)
+                if texts and self._add_repeated(texts, chunks, is_all=looked_at - at == len(data)):
+                    at = looked_at
                     continue
-                if texts:
-                    self._add_repeated(texts, chunks)
+            cut = data.find(b"\n\n", at)
+            end = cut + 2 if cut >= 0 else len(data)
+            for kind, payload in self._decoder.feed_lines(data[at:end]):
                 self._take(kind, payload, chunks)
                 if self.done:
                     break
-        finally:
-            if texts:
-                self._add_repeated(texts, chunks)
+            at = end
 
-    def _add_repeated(self, texts: list[str], chunks: list[ChatChunk]) -> None:
-        chunks += self._repeats.joined(texts) if self._coalesce else map(self._repeats.chunk, texts)
-        texts.clear()
+    def _add_repeated(self, texts: list[bytes], chunks: list[ChatChunk], *, is_all: bool) -> bool:
+        repeats = self._repeats
+        read = repeats.texts(texts, joined=self._coalesce)
+        if not read:
+            return False
+        self.chunks += len(texts)
+        if self._reuse and is_all and len(read) == 1:
+            chunks.append(repeats.reused(read[0]))
+        else:
+            chunks += map(repeats.chunk, read)
+        return True
 
     def _take(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:
         if not payload:

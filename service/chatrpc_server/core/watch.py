@@ -14,6 +14,6 @@ class Watch(Protocol):
         """Entered around each HTTP request, until its response is closed; gives the headers that it takes along."""
         ...
 
-    def gaps(self, call: Call) -> Callable[[float], None]:
-        """To be told the wait for each delivery of a stream after the first, in seconds."""
+    def gaps(self, call: Call) -> AbstractContextManager[Callable[[float], None]]:
+        """Entered around a stream; gives what is told the wait for each delivery after the first, in seconds."""
         ...

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -192,7 +192,7 @@ class _Attempts:
                 span.set_status(StatusCode.ERROR)
             span.end()
 
-    def gaps(self, call: Call) -> Callable[[float], None]:
+    def gaps(self, call: Call) -> AbstractContextManager[Callable[[float], None]]:
         """See `Watch`."""
         return self._inner.gaps(call)
 

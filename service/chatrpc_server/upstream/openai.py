@@ -1,7 +1,7 @@
 """One attempt at an OpenAI-compatible `POST {base_url}/chat/completions`: implements `core.upstream.Upstream`.
 
 It talks to a transport without a client around it: redirects, cookies, authentication flows and decompression are what
-a client adds, and none of them is wanted here (figures in engine.py).
+a client adds, and none of them is wanted here (figures in docs/performance.md).
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class OpenAI:
             patience.wait(settings.first_chunk_timeout_seconds)
             answer = await self._open_stream(request, call, stack)
             body = _Body(answer, call)
-            note_gap, waited_seconds = self._watch.gaps(call), 0.0
+            note_gap, waited_seconds = stack.enter_context(self._watch.gaps(call)), 0.0
             try:
                 if _media_type(answer) == "application/json":
                     # In one piece although a stream was asked for.
