@@ -1,7 +1,7 @@
 """Most chunks of a stream are the last one once more, byte by byte, but for their text: those need no decoding.
 
 What stands before and after the text is learnt from a chunk that was decoded, and proven by decoding it with another
-text in its place. An event with the same bytes there, and with what JSON calls a string between them, says the same with
+text in its place. An event with the same bytes there, and what JSON calls a string between them, says the same with
 its own text. That takes a tenth of the time (tests/bench/chunks.py).
 """
 
