@@ -16,7 +16,7 @@ from support import Exchange, Script, request
 STREAMS = 500
 PIECES = chunk("x" * 1000) * 64
 STREAM_BYTES = 1536 << 10
-"""What the service may hold for a stalled stream. About 1 MiB was measured: what aiohttp has read ahead, the chunks of
+"""What the service may hold for a stalled stream. About 1 MiB was measured: what has been read ahead, the chunks of
 one read, and the message that waits."""
 NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.enable_http_proxy", 0)]
 """Else a caller lets gRPC take megabytes for it that it does not read."""

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 from load import OUTCOMES, Load
 
 QUIET_SECONDS = 40.0
-"""Longest wait for the quiet state. aiohttp looks every 15 s for pooled connections that have been idle for 15 s."""
+"""Longest wait for the quiet state: connections to the upstream are kept for 15 s."""
 METRICS = {
     "tasks": "chatrpc_asyncio_tasks",
     "in_flight": "chatrpc_rpcs_in_flight",

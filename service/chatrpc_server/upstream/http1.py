@@ -67,7 +67,9 @@ class Exchange:
         """Names are in lower case; the values of one that is repeated are joined by a comma."""
         self._connection, self._over, self._loop = connection, over, loop
         self._parser = httptools.HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True)
+        self._parser.set_dangerous_leniencies(
+            lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True, lenient_chunked_length=True
+        )
         self._bare_bytes = 0
         self._has_head = self._is_complete = self._keeps_alive = False
         self._ends_with_connection = False

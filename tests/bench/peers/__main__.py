@@ -21,6 +21,7 @@ import json
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ import rig as rigs
 from processes import Running, Server, start
 from rig import Rig, RigError
 
-OURS = (ours.CHATRPC, ours.ONE_BY_ONE, ours.TWO_WORKERS, ours.FLOOR, ours.NAIVE)
+OURS = (ours.CHATRPC, ours.ONE_BY_ONE, ours.TWO_WORKERS, ours.FLOOR, ours.TWO_FLOORS, ours.NAIVE)
 QUICK = (ours.CHATRPC, ours.ONE_BY_ONE, ours.FLOOR, ours.NAIVE)
 DIRECT = "direct"
 
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="turns of each load (3; quick: 2)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these servers; the names are those of the table")
     parser.add_argument("--loads", nargs="+", metavar="KEY", help=f"these loads: {[one.key for one in measures.LOADS]}")
+    parser.add_argument("--docs", action="store_true", help="put table and plots into docs/performance.md too")
     parser.add_argument("--plot-with", metavar="PYTHON", help="a Python that has matplotlib")
     parser.add_argument("--out", type=Path, default=rigs.ROOT / "build/bench", help="folder of the results")
     args = parser.parse_args()
@@ -53,6 +55,7 @@ def main() -> int:
     loads = [load for load in measures.LOADS if load.key in keys]
     rounds = args.rounds or (2 if args.quick else 3)
     _take_two_cores()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # else what was started would stay
     rigs.build()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatrpc-bench-")))
@@ -67,6 +70,8 @@ def main() -> int:
         subprocess.run(
             [args.plot_with, Path(__file__).parent / "plots.py", args.out / "results.json", args.out], check=True
         )
+    if args.docs:
+        report.into_docs(text, args.out, rigs.ROOT / "docs")
     print(f"written to {args.out}", file=sys.stderr)
     wrong = report.faults(results, [server.name for server in OURS])
     for line in wrong:

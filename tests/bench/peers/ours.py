@@ -1,6 +1,8 @@
 """The service, the floor under it and the naive wrapper, as servers of the benchmark."""
 
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from processes import Server, Start, free_port
@@ -28,6 +30,12 @@ def floor(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[
     return [sys.executable, str(HERE / "floor.py"), str(port)], {}
 
 
+def two_floors(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Both listen on the port, and the kernel deals the connections out: what two cores are worth here."""
+    one = shlex.join(floor(port, upstream_port, folder)[0])
+    return ["/bin/sh", "-c", f"{one} & exec {one}"], {}
+
+
 def naive(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
     command = [str(NAIVE_PYTHON), str(HERE / "naive.py"), str(port), f"http://127.0.0.1:{upstream_port}/v1"]
     return command, {"PYTHONPATH": str(ROOT / "service")}
@@ -38,3 +46,4 @@ ONE_BY_ONE = Server("chatrpc, a message per chunk", "Python, gRPC", "grpc", PATH
 TWO_WORKERS = Server("chatrpc, 2 workers", "Python, gRPC", "grpc", PATH, service("--workers=2"))
 FLOOR = Server("floor", "grpc.aio, ready messages", "grpc", PATH, floor, has_upstream=False)
 NAIVE = Server("naive", "grpc.aio and the OpenAI SDK", "grpc", PATH, naive, slow=True)
+TWO_FLOORS = replace(FLOOR, name="floor, 2 processes", start=two_floors)

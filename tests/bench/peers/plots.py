@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 OURS, FLOOR, NAIVE, RIVALS = "#c2410c", "#64748b", "#a3a3a3", "#2563eb"
 COLORS = {
@@ -17,6 +18,16 @@ COLORS = {
     "chatrpc, 2 workers": "#9a3412",
     "floor": FLOOR,
     "naive": NAIVE,
+}
+OTHERS = {
+    "LiteLLM": "#7c3aed",
+    "Portkey": "#db2777",
+    "smg": "#0f766e",
+    "vllm-router": "#65a30d",
+    "nginx": "#0ea5e9",
+    "Envoy": "#1e3a8a",
+    "Envoy transcoder": "#1e3a8a",
+    "floor, 2 processes": "#94a3b8",
 }
 PACED = {50: "paced 50", 200: "paced 200", 1000: "paced 1000"}
 
@@ -34,11 +45,11 @@ def main(source: str, folder: str) -> None:
 def throughput(servers: dict[str, Any]) -> Any:
     """Calls and chunks a second, longest bars first."""
     titles = {
-        "unary": "unary calls a second",
-        "66": "chunks a second, streams of 66",
-        "400": "chunks a second, streams of 400",
+        "unary": "unary calls/s",
+        "66": "chunks/s, streams of 66",
+        "400": "chunks/s, streams of 400",
     }
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), dpi=110, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4.8), dpi=110, layout="constrained")
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         rows = sorted(
             (rates(one, key, "per_second"), name) for name, one in servers.items() if rates(one, key, "per_second")
@@ -51,7 +62,9 @@ def throughput(servers: dict[str, Any]) -> Any:
         names = [name for _, name in sorted(rows, key=lambda row: statistics.median(row[0]))]
         axis.set_yticks(range(len(names)), names)
         axis.set_title(title, loc="left")
-        axis.margins(x=0.18)
+        axis.margins(x=0.2)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         clean(axis)
     figure.suptitle("Two cores for everything: server, callers and upstream. The line spans all rounds.", fontsize=10)
     return figure
@@ -66,7 +79,12 @@ def paced(servers: dict[str, Any]) -> Any:
         ]
         points = [point for point in points if point[1]]
         if points:
-            style = {"color": COLORS.get(name), "marker": "o", "label": name, "linewidth": 2 if name in COLORS else 1.2}
+            style = {
+                "color": COLORS.get(name) or OTHERS.get(name),
+                "marker": "o",
+                "label": name,
+                "linewidth": 2 if name in COLORS else 1.2,
+            }
             cpu.plot([streams for streams, *_ in points], [statistics.median(found) for _, found, _ in points], **style)
             jitter.plot(
                 [streams for streams, *_ in points], [statistics.median(found) for *_, found in points], **style
@@ -77,6 +95,8 @@ def paced(servers: dict[str, Any]) -> Any:
         axis.set_yscale("log")
         axis.set_xticks(list(PACED), [f"{streams:,}" for streams in PACED])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.set_xlabel("streams open, 50 chunks a second each")
         clean(axis)
     jitter.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -92,12 +112,19 @@ def memory(servers: dict[str, Any]) -> Any:
         points = [(streams, one["held"][key]) for streams, key in keys.items() if key in one.get("held", {})]
         if len(points) > 1:
             drawn = True
-            style = {"color": COLORS.get(name), "marker": "o", "label": name, "linewidth": 2 if name in COLORS else 1.2}
+            style = {
+                "color": COLORS.get(name) or OTHERS.get(name),
+                "marker": "o",
+                "label": name,
+                "linewidth": 2 if name in COLORS else 1.2,
+            }
             axis.plot(*zip(*points, strict=True), **style)
     axis.set_title("Resident memory, MiB", loc="left")
     axis.set_xticks(list(keys), [f"{streams:,}" for streams in keys])
     axis.set_xlabel("streams open")
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     clean(axis)
     return figure if drawn else None

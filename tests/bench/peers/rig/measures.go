@@ -116,6 +116,7 @@ func open(command Command) (holder, map[string]any) {
 const (
 	settling = 5 * time.Millisecond // a call that is cancelled has come to rest before
 	patience = 2 * time.Second      // whoever has not passed a cancel on by then does not do so
+	misses   = 5                    // after so many there is nothing more to learn
 )
 
 // cancels measures how long after its caller's cancel the upstream sees a call go.
@@ -127,8 +128,9 @@ func cancels(command Command, up *upstream) map[string]any {
 	defer client.close()
 	script := scriptFor(command.Model)
 	var delays []time.Duration
+	trials := 0
 	up.forget()
-	for range command.Trials {
+	for ; trials < command.Trials && trials-len(delays) < misses; trials++ {
 		begun := make(chan bool, 1)
 		abort := client.start(&command, hooks{begun: func() { begun <- true }, over: func() {}})
 		gone, arrived := within(deadline, up.waiting)
@@ -147,7 +149,7 @@ func cancels(command Command, up *upstream) map[string]any {
 			delays = append(delays, at.Sub(cancelled))
 		}
 	}
-	return map[string]any{"trials": command.Trials, "closed": len(delays), "delay_ms": percentiles(delays)}
+	return map[string]any{"trials": trials, "closed": len(delays), "delay_ms": percentiles(delays)}
 }
 
 func within[T any](limit time.Duration, channel chan T) (value T, ok bool) {
