@@ -57,7 +57,7 @@ class Process:
 
     def log(self, event: str) -> dict[str, Any]:
         """The next log line of this event."""
-        fields: dict[str, Any] = json.loads(self.line(f'"event": "{event}"'))
+        fields: dict[str, Any] = json.loads(self.line(f'"event":"{event}"'))
         return fields
 
     def written(self) -> list[str]:

@@ -38,11 +38,11 @@ def ask(command: str, folder: Path, log: list[str]) -> str:
 
 @pytest.mark.parametrize("command", questions("sh"))
 def test_the_log_answers(live_prometheus: Live, command: str, tmp_path: Path) -> None:
-    calls = [line for line in live_prometheus.service.written() if '"event": "call"' in line]
+    calls = [line for line in live_prometheus.service.written() if '"event":"call"' in line]
     ask(command, tmp_path, ["not JSON", *calls])
     if '.event == "call"' in command:
         fields = set(re.findall(r"[\[ (,]\.(\w+)", command))
-        assert [field for field in fields if not any(f'"{field}": ' in line for line in calls)] == []
+        assert [field for field in fields if not any(f'"{field}":' in line for line in calls)] == []
     else:
         assert [event for event in re.findall(r'\.event == "([^"]+)"', command) if f'"{event}"' not in SERVICE] == []
 

@@ -113,7 +113,7 @@ def _mistakes(log: Path) -> list[str]:
     return [
         line
         for line in log.read_text().splitlines()
-        if not line.startswith("{") or ('"level": "error"' in line and not any(text in line for text in EXPLAINED))
+        if not line.startswith("{") or ('"level":"error"' in line and not any(text in line for text in EXPLAINED))
     ]
 
 
@@ -135,7 +135,7 @@ def _serving(service: subprocess.Popen[str], log: Path) -> dict[str, str]:
     end = time.monotonic() + START_SECONDS
     while service.poll() is None and time.monotonic() < end:
         for line in log.read_text().splitlines():
-            if '"event": "serving"' in line:
+            if '"event":"serving"' in line:
                 return dict(json.loads(line))
         time.sleep(0.05)
     raise SystemExit(f"the service has not started:\n{log.read_text()}")
