@@ -1,6 +1,6 @@
 """How fast does a cancel reach the upstream? From the caller's end of a call to the upstream's end of its connection.
 
-    python tests/bench/cancel.py [--trials N] [--engine aiohttp|httpcore] [--json FILE]
+    python tests/bench/cancel.py [--trials N] [--engine httptools|httpcore] [--json FILE]
 
 What it measures: the service is a process of its own; its caller and its upstream are this one, so that one clock tells
 when the call ended and when the upstream saw its connection closed. In each phase of a call, on a fresh connection:
@@ -291,7 +291,7 @@ def table(measured: Sequence[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200, help="calls for each row; default: %(default)s")
-    parser.add_argument("--engine", choices=("aiohttp", "httpcore"), default="aiohttp", help="default: %(default)s")
+    parser.add_argument("--engine", choices=("httptools", "httpcore"), default="httptools", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single figure there")
     options = parser.parse_args()
     measured = asyncio.run(rows(options.trials, options.engine))

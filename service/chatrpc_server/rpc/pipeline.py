@@ -56,7 +56,6 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._default_deadline_seconds = default_deadline_seconds
         self._max_message_bytes = max_message_bytes
         self._coalesce = coalesce
-        self._wrapped: dict[str, _Handler] = {}
 
     async def intercept_service(
         self,
@@ -70,10 +69,8 @@ class Pipeline(grpc.aio.ServerInterceptor):
             self._unknown()
         if handler is None or service != SERVICE:
             return handler
-        if method not in self._wrapped:
-            wrap = self._streaming if handler.response_streaming else self._unary
-            self._wrapped[method] = wrap(method, handler)
-        return self._wrapped[method]
+        wrap = self._streaming if handler.response_streaming else self._unary
+        return wrap(method, handler)
 
     def _unary(self, method: str, handler: Any) -> _Handler:
         async def behavior(data: bytes, context: Context) -> Any:

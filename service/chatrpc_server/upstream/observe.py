@@ -10,9 +10,8 @@ from chatrpc_server.core.errors import ChatError, InvalidResponse, Refused, Trun
 from chatrpc_server.metrics.instruments import HTTP_STATUSES, OTHER, Metrics
 
 _LIMITS = {f"x-ratelimit-remaining-{kind}": kind for kind in ("requests", "tokens")}
-
 _GAPS_AT_ONCE = 16
-"""Told one by one they cost three times as much: by the next the code is no longer in the processor's caches."""
+"""Told one by one they make a paced chunk 3 % dearer at 50 streams, 7 % at 200: each finds cold caches."""
 
 
 class Observe:

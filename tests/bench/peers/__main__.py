@@ -37,7 +37,6 @@ from rig import Rig, RigError
 
 OURS = (ours.CHATRPC, ours.ONE_BY_ONE, ours.TWO_WORKERS, ours.FLOOR, ours.TWO_FLOORS, ours.NAIVE)
 QUICK = (ours.CHATRPC, ours.ONE_BY_ONE, ours.FLOOR, ours.NAIVE)
-DIRECT = "direct"
 
 
 def main() -> int:
@@ -92,8 +91,12 @@ def measure(
 ) -> dict[str, Any]:
     """All of it. `whole`: not only the loads. What cannot be started is left out, and said."""
     machine = {"cpu": _cpu_model(), "cores": sorted(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
-    results: dict[str, Any] = {"machine": machine, "rounds": rounds, "servers": {DIRECT: {"kind": "no server between"}}}
-    running: dict[str, Running | None] = {DIRECT: None}
+    results: dict[str, Any] = {
+        "machine": machine,
+        "rounds": rounds,
+        "servers": {ours.DIRECT: {"kind": "no server between"}},
+    }
+    running: dict[str, Running | None] = {ours.DIRECT: None}
     for number, server in enumerate(servers):
         figures: dict[str, Any] = {"kind": server.kind, "slow": server.slow}
         _say(f"starting {server.name}")

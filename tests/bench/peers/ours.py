@@ -47,3 +47,5 @@ TWO_WORKERS = Server("chatrpc, 2 workers", "Python, gRPC", "grpc", PATH, service
 FLOOR = Server("floor", "grpc.aio, ready messages", "grpc", PATH, floor, has_upstream=False)
 NAIVE = Server("naive", "grpc.aio and the OpenAI SDK", "grpc", PATH, naive, slow=True)
 TWO_FLOORS = replace(FLOOR, name="floor, 2 processes", start=two_floors)
+DIRECT = "direct"
+"""No server at all: the callers ask the upstream."""

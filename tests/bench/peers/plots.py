@@ -11,15 +11,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-OURS, FLOOR, NAIVE, RIVALS = "#c2410c", "#64748b", "#a3a3a3", "#2563eb"
 COLORS = {
-    "chatrpc": OURS,
+    "chatrpc": "#c2410c",
     "chatrpc, a message per chunk": "#fb923c",
     "chatrpc, 2 workers": "#9a3412",
-    "floor": FLOOR,
-    "naive": NAIVE,
-}
-OTHERS = {
+    "floor": "#64748b",
+    "floor, 2 processes": "#94a3b8",
+    "naive": "#a3a3a3",
     "LiteLLM": "#7c3aed",
     "Portkey": "#db2777",
     "smg": "#0f766e",
@@ -27,8 +25,8 @@ OTHERS = {
     "nginx": "#0ea5e9",
     "Envoy": "#1e3a8a",
     "Envoy transcoder": "#1e3a8a",
-    "floor, 2 processes": "#94a3b8",
 }
+RIVALS = list(COLORS)[6:]
 PACED = {50: "paced 50", 200: "paced 200", 1000: "paced 1000"}
 
 
@@ -51,16 +49,14 @@ def throughput(servers: dict[str, Any]) -> Any:
     }
     figure, axes = plt.subplots(1, 3, figsize=(17, 4.8), dpi=110, layout="constrained")
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        rows = sorted(
-            (rates(one, key, "per_second"), name) for name, one in servers.items() if rates(one, key, "per_second")
-        )
-        for place, (found, name) in enumerate(sorted(rows, key=lambda row: statistics.median(row[0]))):
+        rows = [(found, name) for name, one in servers.items() if (found := rates(one, key, "per_second"))]
+        rows.sort(key=lambda row: statistics.median(row[0]))
+        for place, (found, name) in enumerate(rows):
             value = statistics.median(found)
-            axis.barh(place, value, color=COLORS.get(name, RIVALS))
+            axis.barh(place, value, color=COLORS[name])
             axis.plot([min(found), max(found)], [place, place], color="black", linewidth=1)
             axis.text(max(found), place, f" {value:,.0f}", va="center", fontsize=9)
-        names = [name for _, name in sorted(rows, key=lambda row: statistics.median(row[0]))]
-        axis.set_yticks(range(len(names)), names)
+        axis.set_yticks(range(len(rows)), [name for _, name in rows])
         axis.set_title(title, loc="left")
         axis.margins(x=0.2)
         axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -79,24 +75,15 @@ def paced(servers: dict[str, Any]) -> Any:
         ]
         points = [point for point in points if point[1]]
         if points:
-            style = {
-                "color": COLORS.get(name) or OTHERS.get(name),
-                "marker": "o",
-                "label": name,
-                "linewidth": 2 if name in COLORS else 1.2,
-            }
-            cpu.plot([streams for streams, *_ in points], [statistics.median(found) for _, found, _ in points], **style)
-            jitter.plot(
-                [streams for streams, *_ in points], [statistics.median(found) for *_, found in points], **style
-            )
+            streams = [streams for streams, *_ in points]
+            cpu.plot(streams, [statistics.median(found) for _, found, _ in points], **style(name))
+            jitter.plot(streams, [statistics.median(found) for *_, found in points], **style(name))
     for axis, title in ((cpu, "CPU of a chunk, µs"), (jitter, "jitter of the gaps between messages, p99, ms")):
         axis.set_title(title, loc="left")
         axis.set_xscale("log")
-        axis.set_yscale("log")
         axis.set_xticks(list(PACED), [f"{streams:,}" for streams in PACED])
         axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        plain_logarithm(axis)
         axis.set_xlabel("streams open, 50 chunks a second each")
         clean(axis)
     jitter.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -112,19 +99,11 @@ def memory(servers: dict[str, Any]) -> Any:
         points = [(streams, one["held"][key]) for streams, key in keys.items() if key in one.get("held", {})]
         if len(points) > 1:
             drawn = True
-            style = {
-                "color": COLORS.get(name) or OTHERS.get(name),
-                "marker": "o",
-                "label": name,
-                "linewidth": 2 if name in COLORS else 1.2,
-            }
-            axis.plot(*zip(*points, strict=True), **style)
+            axis.plot(*zip(*points, strict=True), **style(name))
     axis.set_title("Resident memory, MiB", loc="left")
     axis.set_xticks(list(keys), [f"{streams:,}" for streams in keys])
     axis.set_xlabel("streams open")
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    plain_logarithm(axis)
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     clean(axis)
     return figure if drawn else None
@@ -133,6 +112,16 @@ def memory(servers: dict[str, Any]) -> Any:
 def rates(server: dict[str, Any], load: str, figure: str, part: str | None = None) -> list[float]:
     found = [turn.get(figure) for turn in server.get(load, [])]
     return [one[part] if part else one for one in found if one is not None]
+
+
+def style(name: str) -> dict[str, Any]:
+    return {"color": COLORS[name], "marker": "o", "label": name, "linewidth": 1.2 if name in RIVALS else 2}
+
+
+def plain_logarithm(axis: Any) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def clean(axis: Any) -> None:

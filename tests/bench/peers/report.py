@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ours
 from measures import LOADS
 
 Results = dict[str, Any]
 Values = list[float]
 
-_CHATRPC, _EACH, _TWO, _FLOOR, _NAIVE = (
-    "chatrpc",
-    "chatrpc, a message per chunk",
-    "chatrpc, 2 workers",
-    "floor",
-    "naive",
-)
-_DIRECT = "direct"
-_TWO_FLOORS = "floor, 2 processes"
+_CHATRPC, _EACH, _TWO = ours.CHATRPC.name, ours.ONE_BY_ONE.name, ours.TWO_WORKERS.name
+_FLOOR, _TWO_FLOORS, _NAIVE = ours.FLOOR.name, ours.TWO_FLOORS.name, ours.NAIVE.name
 _BEGINS, _ENDS = "<!-- written by make bench -->", "<!-- until here -->"
 _RUST = ("smg", "vllm-router")
+_HOLDS = {"≥": operator.ge, "≤": operator.le, ">": operator.gt}
 
 
 def markdown(results: Results) -> str:
@@ -102,13 +98,13 @@ def _loads(results: Results) -> str:
         cells = [name, server["kind"]]
         for load in (unary, short, long):
             cells.append(_cell(values(results, name, load.key, "per_second"), "{:,.0f}"))
-            cells.append("" if name == _DIRECT else _cell(values(results, name, load.key, "cpu_us"), "{:,.1f}"))
+            cells.append("" if name == ours.DIRECT else _cell(values(results, name, load.key, "cpu_us"), "{:,.1f}"))
         rows.append(cells)
     return f"### Unpaced, {unary.in_flight} calls at once\n\n{_table(titles, rows)}"
 
 
 def _paced(results: Results) -> str:
-    loads = [load for load in LOADS if load.pace_ms and values(results, _DIRECT, load.key, "per_second")]
+    loads = [load for load in LOADS if load.pace_ms and values(results, ours.DIRECT, load.key, "per_second")]
     titles = ["server"]
     for load in loads:
         titles += [
@@ -120,7 +116,7 @@ def _paced(results: Results) -> str:
     for name in results["servers"]:
         cells = [name]
         for load in loads:
-            cells.append("" if name == _DIRECT else _cell(values(results, name, load.key, "cpu_us"), "{:,.0f}"))
+            cells.append("" if name == ours.DIRECT else _cell(values(results, name, load.key, "cpu_us"), "{:,.0f}"))
             first = [_added(results, name, load.key, "first_ms", part) for part in ("p50", "p99")]
             cells.append(" / ".join(f"{one:,.1f}" for one in first if one is not None))
             jitter = _added(results, name, load.key, "jitter_ms", "p99")
@@ -178,8 +174,8 @@ def _beside(held: dict[str, Any]) -> float | None:
 
 def _added(results: Results, name: str, load: str, figure: str, part: str) -> float | None:
     """Beyond what the upstream has by itself, which is taken of the same round."""
-    own, direct = (values(results, one, load, figure, part) for one in (name, _DIRECT))
-    if not own or name == _DIRECT:
+    own, direct = (values(results, one, load, figure, part) for one in (name, ours.DIRECT))
+    if not own or name == ours.DIRECT:
         return statistics.median(own) if own else None
     return statistics.median(value - by_itself for value, by_itself in zip(own, direct, strict=False))
 
@@ -201,102 +197,63 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 def _targets(results: Results) -> str:
     """What the service is to reach, and did. A ratio is one of the medians of this run."""
+    chatrpc = results["servers"].get(_CHATRPC, {})
+    held = chatrpc.get("held", {})
 
     def ratio(load: str, figure: str, of: str, to: str) -> float | None:
         one, other = middle(results, of, load, figure), middle(results, to, load, figure)
         return one / other if one and other else None
 
-    def held(key: str) -> float | None:
-        return results["servers"].get(_CHATRPC, {}).get("held", {}).get(key)  # type: ignore[no-any-return]
+    def rate(load: str, to: str, of: str = _CHATRPC) -> float | None:
+        return ratio(load, "per_second", of, to)
+
+    def cpu(load: str, to: str, of: str = _CHATRPC) -> float | None:
+        return ratio(load, "cpu_us", of, to)
 
     def of_two_floors(load: str) -> str:
         """What the machine itself gives to a second process."""
-        gain = ratio(load, "per_second", _TWO_FLOORS, _FLOOR)
+        gain = rate(load, _FLOOR, of=_TWO_FLOORS)
         return f" (2 processes of the floor: {gain:.2f})" if gain else ""
 
-    def at_least(limit: float) -> Callable[[float], bool]:
-        return lambda seen: seen >= limit
-
-    def at_most(limit: float) -> Callable[[float], bool]:
-        return lambda seen: seen <= limit
-
-    rows: list[tuple[str, float | None, Callable[[float], bool], str]] = [
-        ("unary calls/s, to naive", ratio("unary", "per_second", _CHATRPC, _NAIVE), at_least(6), "≥ 6"),
-        ("chunks/s (66), to naive", ratio("66", "per_second", _CHATRPC, _NAIVE), at_least(20), "≥ 20"),
-        ("CPU of a unary call, to the floor", ratio("unary", "cpu_us", _CHATRPC, _FLOOR), at_most(3.5), "≤ 3.5"),
-        (
-            "CPU of a chunk (66), a message each, to the floor",
-            ratio("66", "cpu_us", _EACH, _FLOOR),
-            at_most(1.8),
-            "≤ 1.8",
-        ),
-        (
-            "CPU of a chunk (400), a message each, to the floor",
-            ratio("400", "cpu_us", _EACH, _FLOOR),
-            at_most(1.8),
-            "≤ 1.8",
-        ),
-        ("CPU of a chunk (66), to the floor", ratio("66", "cpu_us", _CHATRPC, _FLOOR), at_most(0.75), "≤ 0.75"),
-        ("CPU of a chunk (400), to the floor", ratio("400", "cpu_us", _CHATRPC, _FLOOR), at_most(0.75), "≤ 0.75"),
-        ("chunks/s (66), to the floor", ratio("66", "per_second", _CHATRPC, _FLOOR), lambda seen: seen > 1, "> 1"),
+    rows: list[tuple[str, float | None, str, float]] = [
+        ("unary calls/s, to naive", rate("unary", _NAIVE), "≥", 6),
+        ("chunks/s (66), to naive", rate("66", _NAIVE), "≥", 20),
+        ("CPU of a unary call, to the floor", cpu("unary", _FLOOR), "≤", 3.5),
         *[
-            (
-                f"chunks/s ({load}), to {rust} (stretch)",
-                ratio(load, "per_second", _CHATRPC, rust),
-                lambda seen: seen > 1,
-                "> 1",
-            )
+            (f"CPU of a chunk ({load}), a message each, to the floor", cpu(load, _FLOOR, of=_EACH), "≤", 1.8)
+            for load in ("66", "400")
+        ],
+        *[(f"CPU of a chunk ({load}), to the floor", cpu(load, _FLOOR), "≤", 0.75) for load in ("66", "400")],
+        ("chunks/s (66), to the floor", rate("66", _FLOOR), ">", 1),
+        *[
+            (f"chunks/s ({load}), to {rust} (stretch)", rate(load, rust), ">", 1)
             for rust in _RUST
             for load in ("66", "400")
         ],
         *[
-            (
-                f"CPU of a chunk, {load}, to the floor",
-                ratio(load, "cpu_us", _CHATRPC, _FLOOR),
-                at_most(1.6),
-                "≤ 1.6",
-            )
-            for load in ("paced 50", "paced 200", "paced 1000")
+            (f"CPU of a chunk, {load.key}, to the floor", cpu(load.key, _FLOOR), "≤", 1.6)
+            for load in LOADS
+            if load.pace_ms
         ],
-        (
-            "CPU of a chunk, paced 50, to naive",
-            ratio("paced 50", "cpu_us", _CHATRPC, _NAIVE),
-            at_most(0.25),
-            "≤ 0.25",
-        ),
+        ("CPU of a chunk, paced 50, to naive", cpu("paced 50", _NAIVE), "≤", 0.25),
         (
             "added to the first chunk, 200 streams, p50, ms",
             _added(results, _CHATRPC, "paced 200", "first_ms", "p50"),
-            at_most(2),
-            "≤ 2",
+            "≤",
+            2,
         ),
-        (
-            "added jitter, 200 streams, p99, ms",
-            _added(results, _CHATRPC, "paced 200", "jitter_ms", "p99"),
-            at_most(10),
-            "≤ 10",
-        ),
-        (
-            "CPU of one call more beside 2,000 streams",
-            _beside(results["servers"].get(_CHATRPC, {}).get("held", {})),
-            at_most(1.2),
-            "≤ 1.2",
-        ),
-        ("MiB with 1,000 streams open", held("mib_at_1000"), at_most(120), "≤ 120"),
-        ("cold start, s", results["servers"].get(_CHATRPC, {}).get("start_seconds"), at_most(1.5), "≤ 1.5"),
+        ("added jitter, 200 streams, p99, ms", _added(results, _CHATRPC, "paced 200", "jitter_ms", "p99"), "≤", 10),
+        ("CPU of one call more beside 2,000 streams", _beside(held), "≤", 1.2),
+        ("MiB with 1,000 streams open", held.get("mib_at_1000"), "≤", 120),
+        ("cold start, s", chatrpc.get("start_seconds"), "≤", 1.5),
         *[
-            (
-                f"2 workers, {what}, to one{of_two_floors(key)}",
-                ratio(key, "per_second", _TWO, _CHATRPC),
-                at_least(1.8),
-                "≥ 1.8",
-            )
+            (f"2 workers, {what}, to one{of_two_floors(key)}", rate(key, _CHATRPC, of=_TWO), "≥", 1.8)
             for what, key in (("unary calls/s", "unary"), ("chunks/s (66)", "66"), ("chunks/s (400)", "400"))
         ],
     ]
     lines = [
-        [what, f"{seen:,.2f}", wanted, "yes" if holds(seen) else "**no**"]
-        for what, seen, holds, wanted in rows
+        [what, f"{seen:,.2f}", f"{sign} {limit:g}", "yes" if _HOLDS[sign](seen, limit) else "**no**"]
+        for what, seen, sign, limit in rows
         if seen is not None
     ]
     return f"### Targets\n\n{_table(['', 'seen', 'wanted', 'reached'], lines)}" if lines else ""

@@ -49,10 +49,6 @@ class Rival(Server):
         assert program, f"{self.name} is not installed"
         return self.version_of(program)
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return ("unary", "stream") if self.streams else ("unary",)
-
 
 def servers() -> list[Server]:
     """Those that are installed; their kind says the version too."""
