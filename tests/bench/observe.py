@@ -166,6 +166,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.serve:
         return serve(args.serve)
+    if args.rounds < 2:
+        parser.error("--rounds: at least 2, to have a middle")
     services = asyncio.run(measure(args.rounds))
     # The first round is for warming up.
     figures = {name: {"unary": one.unary_us[1:], "chunk": one.chunk_us[1:]} for name, one in services.items()}

@@ -145,7 +145,7 @@ class StreamReader:
         """What only repeats is told apart here, and needs no decoding."""
         at = looked_at = 0
         while at < len(data) and not self.done:
-            if at >= looked_at and self._decoder.is_between_events and not self._surrogates.waiting:
+            if self._repeats.known and at >= looked_at and self._may_repeat():
                 texts, looked_at = self._repeats.read(data, at)
                 if texts and self._add_repeated(texts, chunks, is_all=looked_at - at == len(data)):
                     at = looked_at
@@ -157,6 +157,9 @@ class StreamReader:
                 if self.done:
                     break
             at = end
+
+    def _may_repeat(self) -> bool:
+        return self._decoder.is_between_events and not self._surrogates.waiting
 
     def _add_repeated(self, texts: list[bytes], chunks: list[ChatChunk], *, is_all: bool) -> bool:
         repeats = self._repeats
@@ -197,7 +200,7 @@ class StreamReader:
             self._surrogates.join(source)
         chunk = self._add(source, chunks)
         if not odd and chunk is not None:
-            self._repeats.learn(payload, chunk)
+            self._repeats.learn(payload, source, chunk)
 
     def _take_each(self, kind: str, lines: list[bytes], chunks: list[ChatChunk]) -> None:
         """Where a server leaves the blank lines out, several events come as the lines of one."""
