@@ -6,7 +6,12 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from chatrpc_server.core.call import Call
 from chatrpc_server.echo import Echo
+from chatrpc_server.metrics.instruments import Metrics
+from chatrpc_server.rpc.observe import RPCS
+from chatrpc_server.settings import UpstreamSettings
+from chatrpc_server.upstream.observe import Observe
 from support import Exchange, Script, Service, collect, failure, http, request, service, sse
 
 MODEL = {"gen_ai_request_model": "echo"}
@@ -179,6 +184,22 @@ async def test_times_of_a_stream(script: Script) -> None:
         timeouts = "chatrpc_deadline_remaining_at_start_seconds"
         assert chat.value(f"{timeouts}_bucket", le="30.0") == chat.value(f"{timeouts}_count") == 1
         assert not chat.value("chatrpc_deadline_missing_total")
+
+
+def test_each_gap_is_told_once() -> None:
+    settings = UpstreamSettings(base_url="http://127.0.0.1/v1")
+    metrics = Metrics(RPCS, settings)
+    call = Call(id="1", method="CreateChatCompletionStream", started=0, deadline=0)
+
+    def told() -> float | None:
+        labels = dict(zip(metrics.chunk_gap._labelnames, metrics.gen_ai_labels(call.model), strict=True))
+        return metrics.registry.get_sample_value("gen_ai_client_operation_time_per_output_chunk_seconds_count", labels)
+
+    with Observe(metrics, settings.name).gaps(call) as note:
+        for _ in range(40):
+            note(0.01)
+        assert told() == 32
+    assert told() == 40
 
 
 async def test_calls_without_a_deadline_are_told(chat: Service) -> None:

@@ -2,11 +2,18 @@
 
 import asyncio
 import json
+from contextlib import aclosing
 
 import pytest
 
 from chatrpc.v1.chat_request_pb2 import StreamOptions
+from chatrpc_server.core.call import Call
 from chatrpc_server.echo import Echo
+from chatrpc_server.metrics.instruments import Metrics
+from chatrpc_server.rpc.observe import RPCS
+from chatrpc_server.settings import UpstreamSettings
+from chatrpc_server.upstream.observe import Observe
+from chatrpc_server.upstream.openai import OpenAI
 from support import Exchange, Script, Service, collect, failure, http, request, service, sse
 
 
@@ -175,6 +182,28 @@ async def test_two_hundred_streams_at_once(echo: Echo) -> None:
         answers = await asyncio.gather(*map(collect, calls))
         text = {"".join(c.delta.content for chunk in answer for c in chunk.choices) for answer in answers}
     assert text == {"1 2 3 4 5"}
+
+
+async def test_a_slow_reader_is_no_silence_of_the_upstream(script: Script) -> None:
+    goes_on = asyncio.Event()
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD, http_chunk(b"data: " + chunk("a") + b"\n\n"))
+        await goes_on.wait()
+        await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
+
+    script.answers(answer)
+    settings = UpstreamSettings(
+        base_url=script.base_url, first_chunk_timeout_seconds=0.3, chunk_gap_timeout_seconds=0.3
+    )
+    upstream = OpenAI(settings, Observe(Metrics(RPCS, settings), settings.name))
+    call = Call(id="1", method="CreateChatCompletionStream", started=0, deadline=0)
+    async with aclosing(upstream.stream(request(), call)) as batches:
+        assert await anext(batches)
+        await asyncio.sleep(0.5)
+        goes_on.set()
+        assert [batch async for batch in batches]
+    await upstream.aclose()
 
 
 async def test_a_slow_reader_stops_our_reading(script: Script) -> None:

@@ -39,13 +39,29 @@ def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         (12.1, 12.1),
         (True, True),
         (ValueError(KEY), "[redacted]"),
+        ("half a pair: \ud83d", "half a pair: \ud83d"),
+        (1 << 70, 1 << 70),
     ],
-    ids=["bearer", "the-key", "looks-like-a-key", "lines", "number", "flag", "object"],
+    ids=["bearer", "the-key", "looks-like-a-key", "lines", "number", "flag", "object", "surrogate", "large"],
 )
 def test_json(logged: Any, value: Any, shown: Any) -> None:
     line = logged("json", KEY, field=value)
     assert line.count("\n") == 1
     assert json.loads(line)["field"] == shown
+
+
+@pytest.mark.parametrize(
+    ("created", "shown"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1764090000.0015, "2025-11-25T17:00:00.001Z"),
+        (1764090000.9999, "2025-11-25T17:00:00.999Z"),
+    ],
+)
+def test_time(created: float, shown: str) -> None:
+    record = logging.makeLogRecord({"created": created})
+    for formatter in (logs._Json(str), logs._Text(str)):
+        assert shown in formatter.format(record)
 
 
 def test_text(logged: Any) -> None:

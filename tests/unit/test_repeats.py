@@ -32,6 +32,11 @@ class Counting(repeats.Repeats):
     """Counts the chunks that it took for repeated."""
 
     count = 0
+    looks = 0
+
+    def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
+        self.looks += 1
+        return super().read(data, at)
 
     def texts(self, written: list[bytes], *, joined: bool) -> list[str]:
         texts = super().texts(written, joined=joined)
@@ -236,6 +241,31 @@ def test_a_message_is_reused_until_the_next_read() -> None:
     reader.feed(event(SPACED.replace(b'"i"', b'"j"') % b'"f"'))
     (other,) = reader.feed(event(SPACED.replace(b'"i"', b'"j"') % b'"g"'))
     assert (other.id, other.choices[0].delta.content, second.id) == ("j", "g", "i")
+
+
+def test_only_what_is_alone_in_its_read_is_reused() -> None:
+    reader = StreamReader(1000, reuse=True, coalesce=True)
+    reader.feed(event(PLAIN % b'"a"'))
+    counted = b'{"id":"u","choices":[],"usage":{"total_tokens":1}}'  # teaches nothing, and joins nothing
+    read = reader.feed(b"".join(map(event, [PLAIN % b'"b"', counted, PLAIN % b'"c"'])))
+    assert [[choice.delta.content for choice in chunk.choices] for chunk in read] == [["b"], [], ["c"]]
+
+
+def test_a_line_of_its_own_within_an_event_is_no_part_of_what_repeats() -> None:
+    """Two lines of data teach nothing: without its `data:` the second is none, and what is left is no JSON."""
+    start, comma, rest = (PLAIN % b'"a"').partition(b",")
+    taught = b"data: " + start + comma + b"\ndata: " + rest + b"\n\n"
+    broken = b"data: " + start + comma + b"\n" + rest + b"\n\n"
+    assert heard(reader_with(Counting), [taught, broken]) == heard(reader_with(Never), [taught, broken])
+
+
+def test_a_run_that_holds_no_text_is_looked_at_once() -> None:
+    reader = reader_with(Counting)
+    reader.feed(event(PLAIN % b'"a"'))
+    run = [PLAIN % b'"b"'] * 50 + [PLAIN % b'"\xff"']
+    reader.feed(b"".join(map(event, run)))
+    assert reader.chunks == len(run) + 1
+    assert reader._repeats.looks <= 3  # type: ignore[attr-defined]
 
 
 def test_a_reused_message_does_not_grow() -> None:
