@@ -57,6 +57,14 @@ def text(content: str, **fields: Any) -> ChatChunk:
 
 MERGED: dict[str, tuple[list[ChatChunk], ChatChunk]] = {
     "content": ([delta(content=letter) for letter in "abc"], delta(content="abc")),
+    "the role and content": (
+        [delta(role="assistant", content=""), delta(content="a"), delta(content="b")],
+        delta(role="assistant", content="ab"),
+    ),
+    "the role and a call": (
+        [delta(role="assistant", tool_calls=[call(0, "", "f", id="a")]), delta(tool_calls=[call(0, "{}")])],
+        delta(role="assistant", tool_calls=[call(0, "{}", "f", id="a")]),
+    ),
     "content, empty": ([delta(content="a"), delta(content=""), delta(content="b")], delta(content="ab")),
     "reasoning_content": ([delta(reasoning_content="a"), delta(reasoning_content="b")], delta(reasoning_content="ab")),
     "reasoning": ([delta(reasoning="a"), delta(reasoning="b")], delta(reasoning="ab")),
@@ -115,6 +123,9 @@ APART: dict[str, tuple[ChatChunk, ChatChunk]] = {
     "one text more": (TEXT, delta(content="a", refusal="b")),
     "no text": (TEXT, delta()),
     "no delta": (delta(), chunk(ChunkChoice())),
+    "the role twice": (delta(role="assistant", content="a"), delta(role="assistant", content="a")),
+    "the role, then no text": (delta(role="assistant", content="a"), delta(role="assistant")),
+    "a role alone": (delta(role="assistant"), TEXT),
     "padding in one": (TEXT, chunk(TEXT.choices[0], obfuscation="x")),
     "logprobs in one": (TEXT, text("a", logprobs=logprobs("a"))),
     "extras of the logprobs of one": (
@@ -149,7 +160,6 @@ EQUAL: dict[str, ChatChunk] = {
     "finish_reason": text("a", finish_reason="stop"),
     "extras of the choice": text("a", extra_json="{}"),
     "extras of the logprobs": text("a", logprobs=logprobs("a", extra_json="{}")),
-    "role": delta(role="assistant", content="a"),
     "function_call": delta(function_call=FunctionCallDelta(arguments="a")),
     "audio": delta(audio=AudioDelta(data="a")),
     "annotations": delta(annotations=[Annotation()]),
@@ -178,6 +188,11 @@ def test_never_merged(chunk: ChatChunk) -> None:
     plain = ARGUMENTS if chunk.choices[0].delta.tool_calls else TEXT
     for chunks in ([chunk, chunk], [plain, chunk], [chunk, plain]):
         assert coalesce(copies(chunks)) == chunks
+
+
+def test_a_role_follows_nothing() -> None:
+    chunks = [TEXT, delta(role="assistant", content="a")]
+    assert coalesce(copies(chunks)) == chunks
 
 
 def test_every_field_is_decided_upon() -> None:

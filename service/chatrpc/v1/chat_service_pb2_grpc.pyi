@@ -136,7 +136,8 @@ class ChatCompletionServiceStub:
         `stream_options.include_usage` to false.
     10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
         content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
-        and no extras. Nothing is ever held back for it. The metadata `x-chatrpc-coalesce: off` stops it for a call.
+        and no extras. The first may also tell the role, or begin a tool call. Nothing is ever held back for it. The
+        metadata `x-chatrpc-coalesce: off` stops it for a call.
 
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
@@ -214,7 +215,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
         `stream_options.include_usage` to false.
     10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
         content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
-        and no extras. Nothing is ever held back for it. The metadata `x-chatrpc-coalesce: off` stops it for a call.
+        and no extras. The first may also tell the role, or begin a tool call. Nothing is ever held back for it. The
+        metadata `x-chatrpc-coalesce: off` stops it for a call.
 
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
@@ -301,7 +303,8 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
             `stream_options.include_usage` to false.
         10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
             content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
-            and no extras. Nothing is ever held back for it. The metadata `x-chatrpc-coalesce: off` stops it for a call.
+            and no extras. The first may also tell the role, or begin a tool call. Nothing is ever held back for it. The
+            metadata `x-chatrpc-coalesce: off` stops it for a call.
 
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME

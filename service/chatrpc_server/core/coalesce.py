@@ -1,8 +1,8 @@
 """Chunks that arrived together to the fewest messages that say the same.
 
 Never waits: it sees what one read brought. Two neighbours become one if all they differ in is text that concatenates:
-the same stream and choice, the same kind of text, no finish_reason, no usage, no extras
-(protos/chatrpc/v1/chat_service.proto).
+the same stream and choice, the same kind of text, no finish_reason, no usage, no extras. The first may also tell the
+role, or begin a tool call (protos/chatrpc/v1/chat_service.proto).
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,14 @@ def coalesce(chunks: Sequence[ChatChunk]) -> Sequence[ChatChunk]:
 
 
 def _continues(first: ChatChunk, second: ChatChunk) -> bool:
-    if len(first.choices) != 1 or len(second.choices) != 1 or not _same_fields(first, second, _CHUNK_FIELDS):
+    if len(first.choices) != 1 or len(second.choices) != 1:
         return False
     one, two = first.choices[0], second.choices[0]
     return (
         one.index == two.index
+        and _continues_delta(one.delta, two.delta)  # before the rest, as neighbours that differ mostly differ there
         and _same_fields(one, two, _CHOICE_FIELDS)
-        and _continues_delta(one.delta, two.delta)
+        and _same_fields(first, second, _CHUNK_FIELDS)
         and not one.logprobs.extra_json
         and not two.logprobs.extra_json
         and all(getattr(first, name) == getattr(second, name) for name in _SAME)
@@ -46,9 +47,12 @@ def _continues(first: ChatChunk, second: ChatChunk) -> bool:
 
 
 def _continues_delta(one: Delta, two: Delta) -> bool:
-    if len(one.tool_calls) == len(two.tool_calls) == 1:
-        return _same_fields(one, two, {"tool_calls"}) and _continues_call(one.tool_calls[0], two.tool_calls[0])
-    return _same_fields(one, two, _TEXTS)
+    names = _field_names(two)
+    if names != _field_names(one) - {"role"}:
+        return False
+    if names == {"tool_calls"} and len(one.tool_calls) == len(two.tool_calls) == 1:
+        return _continues_call(one.tool_calls[0], two.tool_calls[0])
+    return names <= _TEXTS
 
 
 def _continues_call(one: ToolCallDelta, two: ToolCallDelta) -> bool:
