@@ -34,6 +34,11 @@ class Counting(repeats.Repeats):
     count = 0
     looks = 0
 
+    def only(self, data: bytes) -> ChatChunk | None:
+        chunk = super().only(data)
+        self.count += chunk is not None
+        return chunk
+
     def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
         self.looks += 1
         return super().read(data, at)
@@ -46,6 +51,9 @@ class Counting(repeats.Repeats):
 
 class Never(repeats.Repeats):
     """Has everything decoded."""
+
+    def only(self, data: bytes) -> ChatChunk | None:
+        return None
 
     def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
         return [], at
@@ -60,9 +68,12 @@ def reader_with(kind: type[repeats.Repeats], limit: int = 10_000, **options: Any
 def repeated(*payloads: bytes) -> int:
     """How many of these events are not decoded, one to a read; and nobody could tell."""
     reads = [*map(event, payloads), DONE]
-    reader = reader_with(Counting)
-    assert heard(reader, reads) == heard(reader_with(Never), reads)
-    return reader._repeats.count  # type: ignore[attr-defined]
+    readers = [reader_with(Counting), reader_with(Counting, reuse=True)]
+    for reader in readers:
+        assert heard(reader, reads) == heard(reader_with(Never), reads)
+    count, alone = [reader._repeats.count for reader in readers]  # type: ignore[attr-defined]
+    assert alone >= count
+    return count
 
 
 def heard(reader: StreamReader, reads: Iterable[bytes]) -> Any:
@@ -249,6 +260,21 @@ def test_only_what_is_alone_in_its_read_is_reused() -> None:
     counted = b'{"id":"u","choices":[],"usage":{"total_tokens":1}}'  # teaches nothing, and joins nothing
     read = reader.feed(b"".join(map(event, [PLAIN % b'"b"', counted, PLAIN % b'"c"'])))
     assert [[choice.delta.content for choice in chunk.choices] for chunk in read] == [["b"], [], ["c"]]
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_an_event_that_is_too_large_is_not_let_through(reuse: bool) -> None:
+    limit = len(PLAIN % b'"abc"')
+    reads = [event(PLAIN % text) for text in (b'"a"', b'"abc"', b'"abcd"')]
+    said = heard(reader_with(Counting, limit, reuse=reuse), reads)
+    assert said == heard(reader_with(Never, limit), reads)
+    assert [len(chunks) for chunks in said[0]] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("end", [DONE, event(b'{"error":{"message":"m"}}')], ids=["done", "error"])
+def test_nothing_follows_the_end(end: bytes) -> None:
+    reads = [event(PLAIN % b'"a"'), event(PLAIN % b'"b"'), end, event(PLAIN % b'"c"')]
+    assert heard(reader_with(Counting, reuse=True), reads) == heard(reader_with(Never), reads)
 
 
 def test_a_line_of_its_own_within_an_event_is_no_part_of_what_repeats() -> None:

@@ -83,12 +83,17 @@ class StreamReader:
         self._drop_usage_chunk = drop_usage_chunk
         self._coalesce, self._reuse = coalesce, reuse
         self._repeats = Repeats(max_event_bytes)
+        self._may_be_one = False
+        """Could the next bytes be one event that repeats, and nothing else?"""
         self._surrogates = SurrogateJoiner()
         self._tool_calls: dict[int, ToolCallNumbering] = {}
         self._open_choices: set[int] = set()
 
     def feed(self, data: bytes) -> list[ChatChunk]:
         """The chunks that these bytes complete."""
+        if self._may_be_one and (chunk := self._repeats.only(data)):
+            self.chunks += 1
+            return [chunk]
         chunks: list[ChatChunk] = []
         if self.done or self.error:
             return chunks
@@ -108,6 +113,7 @@ class StreamReader:
             self.error = error
         if self.done or self.error:
             self._take_rest(chunks)
+        self._may_be_one = self._reuse and not self.done and not self.error and self._may_repeat()
         return list(coalesce(chunks)) if self._coalesce and len(chunks) > 1 else chunks
 
     def whole(self, body: bytes) -> list[ChatChunk]:
@@ -145,9 +151,9 @@ class StreamReader:
         """What only repeats is told apart here, and needs no decoding."""
         at = looked_at = 0
         while at < len(data) and not self.done:
-            if self._repeats.known and at >= looked_at and self._may_repeat():
+            if at >= looked_at and self._may_repeat():
                 texts, looked_at = self._repeats.read(data, at)
-                if texts and self._add_repeated(texts, chunks, is_all=looked_at - at == len(data)):
+                if texts and self._add_repeated(texts, chunks):
                     at = looked_at
                     continue
             cut = data.find(b"\n\n", at)
@@ -159,19 +165,13 @@ class StreamReader:
             at = end
 
     def _may_repeat(self) -> bool:
-        return self._decoder.is_between_events and not self._surrogates.waiting
+        return self._repeats.known and self._decoder.is_between_events and not self._surrogates.waiting
 
-    def _add_repeated(self, texts: list[bytes], chunks: list[ChatChunk], *, is_all: bool) -> bool:
-        repeats = self._repeats
-        read = repeats.texts(texts, joined=self._coalesce)
-        if not read:
-            return False
-        self.chunks += len(texts)
-        if self._reuse and is_all and len(read) == 1:
-            chunks.append(repeats.reused(read[0]))
-        else:
-            chunks += map(repeats.chunk, read)
-        return True
+    def _add_repeated(self, texts: list[bytes], chunks: list[ChatChunk]) -> bool:
+        read = self._repeats.texts(texts, joined=self._coalesce)
+        self.chunks += len(texts) if read else 0
+        chunks += map(self._repeats.chunk, read)
+        return bool(read)
 
     def _take(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:
         if not payload:
