@@ -36,7 +36,7 @@ from processes import Running, Server, start
 from rig import Rig, RigError
 
 OURS = (ours.CHATRPC, ours.ONE_BY_ONE, ours.TWO_WORKERS, ours.FLOOR, ours.TWO_FLOORS, ours.NAIVE)
-QUICK = (ours.CHATRPC, ours.ONE_BY_ONE, ours.FLOOR, ours.NAIVE)
+QUICK = (ours.CHATRPC, ours.FLOOR, ours.NAIVE)
 
 
 def main() -> int:
