@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the Python stubs of the contract into service/chatrpc/v1; with --check it only proves them fresh.
+"""Writes the Python stubs of the contract for the service and for the client; --check only proves them fresh.
 
     python protos/generate.py            write what differs, remove what does not belong
     python protos/generate.py --check    write nothing; exit 1 and list what is stale, missing or superfluous
@@ -9,7 +9,7 @@ Any Python from 3.11 on runs it, and nothing has to be installed first: the gene
 from the hashes in requirements/protos.txt, and made anew when that lock changes. They have an environment of their own
 because they are pinned to the oldest grpcio supported: its stubs load on every later one, but not the other way round.
 
-The folder holds generated files and nothing else; it has no __init__.py, so that `chatrpc` stays a namespace package.
+The folders hold generated files and nothing else, no __init__.py either, so that `chatrpc` is a namespace package.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-STUBS = ROOT / "service/chatrpc/v1"
+FOLDERS = (ROOT / "service/chatrpc/v1", ROOT / "clients/python/src/chatrpc/v1")
+"""Both alike: each distribution can be installed without the other, and beside it."""
 LOCK = ROOT / "requirements/protos.txt"
 VENV = ROOT / ".venv-protos"
 
@@ -62,6 +63,21 @@ def generate(out: Path) -> dict[str, bytes]:
     return {**stubs, "py.typed": b""}  # PEP 561: type checkers may trust the installed package
 
 
+def _mend(folder: Path, fresh: dict[str, bytes], *, check: bool) -> list[str]:
+    """What was wrong there, file by file. With `check` it stays so."""
+    present = {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+    faults = {
+        **dict.fromkeys(fresh.keys() - present.keys(), "missing"),
+        **dict.fromkeys(present.keys() - fresh.keys(), "superfluous"),
+        **{name: "stale" for name in fresh.keys() & present.keys() if fresh[name] != present[name]},
+    }
+    if not check:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in faults:
+            (folder / name).write_bytes(fresh[name]) if name in fresh else (folder / name).unlink()
+    return [f"{fault}: {(folder / name).relative_to(ROOT)}" for name, fault in sorted(faults.items())]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the Python stubs of the contract.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 unless the stubs are fresh")
@@ -72,24 +88,12 @@ def main() -> int:
             fresh = generate(Path(out))
     except subprocess.CalledProcessError as error:  # it has said itself what is wrong
         return error.returncode
-    present = {path.name: path.read_bytes() for path in STUBS.glob("*") if path.is_file()}
-    missing = fresh.keys() - present.keys()
-    superfluous = present.keys() - fresh.keys()
-    stale = {name for name in fresh.keys() & present.keys() if fresh[name] != present[name]}
-
-    for fault, names in (("missing", missing), ("stale", stale), ("superfluous", superfluous)):
-        for name in sorted(names):
-            print(f"{fault}: {(STUBS / name).relative_to(ROOT)}")
-    if check and (missing or stale or superfluous):
+    stale = [fault for folder in FOLDERS for fault in _mend(folder, fresh, check=check)]
+    print(*stale, sep="\n", end="\n" if stale else "")
+    if check and stale:
         print("The stubs do not match protos/. To mend that: python protos/generate.py", file=sys.stderr)
         return 1
-    if not check:
-        STUBS.mkdir(parents=True, exist_ok=True)
-        for name in missing | stale:
-            (STUBS / name).write_bytes(fresh[name])
-        for name in superfluous:
-            (STUBS / name).unlink()
-    print(f"{STUBS.relative_to(ROOT)}: {len(fresh)} files are fresh")
+    print(*(f"{folder.relative_to(ROOT)}: {len(fresh)} files are fresh" for folder in FOLDERS), sep="\n")
     return 0
 
 

@@ -1,0 +1,86 @@
+"""The driver of clients/conformance, with this client: calls in, a line each; what was seen out, a line each."""
+
+import json
+import sys
+import time
+from base64 import b64decode, b64encode
+from typing import Any
+
+import grpc
+
+from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_client.channel import OPTIONS
+from chatrpc_client.errors import error_of
+
+
+def main() -> int:
+    """Makes all calls."""
+    if len(sys.argv) != 2:
+        print("usage: conformance.py HOST:PORT < calls", file=sys.stderr)
+        return 2
+    with grpc.insecure_channel(sys.argv[1], OPTIONS) as channel:
+        stub = ChatCompletionServiceStub(channel)
+        for line in sys.stdin:
+            print(json.dumps(_seen(stub, json.loads(line))), flush=True)
+    return 0
+
+
+def _seen(stub: ChatCompletionServiceStub, call: dict[str, Any]) -> dict[str, Any]:
+    request = CreateChatCompletionRequest.FromString(b64decode(call["request"]))
+    options: dict[str, Any] = {
+        "timeout": call["timeout_ms"] / 1000 or None,
+        "metadata": tuple(call["metadata"].items()),
+    }
+    result: dict[str, Any] = {
+        "name": call["name"],
+        "code": "OK",
+        "message": "",
+        "reason": "",
+        "mapped_reason": "",
+        "retry_after_ms": None,
+        "fields": [],
+        "upstream_status": None,
+        "request_id": "",
+        "messages": [],
+    }
+    try:
+        if call["method"] == "CreateChatCompletion":
+            answer, rpc = stub.CreateChatCompletion.with_call(request, **options)
+            _add(result, answer)
+        else:
+            rpc = stub.CreateChatCompletionStream(request, **options)
+            _read(rpc, call, result)
+        result["request_id"] = dict(rpc.initial_metadata()).get("x-request-id", "")
+    except grpc.RpcError as error:
+        failed = error_of(error)
+        result |= {
+            "code": failed.code.name,
+            "message": failed.message,
+            "reason": failed.reason,
+            "mapped_reason": failed.mapped_reason,
+            "retry_after_ms": None if failed.retry_after is None else round(failed.retry_after * 1000),
+            "fields": failed.fields,
+            "upstream_status": failed.upstream_status,
+            "request_id": failed.request_id,
+        }
+    return result
+
+
+def _read(rpc: Any, call: dict[str, Any], result: dict[str, Any]) -> None:
+    while True:
+        time.sleep(call.get("pause_ms", 0) / 1000)
+        try:
+            _add(result, next(rpc))
+        except StopIteration:
+            return
+        if len(result["messages"]) == call.get("cancel_after"):
+            rpc.cancel()
+
+
+def _add(result: dict[str, Any], message: Any) -> None:
+    result["messages"].append(b64encode(message.SerializeToString()).decode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

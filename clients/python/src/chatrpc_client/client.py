@@ -1,0 +1,255 @@
+"""The two clients, for threads and for asyncio. What they have in common stands in the modules beside this one."""
+
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_client import channel, requests
+from chatrpc_client.errors import error_of
+from chatrpc_client.transcript import Transcript
+
+Messages = Iterable[ChatMessage | Mapping[str, Any]]
+Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials
+
+DEFAULT_TIMEOUT_SECONDS = 600.0
+
+
+class _Calls:
+    """What every call of one client takes along."""
+
+    def __init__(self, target: str | None, api_key: str | None, tls: Tls, timeout: float) -> None:
+        self.target = channel.target_of(target)
+        self._credentials = channel.credentials_of(tls)
+        self._api_key = api_key
+        self._timeout = _seconds(timeout)
+
+    def channel(self, kind: Any) -> Any:
+        """A channel of `grpc` or `grpc.aio`."""
+        if self._credentials is None:
+            return kind.insecure_channel(self.target, channel.OPTIONS)
+        return kind.secure_channel(self.target, self._credentials, channel.OPTIONS)
+
+    def options(self, timeout: float | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
+        """What grpc wants beside the request."""
+        more = {key.lower(): value for key, value in (headers or {}).items()}
+        seconds = self._timeout if timeout is None else _seconds(timeout)
+        return {"timeout": seconds, "metadata": channel.metadata_of(self._api_key, more)}
+
+
+def _seconds(timeout: float) -> float:
+    if not timeout > 0:
+        raise ValueError(f"timeout is the seconds that a call may take, more than 0: {timeout!r}")
+    return timeout
+
+
+class Client:
+    """A connection to chatrpc, for threads: share one, it may be used by many at once. Close it, or use it with `with`.
+
+    `target` is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. `api_key`, else the variable
+    CHATRPC_API_KEY, goes as `authorization: Bearer …`. `tls`: True trusts the system's authorities, a path those in
+    that file, or give credentials of your own. `timeout` is in seconds, for each call. Raises ValueError for a target
+    or a timeout that cannot be, OSError for a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        api_key: str | None = None,
+        tls: Tls = False,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._calls = _Calls(target, api_key, tls, timeout)
+        self._channel = self._calls.channel(grpc)
+        self._stub = ChatCompletionServiceStub(self._channel)
+
+    def complete(
+        self,
+        *,
+        model: str,
+        messages: Messages,
+        timeout: float | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        **parameters: Any,
+    ) -> CreateChatCompletionResponse:
+        """The whole answer. Raises `ChatError`.
+
+        `parameters` are those of OpenAI's `chat.completions.create`; what is unknown there goes through too.
+        """
+        request = requests.request(model, messages, parameters)
+        try:
+            return self._stub.CreateChatCompletion(request, **self._calls.options(timeout, extra_headers))
+        except grpc.RpcError as error:
+            raise error_of(error) from None
+
+    def stream(
+        self,
+        *,
+        model: str,
+        messages: Messages,
+        timeout: float | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        **parameters: Any,
+    ) -> "Stream":
+        """The answer as it comes. Takes what `complete` takes."""
+        request = requests.request(model, messages, parameters)
+        return Stream(self._stub.CreateChatCompletionStream(request, **self._calls.options(timeout, extra_headers)))
+
+    def close(self) -> None:
+        """Ends the connection, and the calls on it."""
+        self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Stream:
+    """The messages of an answer as they come, once; `so_far` is all that they said. Close it, or use it with `with`.
+
+    It ends without an exception only if the answer is whole. Leaving it early cancels the call, up to the model.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self.so_far = Transcript()
+        """The answer so far: its text, its usage, its message for the next turn."""
+        self._call = call
+
+    def texts(self) -> Iterator[str]:
+        """The pieces of the first choice's text, for who wants nothing else."""
+        for chunk in self:
+            yield from (part.delta.content for part in chunk.choices if not part.index and part.delta.content)
+
+    def close(self) -> None:
+        """Cancels what is still to come."""
+        self._call.cancel()
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> CreateChatCompletionStreamResponse:
+        try:
+            chunk: CreateChatCompletionStreamResponse = next(self._call)
+        except grpc.RpcError as error:
+            raise error_of(error) from None
+        self.so_far.chunks.append(chunk)
+        return chunk
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """`Client` for asyncio; to be made inside the running loop."""
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        api_key: str | None = None,
+        tls: Tls = False,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._calls = _Calls(target, api_key, tls, timeout)
+        self._channel = self._calls.channel(grpc.aio)
+        self._stub: Any = ChatCompletionServiceStub(self._channel)
+
+    async def complete(
+        self,
+        *,
+        model: str,
+        messages: Messages,
+        timeout: float | None = None,  # gRPC's deadline, which travels
+        extra_headers: Mapping[str, str] | None = None,
+        **parameters: Any,
+    ) -> CreateChatCompletionResponse:
+        """The whole answer. Raises `ChatError`. Takes what `Client.complete` takes."""
+        request = requests.request(model, messages, parameters)
+        try:
+            response: CreateChatCompletionResponse = await self._stub.CreateChatCompletion(
+                request, **self._calls.options(timeout, extra_headers)
+            )
+        except grpc.RpcError as error:
+            raise error_of(error) from None
+        return response
+
+    def stream(
+        self,
+        *,
+        model: str,
+        messages: Messages,
+        timeout: float | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        **parameters: Any,
+    ) -> "AsyncStream":
+        """The answer as it comes. Takes what `Client.complete` takes."""
+        request = requests.request(model, messages, parameters)
+        options = self._calls.options(timeout, extra_headers)
+        return AsyncStream(self._stub.CreateChatCompletionStream(request, **options))
+
+    async def close(self) -> None:
+        """Ends the connection, and the calls on it."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncStream:
+    """`Stream` for asyncio."""
+
+    def __init__(self, call: Any) -> None:
+        self.so_far = Transcript()
+        """The answer so far: its text, its usage, its message for the next turn."""
+        self._call = call
+        self._chunks = aiter(call)
+
+    async def texts(self) -> AsyncIterator[str]:
+        """The pieces of the first choice's text, for who wants nothing else."""
+        async for chunk in self:
+            for part in chunk.choices:
+                if not part.index and part.delta.content:
+                    yield part.delta.content
+
+    async def close(self) -> None:
+        """Cancels what is still to come."""
+        self._call.cancel()
+
+    def __aiter__(self) -> "AsyncStream":
+        return self
+
+    async def __anext__(self) -> CreateChatCompletionStreamResponse:
+        try:
+            chunk: CreateChatCompletionStreamResponse = await anext(self._chunks)
+        except grpc.RpcError as error:
+            raise error_of(error) from None
+        self.so_far.chunks.append(chunk)
+        return chunk
+
+    async def __aenter__(self) -> "AsyncStream":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,158 @@
+"""What a stream has said so far, put together: the answer that the unary call would have given.
+
+By the rules of chatrpc/v1/chat_service.proto: text concatenates, a delta's lists grow, of all else the newest counts;
+choices and tool calls go by their `index`.
+"""
+
+import json
+from base64 import b64decode, b64encode
+from typing import Any
+
+from google.protobuf.message import Message
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage, ToolCall
+from chatrpc.v1.chat_response_pb2 import (
+    Choice,
+    CreateChatCompletionResponse,
+    CreateChatCompletionStreamResponse,
+    Delta,
+    ToolCallDelta,
+    Usage,
+)
+
+_HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "moderation_json")
+_TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+
+
+class Transcript:
+    """The messages of one stream; what is asked of it is put together when it is asked for."""
+
+    def __init__(self) -> None:
+        self.chunks: list[CreateChatCompletionStreamResponse] = []
+        """The messages, as they came."""
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        parts = (part for chunk in self.chunks for part in chunk.choices if not part.index)
+        return "".join(part.delta.content for part in parts)
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens spent; None while nobody has told."""
+        return next((chunk.usage for chunk in reversed(self.chunks) if chunk.HasField("usage")), None)
+
+    @property
+    def finish_reasons(self) -> dict[int, str]:
+        """Why each choice that has ended did so, by its index."""
+        parts = (part for chunk in self.chunks for part in chunk.choices)
+        return {part.index: part.finish_reason for part in parts if part.HasField("finish_reason")}
+
+    @property
+    def message(self) -> ChatMessage:
+        """The message of the first choice: append it to the chat, calls of tools and all."""
+        message = next((choice.message for choice in self.response.choices if not choice.index), ChatMessage())
+        message.role = message.role or "assistant"
+        return message
+
+    @property
+    def response(self) -> CreateChatCompletionResponse:
+        """The whole answer."""
+        response = CreateChatCompletionResponse(object="chat.completion")
+        choices: dict[int, Choice] = {}
+        calls: dict[tuple[int, int], ToolCall] = {}
+        for chunk in self.chunks:
+            _take_newest(response, chunk, _HEAD)
+            _merge_extras(response, chunk)
+            if chunk.HasField("usage"):
+                response.usage.CopyFrom(chunk.usage)
+            for part in chunk.choices:
+                choice = choices.setdefault(part.index, Choice(index=part.index))
+                _take_newest(choice, part, ("finish_reason",))
+                _merge_extras(choice, part)
+                choice.logprobs.MergeFrom(part.logprobs) if part.HasField("logprobs") else None
+                if part.HasField("delta"):
+                    _add_delta(choice.message, part.delta)
+                for call in part.delta.tool_calls:
+                    _add_call(calls.setdefault((part.index, call.index), ToolCall()), call)
+        for place in sorted(calls):
+            choices[place[0]].message.tool_calls.append(calls[place])
+        response.choices.extend(choices[index] for index in sorted(choices))
+        return response
+
+
+def _add_delta(message: ChatMessage, delta: Delta) -> None:
+    message.SetInParent()
+    _take_newest(message, delta, ("role",))
+    _add_parts(message, delta)
+    _concatenate(message, delta, _TEXTS)
+    message.annotations.extend(delta.annotations)
+    if delta.HasField("function_call"):
+        _add_named(message.function_call, delta.function_call, "arguments")
+    if delta.HasField("audio"):
+        _take_newest(message.audio, delta.audio, ("id", "expires_at"))
+        if delta.audio.HasField("data"):
+            message.audio.data = _add_base64(message.audio.data, delta.audio.data)
+        _concatenate(message.audio, delta.audio, ("transcript",))
+        _merge_extras(message.audio, delta.audio)
+    _merge_extras(message, delta, grow=True)
+
+
+def _add_parts(message: ChatMessage, delta: Delta) -> None:
+    """Once content has come as an array, all of it is in the parts, also what came as text."""
+    if delta.content_parts:
+        if message.content and not message.content_parts:
+            message.content_parts.add(type="text", text=message.content)
+        message.content_parts.extend(delta.content_parts)
+    elif delta.content and message.content_parts:
+        if not message.content_parts[-1].HasField("text"):
+            message.content_parts.add(type="text")
+        message.content_parts[-1].text += delta.content
+
+
+def _add_base64(known: str, more: str) -> str:
+    """Each piece is encoded for itself, so that padding may stand between them."""
+    if known.endswith("="):
+        try:
+            return b64encode(b64decode(known) + b64decode(more)).decode()
+        except ValueError:
+            pass
+    return known + more
+
+
+def _add_call(call: ToolCall, delta: ToolCallDelta) -> None:
+    _take_newest(call, delta, ("id", "type"))
+    _merge_extras(call, delta)
+    if delta.HasField("function"):
+        _add_named(call.function, delta.function, "arguments")
+    if delta.HasField("custom"):
+        _add_named(call.custom, delta.custom, "input")
+
+
+def _add_named(into: Any, delta: Any, text: str) -> None:
+    _take_newest(into, delta, ("name",))
+    _concatenate(into, delta, (text,))
+    _merge_extras(into, delta)
+
+
+def _take_newest(into: Message, source: Message, names: tuple[str, ...]) -> None:
+    for field, value in source.ListFields():
+        if field.name in names:
+            setattr(into, field.name, value)
+
+
+def _concatenate(into: Message, source: Message, names: tuple[str, ...]) -> None:
+    for field, value in source.ListFields():
+        if field.name in names:
+            setattr(into, field.name, getattr(into, field.name) + value)
+
+
+def _merge_extras(into: Any, source: Any, *, grow: bool = False) -> None:
+    """`grow`: lists such as reasoning_details come in parts; others, such as citations, whole in every chunk."""
+    if not source.extra_json:
+        return
+    extras = json.loads(into.extra_json or "{}")
+    for key, value in json.loads(source.extra_json).items():
+        known = extras.get(key)
+        extras[key] = [*known, *value] if grow and isinstance(known, list) and isinstance(value, list) else value
+    into.extra_json = json.dumps(extras)

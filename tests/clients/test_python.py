@@ -1,0 +1,340 @@
+"""clients/python against the live service: what callers do with it, and what they see when it goes wrong."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from google.protobuf.message import Message
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc_client import (
+    AsyncClient,
+    ChatError,
+    Client,
+    DeadlineError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    RateLimitError,
+    Transcript,
+    UnavailableError,
+)
+from chatrpc_client import requests as client_requests
+from chatrpc_server.core.assemble import assemble
+from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.echo import Echo
+from support import Script, Service, http, service
+
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello!"}]
+QUIRKS = sorted((Path(__file__).parents[1] / "quirks").glob("*.sse"))
+
+
+@pytest.fixture
+def client(chat: Service) -> Iterator[Client]:
+    with Client(str(chat.server.address)) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(chat: Service) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(str(chat.server.address)) as client:
+        yield client
+
+
+def streamed(client: Client, **arguments: Any) -> Transcript:
+    with client.stream(**arguments) as stream:
+        for _ in stream:
+            pass
+    return stream.so_far
+
+
+async def test_complete(client: Client, async_client: AsyncClient) -> None:
+    for answer in (
+        await asyncio.to_thread(client.complete, model="echo", messages=HELLO, temperature=0.2),
+        await async_client.complete(model="echo", messages=HELLO, temperature=0.2),
+    ):
+        assert answer.choices[0].message.content == "You said: Hello!"
+        assert answer.usage.total_tokens > 0
+
+
+async def test_stream(client: Client, async_client: AsyncClient) -> None:
+    def texts() -> list[str]:
+        with client.stream(model="echo:pieces=3", messages=HELLO) as stream:
+            return [*stream.texts()]
+
+    assert "".join(await asyncio.to_thread(texts)) == "1 2 3"
+    async with async_client.stream(model="echo:pieces=3", messages=HELLO) as stream:
+        assert "".join([text async for text in stream.texts()]) == "1 2 3"
+    assert (stream.so_far.text, stream.so_far.finish_reasons) == ("1 2 3", {0: "stop"})
+    assert stream.so_far.usage
+    assert stream.so_far.usage.completion_tokens == 3
+    assert stream.so_far.message == ChatMessage(role="assistant", content="1 2 3")
+
+
+async def test_a_stream_amounts_to_the_whole_answer(client: Client) -> None:
+    arguments = {"model": "echo", "messages": HELLO, "n": 2, "logprobs": True, "reasoning_effort": "low"}
+    whole = await asyncio.to_thread(client.complete, **arguments)
+    streamed_whole = (await asyncio.to_thread(streamed, client, **arguments)).response
+    streamed_whole.id = whole.id
+    assert streamed_whole == whole
+
+
+@pytest.mark.parametrize("quirk", QUIRKS, ids=[quirk.stem for quirk in QUIRKS])
+def test_what_any_stream_amounts_to(quirk: Path) -> None:
+    """The service puts together streams that it did not ask for: both are to come to the same."""
+    reader = StreamReader(1 << 20)
+    transcript = Transcript()
+    transcript.chunks += [*reader.feed(quirk.read_bytes()), *reader.finish()]
+    expected, seen = assemble(transcript.chunks), transcript.response
+    expected.choices.sort(key=lambda choice: choice.index)
+    expected.object = seen.object
+    assert same_form(seen) == same_form(expected)
+
+
+def same_form(message: Message) -> Message:
+    """With the JSON in it always written in one way."""
+    for field, value in message.ListFields():
+        if field.name == "extra_json":
+            message.extra_json = json.dumps(json.loads(value))  # type: ignore[attr-defined]
+        elif isinstance(value, Message):
+            same_form(value)
+        elif field.is_repeated and field.message_type:
+            for item in value:
+                same_form(item)
+    return message
+
+
+async def test_a_conversation_with_tools(client: Client) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+    }
+    arguments: dict[str, Any] = {"model": "echo", "tools": [tool], "tool_choice": "required"}
+    so_far = await asyncio.to_thread(streamed, client, messages=HELLO, **arguments)
+    (call,) = so_far.message.tool_calls
+    assert (call.type, call.function.name, so_far.finish_reasons) == ("function", "weather", {0: "tool_calls"})
+    assert isinstance(json.loads(call.function.arguments), dict)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    messages = [*HELLO, so_far.message, result]
+    answer = await asyncio.to_thread(client.complete, model="echo", messages=messages)
+    assert answer.choices[0].message.content
+
+
+async def test_a_picture_of_five_mebibytes(client: Client, echo: Echo) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(bytes(5 << 20)).decode()}"
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    await asyncio.to_thread(client.complete, model="echo", messages=[{"role": "user", "content": parts}])
+    assert echo.requests[-1].body["messages"][0]["content"] == parts
+
+
+async def test_parameters_reach_the_upstream(client: Client, echo: Echo) -> None:
+    given: dict[str, Any] = {
+        "temperature": 0.7,
+        "stop": ["a", "b"],
+        "seed": 1 << 40,
+        "logit_bias": {"50256": -100},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        "metadata": {"a": "b"},
+        "top_k": 40,
+        "chat_template_kwargs": {"thinking": None},
+    }
+    extra = {"extra_body": {"min_p": 0.1, "max_tokens": 9}, "extra_headers": {"X-Request-Id": "mine"}, "user": None}
+    await asyncio.to_thread(client.complete, model="echo", messages=HELLO, **given, **extra)
+    received = echo.requests[-1]
+    assert received.body == {"model": "echo", "messages": HELLO, **given, **extra["extra_body"]}
+    assert received.headers["x-request-id"] == "mine"
+
+
+ERRORS: dict[str, tuple[type[ChatError], str]] = {
+    "echo:status=400": (InvalidRequestError, "INVALID_REQUEST"),
+    "echo:code=context_length_exceeded": (InvalidRequestError, "CONTEXT_LENGTH_EXCEEDED"),
+    "echo:code=model_not_found": (NotFoundError, "MODEL_NOT_FOUND"),
+    "echo:status=403": (PermissionDeniedError, "UPSTREAM_FORBIDDEN"),
+    "echo:status=402": (PreconditionError, "INSUFFICIENT_BALANCE"),
+    "echo:status=409": (PreconditionError, "UPSTREAM_CONFLICT"),
+    "echo:status=429,retry_after=7": (RateLimitError, "RATE_LIMIT_EXCEEDED"),
+    "echo:status=401": (InternalError, "UPSTREAM_UNAUTHENTICATED"),
+    "echo:status=503": (UnavailableError, "UPSTREAM_UNAVAILABLE"),
+    "echo:status=504": (DeadlineError, "UPSTREAM_TIMEOUT"),
+}
+
+
+@pytest.mark.parametrize(("model", "expected"), ERRORS.items(), ids=ERRORS)
+async def test_errors_are_typed(client: Client, async_client: AsyncClient, model: str, expected: Any) -> None:
+    kind, reason = expected
+    errors = []
+    with pytest.raises(ChatError) as raised:
+        await asyncio.to_thread(client.complete, model=model, messages=HELLO, timeout=5)
+    errors.append(raised.value)
+    with pytest.raises(ChatError) as raised:
+        await asyncio.to_thread(streamed, client, model=model, messages=HELLO, timeout=5)
+    errors.append(raised.value)
+    with pytest.raises(ChatError) as raised:
+        await anext(async_client.stream(model=model, messages=HELLO, timeout=5))
+    errors.append(raised.value)
+    for error in errors:
+        assert (type(error), error.reason) == (kind, reason)
+        assert error.request_id
+        assert error.upstream_status
+        assert error.retry_after == (7 if "retry_after" in model else None)
+        assert str(error).startswith(f"{error.code.name} ({reason}): ")
+        assert "\n" not in str(error)
+
+
+async def test_an_error_says_which_field(client: Client) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        await asyncio.to_thread(client.complete, model="echo", messages=[{"role": "", "content": "?"}])
+    assert raised.value.fields
+    assert raised.value.fields[0][0] == "messages[0].role"
+    assert raised.value.upstream_status is None
+
+
+async def test_what_came_before_a_truncation_stays(client: Client) -> None:
+    with client.stream(model="echo:pieces=9,truncate=3", messages=HELLO) as stream:
+        with pytest.raises(UnavailableError) as raised:
+            await asyncio.to_thread(list, stream)
+        assert raised.value.reason == "UPSTREAM_STREAM_TRUNCATED"
+    assert (stream.so_far.text, stream.so_far.finish_reasons) == ("1 2 3", {})
+
+
+async def test_an_error_in_the_stream(client: Client) -> None:
+    with pytest.raises(RateLimitError) as raised:
+        await asyncio.to_thread(streamed, client, model="echo:error=2,code=rate_limit_exceeded", messages=HELLO)
+    assert (raised.value.reason, raised.value.mapped_reason) == ("STREAM_ERROR", "RATE_LIMIT_EXCEEDED")
+    assert raised.value.upstream_status == 200
+
+
+async def test_the_deadline_binds(client: Client, async_client: AsyncClient) -> None:
+    with pytest.raises(DeadlineError):
+        await asyncio.to_thread(client.complete, model="echo:delay=30", messages=HELLO, timeout=0.2)
+    async with async_client.stream(model="echo:pieces=9,gap=30", messages=HELLO, timeout=0.5) as stream:
+        with pytest.raises(DeadlineError):
+            _ = [chunk async for chunk in stream]
+    assert stream.so_far.text == "1 2"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_leaving_a_stream_cancels_it(
+    chat: Service, client: Client, async_client: AsyncClient, asynchronous: bool
+) -> None:
+    if asynchronous:
+        async with async_client.stream(model="echo:pieces=99,pace=0.1", messages=HELLO) as stream:
+            await anext(stream)
+    else:
+        with client.stream(model="echo:pieces=99,pace=0.1", messages=HELLO) as stream:
+            await asyncio.to_thread(next, stream)
+    async with asyncio.timeout(5):
+        while not chat.value("chatrpc_streams_ended_total", end="client_cancel"):
+            await asyncio.sleep(0.01)
+
+
+async def test_calls_spread_and_one_server_less_is_survived(echo: Echo) -> None:
+    async with service(echo.base_url) as one, service(echo.base_url) as two:
+        addresses = f"ipv4:{one.server.address},{two.server.address}"
+        async with AsyncClient(addresses, timeout=5) as client:
+            for _ in range(20):
+                await client.complete(model="echo", messages=HELLO)
+            counts = [
+                each.value("grpc_server_started_total", grpc_method="CreateChatCompletion") for each in (one, two)
+            ]
+            assert min(counts) >= 5
+            await one.server.stop()
+            for _ in range(20):
+                await client.complete(model="echo", messages=HELLO)
+
+
+async def test_a_call_that_finds_the_server_unavailable_is_tried_again(script: Script) -> None:
+    """Also by gRPC: the upstream cannot be reached at first, and the service itself does not retry."""
+    body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}}]}).encode()
+    script.answers(http(b"{}", status="503 Service Unavailable"), http(body))
+    async with service(script.base_url, upstream={"max_retries": 0}) as running:
+        async with AsyncClient(str(running.server.address), timeout=5) as client:
+            answer = await client.complete(model="m", messages=HELLO)
+        assert answer.choices[0].message.content == "a"
+        assert running.value("grpc_server_handled_total", grpc_code="Unavailable") == 1
+
+
+async def test_nobody_there() -> None:
+    with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(UnavailableError) as raised:
+        await asyncio.to_thread(client.complete, model="echo", messages=HELLO)
+    assert (raised.value.reason, raised.value.request_id) == ("", "")
+
+
+async def test_tls(echo: Echo, tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(tmp_path / "cert.pem", append=True)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    files = {"cert_file": str(tmp_path / "cert.pem"), "key_file": str(tmp_path / "key.pem")}
+    async with service(echo.base_url, tls=files) as running:
+        target = f"localhost:{running.server.address.port}"
+        async with AsyncClient(target, tls=tmp_path / "ca.pem", api_key="secret", timeout=5) as client:
+            assert await client.complete(model="echo", messages=HELLO)
+        async with AsyncClient(target, tls=tmp_path / "other.pem", timeout=5) as client:
+            with pytest.raises(UnavailableError, match=r"(?i)certificate|ssl|handshake"):
+                await client.complete(model="echo", messages=HELLO)
+
+
+async def test_the_environment_says_where_and_who(chat: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATRPC_TARGET", str(chat.server.address))
+    monkeypatch.setenv("CHATRPC_API_KEY", "from-the-environment")
+    async with AsyncClient(timeout=5) as client:
+        assert await client.complete(model="echo", messages=HELLO)
+        assert ("authorization", "Bearer from-the-environment") in client._calls.options(None, None)["metadata"]
+    with Client(api_key="given") as other:
+        assert other._calls.options(None, None)["metadata"] == [("authorization", "Bearer given")]
+    with Client(api_key="") as nobody:
+        assert nobody._calls.options(None, None)["metadata"] == []
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "messages is a text": ({"messages": "Hello!"}, "messages is to be a list"),
+    "a message is a text": ({"messages": ["Hello!"]}, r"messages\[0\] is to be a dict or a ChatMessage, not str"),
+    "model is none": ({"model": None}, "model is to be the model's name, not NoneType"),
+    "no JSON": ({"top_k": {1, 2}}, "top_k cannot be sent as JSON"),
+    "no JSON within": ({"messages": [{"role": "user", "x": b""}]}, r"messages\[0\].x cannot be sent as JSON"),
+    "no number": ({"x": float("nan")}, "x cannot be sent as JSON"),
+    "twice": ({"temperature": 1, "extra_body": {"temperature": 1}}, "given twice.*temperature"),
+    "extra_body is a list": ({"extra_body": []}, ""),
+    "extra_body is a text": ({"extra_body": "x"}, "extra_body is to be a dict, not str"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), BAD.values(), ids=BAD)
+def test_what_cannot_be_sent_is_said(arguments: dict[str, Any], complaint: str) -> None:
+    given = {"model": "echo", "messages": HELLO, **arguments}
+    model, messages = given.pop("model"), given.pop("messages")
+    if not complaint:
+        assert client_requests.request(model, messages, given)
+        return
+    with pytest.raises(TypeError, match=complaint):
+        client_requests.request(model, messages, given)
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:50051", "https://a:1", "grpc://a:1"])
+def test_an_address_is_no_url(target: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        Client(target)
+
+
+def test_a_timeout_is_positive() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="more than 0"):
+        client.complete(model="echo", messages=HELLO, timeout=0)
+
+
+def test_one_may_bring_credentials() -> None:
+    with Client("127.0.0.1:1", tls=grpc.ssl_channel_credentials()) as client:
+        assert client
+    with pytest.raises(FileNotFoundError):
+        Client("127.0.0.1:1", tls="/nowhere/ca.pem")
