@@ -76,6 +76,24 @@ async def test_a_failure_is_one_line(chat: Service, model: str, line: str) -> No
     assert re.fullmatch(f"chatrpc: {line}\n", result.stderr), result.stderr
 
 
+async def test_what_came_before_a_failure_is_shown(chat: Service) -> None:
+    result = await run("--model", "echo:pieces=9,truncate=2", "?", target=chat.server.address)
+    assert (result.returncode, result.stdout) == (1, "1 2\n")
+
+
+async def test_nobody_reads_on(chat: Service) -> None:
+    command = [sys.executable, "-m", "chatrpc_cli", "--model", "echo:pieces=2000,pace=0.001", "?"]
+    environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment
+    )
+    assert process.stdout
+    assert process.stderr
+    await process.stdout.readexactly(3)
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    assert (await process.stderr.read(), await process.wait()) == (b"", 1)
+
+
 async def test_nobody_there() -> None:
     result = await run("--model", "echo", "--timeout", "5", "?", target="127.0.0.1:1")
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Any valid request through `core.requests` to JSON and back by tests/request_reader.py is the same request.
+"""Any valid request through `core.requests` to JSON and back by the client's `requests` is the same request.
 
 Of what counts as the same, `as_sent` is the whole list. And what a model answers goes back to it in the next request.
 """
@@ -13,9 +13,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from request_reader import dumps, read_request
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc_client.requests import from_json
 from chatrpc_server.core import requests, responses
 from chatrpc_server.core.upstream import ChatRequest
 
@@ -162,7 +162,7 @@ def _normalise(message: Any) -> None:
         if field.type == FieldDescriptor.TYPE_DOUBLE:
             setattr(message, field.name, value + 0.0)  # -0 is 0
         elif field.name.endswith("_json"):  # compared by value, in order; an empty object is none
-            texts = [dumps(json.loads(text)) for text in (value if field.is_repeated else [value])]
+            texts = [json.dumps(json.loads(text)) for text in (value if field.is_repeated else [value])]
             if field.is_repeated:
                 value[:] = texts
             elif field.name == "extra_json" and texts == ["{}"]:
@@ -191,7 +191,7 @@ FIELDS = [field.name for field in REQUEST.fields if field.name != "stream"]
 def test_any_request_comes_back(field: str, stream: bool, data: st.DataObject) -> None:
     request = data.draw(messages(REQUEST, field))
     before = copy.deepcopy(request)
-    received = read_request(requests.body(request, stream=stream, ask_usage=stream))
+    received = from_json(json.loads(requests.body(request, stream=stream, ask_usage=stream)))
     assert received.stream == stream
     received.ClearField("stream")
     assert received == as_sent(request, stream=stream)

@@ -16,7 +16,7 @@ from chatrpc_client.client import DEFAULT_TIMEOUT_SECONDS, Client, Stream
 from chatrpc_client.errors import ChatError
 
 _MODEL_VARIABLE = "CHATRPC_MODEL"
-_HELP = "/system TEXT sets the system's message, /reset forgets the chat, /exit ends it; Ctrl-C stops an answer."
+_HELP = "/system TEXT sets the system's message, /reset forgets the chat, /exit; Ctrl-C stops."
 _CLEAR_LINE = "\x1b[2K"
 
 
@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chat = _Chat(client, model, args.system, as_json=args.json)
         prompt = " ".join(args.prompt) or ("" if sys.stdin.isatty() else sys.stdin.read().strip())
         if prompt:
-            return chat.say(prompt)
+            try:
+                return chat.say(prompt)
+            except BrokenPipeError:  # nobody reads on, as with `| head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
         if not sys.stdin.isatty():
             parser.error("nothing to say: give a prompt, as arguments or on standard input")
         return _converse(chat)
@@ -100,7 +104,7 @@ class _Chat:
             _explain(error)
             return 1
         except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
+            print("stopped", file=sys.stderr)
             return 130
         self._messages += [asked, stream.so_far.message]
         return 0
@@ -113,15 +117,16 @@ class _Chat:
         with _waiting():
             first = next(stream, None)
         shown = last = ""
-        for chunk in chain([first] if first else [], stream):
-            for part in chunk.choices:
+        try:
+            for part in chain.from_iterable(chunk.choices for chunk in chain([first] if first else [], stream)):
                 thought = part.delta.reasoning_content or part.delta.reasoning
                 for kind, text in (("thought", _dim(thought)), ("text", part.delta.content)):
                     if text:
                         print("\n\n" if last == "thought" and kind == "text" else "", text, sep="", end="", flush=True)
                         last, shown = kind, text
-        if shown and not shown.endswith("\n"):
-            print(flush=True)
+        finally:
+            if shown and not shown.endswith("\n"):
+                print(flush=True)
         self._show_end(stream)
 
     def _show_end(self, stream: Stream) -> None:

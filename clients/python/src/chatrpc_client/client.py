@@ -84,9 +84,12 @@ class Client:
         """
         request = requests.request(model, messages, parameters)
         try:
-            return self._stub.CreateChatCompletion(request, **self._calls.options(timeout, extra_headers))
+            response: CreateChatCompletionResponse = self._stub.CreateChatCompletion(
+                request, **self._calls.options(timeout, extra_headers)
+            )
         except grpc.RpcError as error:
             raise error_of(error) from None
+        return response
 
     def stream(
         self,

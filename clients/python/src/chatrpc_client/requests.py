@@ -7,6 +7,7 @@ null, a key that nobody has heard of, a text where a number was expected. What i
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -55,6 +56,12 @@ def request(
     return out
 
 
+def from_json(body: Mapping[str, Any]) -> CreateChatCompletionRequest:
+    """The request whose JSON, as OpenAI's API takes it, this is. Raises TypeError where it is none."""
+    request: CreateChatCompletionRequest = _read(CreateChatCompletionRequest(), body, "")
+    return request
+
+
 def _read(message: Any, source: Mapping[str, Any], path: str) -> Any:
     """Fills an empty message."""
     extras = {key: value for key, value in source.items() if not _put(message, key, value)}
@@ -71,11 +78,17 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
 
 
+@cache
+def _fields(kind: Any) -> dict[str, Any]:
+    """By name. `fields_by_name` itself takes no key with half a surrogate pair, which JSON may have."""
+    return {field.name: field for field in kind.fields}
+
+
 def _put(message: Message, key: str, value: Any) -> bool:
     shape = _SHAPES.get(f"{message.DESCRIPTOR.name}.{key}")
     if shape is not None:
         return shape(message, value)
-    fields = message.DESCRIPTOR.fields_by_name
+    fields = _fields(message.DESCRIPTOR)
     if f"{key}_json" in fields and key != "extra":
         return isinstance(value, Mapping) and _set(message, f"{key}_json", _dumps(value))
     if key not in fields or key.endswith("_json"):
@@ -93,13 +106,13 @@ def _set(message: Message, name: str, value: Any) -> bool:
     return True
 
 
-def _fits(field: FieldDescriptor, value: Any) -> bool:
+def _fits(field: Any, value: Any) -> bool:
     if field.type in _BITS:
         return type(value) is int and -(1 << _BITS[field.type]) <= value < 1 << _BITS[field.type]
     return type(value) in _KINDS[field.type]
 
 
-def _put_scalars(message: Any, field: FieldDescriptor, value: Any) -> bool:
+def _put_scalars(message: Any, field: Any, value: Any) -> bool:
     if not field.is_repeated:
         return _fits(field, value) and _set(message, field.name, value)
     if not isinstance(value, list | tuple) or not value or not all(_fits(field, item) for item in value):
@@ -108,7 +121,7 @@ def _put_scalars(message: Any, field: FieldDescriptor, value: Any) -> bool:
     return True
 
 
-def _put_map(message: Any, field: FieldDescriptor, value: Any) -> bool:
+def _put_map(message: Any, field: Any, value: Any) -> bool:
     item = field.message_type.fields_by_name["value"]
     if not isinstance(value, Mapping) or not value or not all(_fits(item, each) for each in value.values()):
         return False
@@ -128,7 +141,7 @@ def _put_message(message: Any, name: str, value: Any) -> bool:
     return True
 
 
-def _put_messages(message: Any, field: FieldDescriptor, value: Any) -> bool:
+def _put_messages(message: Any, field: Any, value: Any) -> bool:
     if not isinstance(value, list | tuple) or not value:
         return False
     if not all(isinstance(item, Mapping | Message) for item in value):
