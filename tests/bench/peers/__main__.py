@@ -42,7 +42,7 @@ QUICK = (ours.CHATRPC, ours.FLOOR, ours.NAIVE)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two minutes and a half: the floor and the naive wrapper only")
+    parser.add_argument("--quick", action="store_true", help="2.5 minutes: the floor and the naive wrapper only")
     parser.add_argument("--rounds", type=int, help="turns of each load (3; quick: 2)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these servers; the names are those of the table")
     parser.add_argument("--loads", nargs="+", metavar="KEY", help=f"these loads: {[one.key for one in measures.LOADS]}")
