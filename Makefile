@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+, := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test tools lint format protos protos-breaking dashboard dashboard-preview docs lock fuzz \
-	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-litellm test-collector clean
+.PHONY: help demo serve test tools lint format protos protos-breaking protos-release dashboard dashboard-preview docs lock fuzz \
+	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients test-litellm test-collector clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,9 +55,11 @@ dashboard-preview: $(INSTALLED) ## draw it without Grafana into build/dashboard/
 docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py tests/rpc/test_metric_list.py
 
-AGAINST ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || echo HEAD)
-protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git ref>; default: the last release, else the last commit)
-	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(AGAINST),subdir=protos'
+protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git ref>; default: as it was last released)
+	cd protos && ../$(BIN)/buf breaking --against $(if $(AGAINST),'../.git#ref=$(AGAINST)$(,)subdir=protos',released.binpb)
+
+protos-release: $(INSTALLED) ## from now on callers may rely on the contract as it is
+	cd protos && ../$(BIN)/buf build --exclude-source-info -o released.binpb
 
 fuzz: $(INSTALLED) ## ten minutes of random bytes for what reads the upstream (FUZZ_SECONDS=600)
 	tests/fuzz/run $(ARGS)
@@ -88,6 +91,9 @@ bench-observe: $(INSTALLED) ## what metrics and access lines cost
 
 bench-start: $(INSTALLED) ## how long until a process serves
 	$(BIN)/python tests/bench/start.py $(ARGS)
+
+test-clients: $(INSTALLED) ## builds the clients of all languages whose toolchain is here; do they see the same? (ARGS="-k go")
+	$(BIN)/pytest clients/conformance $(ARGS)
 
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 	tests/litellm/run $(ARGS)

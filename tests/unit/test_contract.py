@@ -34,6 +34,11 @@ def test_stubs_are_fresh() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_nothing_breaks_who_relies_on_the_last_release() -> None:
+    result = run(BUF, "breaking", "--against", "released.binpb")
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
 BREAKS = {
     "type": ("optional double temperature = 3;", "optional float temperature = 3;"),
     "presence": ("optional double temperature = 3;", "double temperature = 3;"),

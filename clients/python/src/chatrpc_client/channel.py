@@ -3,6 +3,7 @@
 - **Round robin** over all addresses of the name. gRPC's default stays with the first; behind a Kubernetes Service with
   `clusterIP: None` each pod is an address, and calls spread. Names are resolved anew when a connection ends, so let the
   service end them from time to time (its `max_connection_age`).
+- **Health** of each address is watched, so that one that is about to stop gets no more calls (gRFC A17).
 - **Retry of UNAVAILABLE only**, and by gRPC only until the first message: the service sends no headers before. All else
   the service has tried again already, where that was any use.
 - **Keepalive** while calls run: a model may think for minutes, and middleboxes forget what is silent.
@@ -26,6 +27,7 @@ _KEEPALIVE_MILLISECONDS = 30_000
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "readiness"},
     "methodConfig": [
         {
             "name": [{"service": "chatrpc.v1.ChatCompletionService"}],
