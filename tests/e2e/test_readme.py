@@ -52,6 +52,21 @@ def test_the_grpcurl_line(grpcurl: str, address: str) -> None:
     assert '"finish_reason": "stop"' in result.stdout
 
 
+@pytest.mark.timeout(300)
+def test_the_lines_for_callers_without_a_client(grpcurl: str, address: str) -> None:
+    (block,) = re.findall(r"```sh\n(grpcurl.*?)```", (ROOT / "clients/README.md").read_text(), re.DOTALL)
+    lines = block.replace("127.0.0.1:50051", address).replace("\\\n", "").splitlines()
+    programs = {"grpcurl": grpcurl, ".venv/bin/buf": str(Path(sys.executable).parent / "buf")}
+    outputs = []
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        result = subprocess.run([programs[program], *arguments], capture_output=True, text=True, timeout=20, check=True)
+        outputs.append(result.stdout)
+    assert "rpc CreateChatCompletionStream" in outputs[0]
+    assert '"finish_reason": "stop"' in outputs[1]
+    assert "You said: Hello!" in outputs[2]
+
+
 def test_buf_curl(address: str) -> None:
     buf = Path(sys.executable).parent / "buf"
     (options,) = re.findall(r"`\.venv/bin/buf (curl .*?)`", README.read_text())
