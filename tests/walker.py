@@ -1,8 +1,8 @@
 """A response message back to the JSON that it mirrors, written from the contract alone and independent of `core/`.
 
-It knows the contract's rules: `x_json` is the text of key `x`, `content_parts` is the array `content`, `token_bytes` is
-`bytes`, and `extra_json` holds what has no field. What protobuf cannot tell from an absent key is left out on both
-sides: null, an empty array of a repeated field, 0 or "" in a field without presence.
+It knows the contract's rules: `x_json` is the text of key `x`, `content_parts` is the array `content`, bytes are an
+array of numbers, and `extra_json` holds what has no field. What protobuf cannot tell from an absent key is left out on
+both sides: null, an empty array of a repeated field, 0 or "" in a field without presence.
 """
 
 import json
@@ -10,9 +10,6 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-
-RENAMED = {"token_bytes": "bytes"}
-ARRAYS_OF_BYTES = {"token_bytes"}
 
 
 def to_json(message: Message) -> dict[str, Any]:
@@ -24,8 +21,8 @@ def to_json(message: Message) -> dict[str, Any]:
             continue
         if name.endswith("_json"):
             out[name.removesuffix("_json")] = json.loads(value)
-        elif name in ARRAYS_OF_BYTES:
-            out[RENAMED[name]] = list(value)
+        elif isinstance(value, bytes):
+            out[name] = list(value)
         elif field.message_type is None:
             out[name] = list(value) if field.is_repeated else value
         elif field.message_type.GetOptions().map_entry:
@@ -48,7 +45,7 @@ def prune(value: Any, kind: Any) -> Any:
     """The recorded JSON without what protobuf cannot tell from an absent key. `kind`: the message's descriptor."""
     if not isinstance(value, dict):
         return value
-    fields = {RENAMED.get(f.name, f.name): f for f in kind.fields if f.name != "extra_json"}
+    fields = {f.name: f for f in kind.fields if f.name != "extra_json"}
     pruned = {}
     for key, item in value.items():
         field = fields.get(key)

@@ -213,7 +213,7 @@ def comparable(name: str, result: dict[str, Any]) -> dict[str, Any]:
     messages = [MessageToDict(message) for message in messages_of(name, result)]
     joined = SCENARIOS[name]["metadata"].get("x-chatrpc-coalesce") != "off"
     if joined:  # how many there are depends on the moment
-        messages = [{key: value for key, value in summary(name, result).items() if key != "messages"}]
+        messages = [{**summary(name, result), "messages": 0, "request_id": ""}]
     return {**result, "messages": messages, "request_id": bool(result["request_id"])}
 
 

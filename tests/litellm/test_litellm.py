@@ -154,7 +154,7 @@ async def test_parameters_reach_the_model_and_logprobs_come_back(chat: Service, 
     for index in (0, 1):
         tokens = [token for choice in choices if choice.index == index for token in choice.logprobs.content]
         assert "".join(token.token for token in tokens).startswith("You said: Hi")
-        assert all(len(token.top_logprobs) == 2 and token.token_bytes == token.token.encode() for token in tokens)
+        assert all(len(token.top_logprobs) == 2 and token.bytes == token.token.encode() for token in tokens)
 
 
 async def test_reasoning(chat: Service, echo: Echo) -> None:

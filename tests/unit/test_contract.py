@@ -4,8 +4,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from chatrpc.v1 import chat_error_pb2, chat_message_pb2, chat_request_pb2, chat_response_pb2
 
 ROOT = Path(__file__).parents[2]
 PROTOS = ROOT / "protos"
@@ -37,6 +40,33 @@ def test_stubs_are_fresh() -> None:
 def test_nothing_breaks_who_relies_on_the_last_release() -> None:
     result = run(BUF, "breaking", "--against", "released.binpb")
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+GENERATED = {  # by Java, beside the accessors of a field with that name
+    "string": ("{}_bytes",),
+    "repeated": ("{}_list", "{}_count", "{}_builder", "{}_builder_list"),
+}
+
+
+def test_names_do_not_clash_in_java() -> None:
+    kinds = [
+        kind
+        for file in (chat_request_pb2, chat_message_pb2, chat_response_pb2, chat_error_pb2)
+        for kind in kinds_of(file)
+    ]
+    assert len(kinds) > 40
+    for kind in kinds:
+        names = {field.name for field in kind.fields}
+        for field in kind.fields:
+            forms = [
+                *GENERATED["string"] * (field.type == field.TYPE_STRING),
+                *GENERATED["repeated"] * field.is_repeated,
+            ]
+            assert not names & {form.format(field.name) for form in forms}, f"{kind.name}.{field.name}"
+
+
+def kinds_of(file: Any) -> list[Any]:
+    return list(file.DESCRIPTOR.message_types_by_name.values())
 
 
 BREAKS = {

@@ -20,7 +20,7 @@ HIGH, LOW = "\ud83d", "\ude00"  # the halves of 😀
 X = '{"x":1}'
 XS: dict[str, Any] = {"x": 1}
 TOKEN: dict[str, Any] = {"token": "é", "logprob": -0.5, "bytes": [195, 169], **XS}
-TOP = answers.TopLogprob(token="é", logprob=-0.5, token_bytes=b"\xc3\xa9", extra_json=X)
+TOP = answers.TopLogprob(token="é", logprob=-0.5, bytes=b"\xc3\xa9", extra_json=X)
 CITATION: dict[str, Any] = {"start_index": 0, "end_index": 9, "url": "u", "title": "t", **XS}
 
 ROWS: dict[str, tuple[dict[str, Any], Message]] = {
@@ -283,12 +283,12 @@ ROWS: dict[str, tuple[dict[str, Any], Message]] = {
     "logprobs": (
         {"content": [{**TOKEN, "top_logprobs": [TOKEN]}], "refusal": [{"token": "r"}], **XS},
         answers.Logprobs(
-            content=[TokenLogprob(token="é", logprob=-0.5, token_bytes=b"\xc3\xa9", top_logprobs=[TOP], extra_json=X)],
+            content=[TokenLogprob(token="é", logprob=-0.5, bytes=b"\xc3\xa9", top_logprobs=[TOP], extra_json=X)],
             refusal=[TokenLogprob(token="r")],
             extra_json=X,
         ),
     ),
-    "logprob, whole": ({"logprob": 0, "bytes": []}, TokenLogprob(token_bytes=b"")),
+    "logprob, whole": ({"logprob": 0, "bytes": []}, TokenLogprob(bytes=b"")),
     "logprob, beyond doubles": ({"logprob": 10**400}, TokenLogprob(extra_json='{"logprob":1' + "0" * 400 + "}")),
     "logprob, infinite": ({"logprob": -math.inf}, TokenLogprob(logprob=-math.inf)),
     "bytes, out of range": ({"bytes": [256]}, TokenLogprob(extra_json='{"bytes":[256]}')),

@@ -30,7 +30,7 @@ def unread(message: Message) -> dict[str, Any]:
         name = field.name
         if name == "extra_json" or (name == "content" and getattr(message, "content_parts", ())):
             continue
-        key = {"token_bytes": "bytes", "content_parts": "content"}.get(name, name.removesuffix("_json"))
+        key = "content" if name == "content_parts" else name.removesuffix("_json")
         assert key not in out, "a key is in a field and in extra_json"
         if name.endswith("_json"):
             out[key] = json.loads(value)
@@ -54,7 +54,7 @@ def pruned(value: Any) -> Any:
 
 def keys_of(kind: type[Message]) -> list[str]:
     names = {field.name for field in kind.DESCRIPTOR.fields} - {"content_parts", "extra_json"}
-    return sorted({"token_bytes": "bytes"}.get(name, name.removesuffix("_json")) for name in names)
+    return sorted(name.removesuffix("_json") for name in names)
 
 
 VALUES: list[Any] = [

@@ -47,8 +47,7 @@ def _setters(kind: type[Message]) -> dict[str, Setter]:
         path = f"{kind.DESCRIPTOR.name}.{field.name}"
         if field.name == "extra_json" or path in _WITHOUT_KEY:
             continue
-        key = _KEYS.get(path, field.name.removesuffix("_json"))
-        setters[key] = _SPECIAL.get(path) or _setter(field)
+        setters[field.name.removesuffix("_json")] = _SPECIAL.get(path) or _setter(field)
     return setters
 
 
@@ -228,5 +227,4 @@ _SPECIAL: dict[str, Setter] = {
     "ToolCallDelta.id": _nonempty("id"),
     "ChunkChoice.finish_reason": _nonempty("finish_reason"),
 }
-_KEYS = {"TokenLogprob.token_bytes": "bytes", "TopLogprob.token_bytes": "bytes"}
 _WITHOUT_KEY = {"ChatMessage.content_parts", "Delta.content_parts"}

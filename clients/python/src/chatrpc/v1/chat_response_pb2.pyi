@@ -746,16 +746,16 @@ class TokenLogprob(message.Message):
 
     TOKEN_FIELD_NUMBER: builtins.int
     LOGPROB_FIELD_NUMBER: builtins.int
-    TOKEN_BYTES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: builtins.int
     EXTRA_JSON_FIELD_NUMBER: builtins.int
     token: builtins.str
     """The token as text."""
     logprob: builtins.float
     """Natural logarithm of its probability; -9999 stands for very unlikely."""
-    token_bytes: builtins.bytes
-    """JSON `bytes`: the token's UTF-8 bytes, of which a character may need those of several tokens. Unset: null, or not
-    sent.
+    bytes: builtins.bytes
+    """The token's UTF-8 bytes, in JSON an array of numbers; a character may need those of several tokens. Unset: null, or
+    not sent.
     """
     extra_json: builtins.str
     """Other keys of this object, as in convention 3. Empty: none."""
@@ -768,17 +768,17 @@ class TokenLogprob(message.Message):
         *,
         token: builtins.str = ...,
         logprob: builtins.float = ...,
-        token_bytes: builtins.bytes | None = ...,
+        bytes: builtins.bytes | None = ...,
         top_logprobs: abc.Iterable[TopLogprob] | None = ...,
         extra_json: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_token_bytes", b"_token_bytes", "token_bytes", b"token_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_bytes", b"_bytes", "bytes", b"bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_token_bytes", b"_token_bytes", "extra_json", b"extra_json", "logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_bytes", b"_bytes", "bytes", b"bytes", "extra_json", b"extra_json", "logprob", b"logprob", "token", b"token", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__token_bytes: _TypeAlias = typing.Literal["token_bytes"]  # noqa: Y015
-    _WhichOneofArgType__token_bytes: _TypeAlias = typing.Literal["_token_bytes", b"_token_bytes"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_bytes) -> _WhichOneofReturnType__token_bytes | None: ...
+    _WhichOneofReturnType__bytes: _TypeAlias = typing.Literal["bytes"]  # noqa: Y015
+    _WhichOneofArgType__bytes: _TypeAlias = typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
 
 @typing.final
 class TopLogprob(message.Message):
@@ -788,14 +788,14 @@ class TopLogprob(message.Message):
 
     TOKEN_FIELD_NUMBER: builtins.int
     LOGPROB_FIELD_NUMBER: builtins.int
-    TOKEN_BYTES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
     EXTRA_JSON_FIELD_NUMBER: builtins.int
     token: builtins.str
     """The token as text."""
     logprob: builtins.float
     """Natural logarithm of its probability."""
-    token_bytes: builtins.bytes
-    """JSON `bytes`, see TokenLogprob. Unset: null, or not sent."""
+    bytes: builtins.bytes
+    """Its UTF-8 bytes, see TokenLogprob. Unset: null, or not sent."""
     extra_json: builtins.str
     """Other keys of this object, as in convention 3. Empty: none."""
     def __init__(
@@ -803,13 +803,13 @@ class TopLogprob(message.Message):
         *,
         token: builtins.str = ...,
         logprob: builtins.float = ...,
-        token_bytes: builtins.bytes | None = ...,
+        bytes: builtins.bytes | None = ...,
         extra_json: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_token_bytes", b"_token_bytes", "token_bytes", b"token_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_bytes", b"_bytes", "bytes", b"bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_token_bytes", b"_token_bytes", "extra_json", b"extra_json", "logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_bytes", b"_bytes", "bytes", b"bytes", "extra_json", b"extra_json", "logprob", b"logprob", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__token_bytes: _TypeAlias = typing.Literal["token_bytes"]  # noqa: Y015
-    _WhichOneofArgType__token_bytes: _TypeAlias = typing.Literal["_token_bytes", b"_token_bytes"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_bytes) -> _WhichOneofReturnType__token_bytes | None: ...
+    _WhichOneofReturnType__bytes: _TypeAlias = typing.Literal["bytes"]  # noqa: Y015
+    _WhichOneofArgType__bytes: _TypeAlias = typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
