@@ -1,0 +1,280 @@
+//! What one does with chatrpc, from Rust, one thing after the other. Against `make serve`.
+
+use std::{
+    error::Error,
+    fmt::Display,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use chatrpc_client::{
+    ChatClient, ChatError, Tls,
+    v1::{
+        ChatMessage, ContentPart, CreateChatCompletionRequest, CreateChatCompletionResponse,
+        FunctionDefinition, ImageUrl, Tool, ToolChoice, content_part::Part, tool_choice::Choice,
+    },
+};
+use pico_args::Arguments;
+use tonic::Status;
+
+const USAGE: &str = "tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--model NAME] [--image-bytes N] [--timeout SECONDS]";
+
+struct Args {
+    target: Option<String>,
+    tls: bool,
+    ca_file: Option<PathBuf>,
+    model: String,
+    image_bytes: usize,
+    timeout: Duration,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = match parse(Arguments::from_env()) {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("chatrpc: {error}; usage: {USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match show_everything(args).await.map_err(ChatError::from) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line: Vec<_> = error
+                .to_string()
+                .split_whitespace()
+                .map(String::from)
+                .collect();
+            eprintln!("chatrpc: {}", line.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(mut arguments: Arguments) -> Result<Args, Box<dyn Error>> {
+    let args = Args {
+        target: arguments.opt_value_from_str("--target")?,
+        tls: arguments.contains("--tls"),
+        ca_file: arguments.opt_value_from_str("--ca-file")?,
+        model: arguments
+            .opt_value_from_str("--model")?
+            .unwrap_or_else(|| "echo".into()),
+        image_bytes: arguments
+            .opt_value_from_str("--image-bytes")?
+            .unwrap_or(5 << 20),
+        timeout: Duration::try_from_secs_f64(
+            arguments.opt_value_from_str("--timeout")?.unwrap_or(60.0),
+        )?,
+    };
+    match arguments.finish().first() {
+        None => Ok(args),
+        Some(unknown) => Err(format!("what is {}?", unknown.display()).into()),
+    }
+}
+
+async fn show_everything(args: Args) -> Result<(), Status> {
+    let (model, timeout) = (args.model.as_str(), args.timeout);
+    let client = channel(args.target, &credentials(args.tls, args.ca_file)).await?;
+    unary(&client, model, timeout).await?;
+    stream(&client, model, timeout).await?;
+    deadline(&client).await?;
+    cancel(&client, timeout).await?;
+    error(&client).await?;
+    tools(&client, model, timeout).await?;
+    image(&client, model, timeout, args.image_bytes).await
+}
+
+/// Keepalive, round robin, retries and 20 MiB are set up in src/client.rs.
+async fn channel(target: Option<String>, tls: &Tls) -> Result<ChatClient, Status> {
+    ChatClient::connect(target, tls).await
+}
+
+/// TLS: not at all, by the system's authorities, or by a file's. The key comes from CHATRPC_API_KEY by itself.
+fn credentials(tls: bool, ca_file: Option<PathBuf>) -> Tls {
+    match ca_file {
+        Some(file) => Tls::CaFile(file),
+        None if tls => Tls::SystemAuthorities,
+        None => Tls::Off,
+    }
+}
+
+/// One question, one answer.
+async fn unary(client: &ChatClient, model: &str, timeout: Duration) -> Result<(), Status> {
+    let request = CreateChatCompletionRequest {
+        temperature: Some(0.2),
+        ..request(model, vec![hello()])
+    };
+    let answer = client.complete(request, Some(timeout)).await?.into_inner();
+    show("unary", message(answer)?.content())
+}
+
+/// The same, piece by piece. It ends without an error only if the answer is whole.
+async fn stream(client: &ChatClient, model: &str, timeout: Duration) -> Result<(), Status> {
+    let request = request(model, vec![hello()]);
+    let mut chunks = client.stream(request, Some(timeout)).await?.into_inner();
+    let mut usage = None;
+    let mut out = io::stdout();
+    write!(out, "{:<10}", "stream")?;
+    while let Some(chunk) = chunks.message().await? {
+        for choice in chunk.choices.iter().filter(|choice| choice.index == 0) {
+            write!(
+                out,
+                "{}",
+                choice.delta.as_ref().map_or("", |delta| delta.content())
+            )?;
+            out.flush()?;
+        }
+        usage = chunk.usage.or(usage);
+    }
+    match usage {
+        Some(usage) => writeln!(
+            out,
+            " ({} tokens in, {} out)",
+            usage.prompt_tokens, usage.completion_tokens
+        )?,
+        None => writeln!(out, " (no usage told)")?,
+    }
+    Ok(())
+}
+
+/// It binds up to the model: what is not there in time is given up, everywhere.
+async fn deadline(client: &ChatClient) -> Result<(), Status> {
+    let request = request("echo:delay=30", vec![hello()]);
+    match client
+        .complete(request, Some(Duration::from_millis(300)))
+        .await
+    {
+        Err(late) => show("deadline", ChatError::from(late).code_name()),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Dropping the stream cancels the call, and the model stops.
+async fn cancel(client: &ChatClient, timeout: Duration) -> Result<(), Status> {
+    let request = request("echo:pieces=999,pace=0.02", vec![hello()]);
+    let mut chunks = client.stream(request, Some(timeout)).await?.into_inner();
+    let mut messages = 0;
+    while messages < 3 && chunks.message().await?.is_some() {
+        messages += 1;
+    }
+    drop(chunks);
+    show("cancel", format!("stopped after {messages} messages"))
+}
+
+/// The status says what kind of failure it is, its details which one, and what can be done.
+async fn error(client: &ChatClient) -> Result<(), Status> {
+    let request = request("echo:status=429,retry_after=7", vec![hello()]);
+    let Err(status) = client.complete(request, Some(Duration::from_secs(5))).await else {
+        return Ok(());
+    };
+    let failed = ChatError::from(status);
+    let mut line = format!("{} {}", failed.code_name(), failed.reason);
+    if let Some(after) = failed.retry_after {
+        line += &format!(", again in {} s", after.as_secs_f64());
+    }
+    if let Some(upstream) = failed.upstream {
+        line += &format!(", upstream's HTTP status {}", upstream.http_status);
+    }
+    show("error", line)
+}
+
+/// The model asks for a function to be called; what it returned goes back with the rest of the chat.
+async fn tools(client: &ChatClient, model: &str, timeout: Duration) -> Result<(), Status> {
+    let parameters =
+        r#"{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}"#;
+    let weather = Tool {
+        function: Some(FunctionDefinition {
+            name: "weather".into(),
+            parameters_json: Some(parameters.into()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let question = CreateChatCompletionRequest {
+        tools: vec![weather.clone()],
+        tool_choice: Some(ToolChoice {
+            choice: Some(Choice::Mode("required".into())),
+        }),
+        ..request(model, vec![hello()])
+    };
+    let asked = message(client.complete(question, Some(timeout)).await?.into_inner())?;
+    let call = asked.tool_calls.first().cloned().unwrap_or_default();
+    let result = ChatMessage {
+        role: "tool".into(),
+        tool_call_id: Some(call.id),
+        content: Some("sunny".into()),
+        ..Default::default()
+    };
+    let answered = CreateChatCompletionRequest {
+        tools: vec![weather],
+        ..request(model, vec![hello(), asked, result])
+    };
+    client.complete(answered, Some(timeout)).await?;
+    let function = call.function.unwrap_or_default();
+    show(
+        "tools",
+        format!("{}({})", function.name, function.arguments),
+    )
+}
+
+/// A picture goes as a data URL. gRPC's usual limit, 4 MiB, would be too little for it.
+async fn image(
+    client: &ChatClient,
+    model: &str,
+    timeout: Duration,
+    size: usize,
+) -> Result<(), Status> {
+    let picture = ImageUrl {
+        url: format!(
+            "data:image/png;base64,{}",
+            BASE64_STANDARD.encode(vec![0; size])
+        ),
+        ..Default::default()
+    };
+    let parts = [Part::Text("What is this?".into()), Part::ImageUrl(picture)];
+    let look = ChatMessage {
+        role: "user".into(),
+        content_parts: parts
+            .map(|part| ContentPart {
+                part: Some(part),
+                ..Default::default()
+            })
+            .into(),
+        ..Default::default()
+    };
+    let answer = client
+        .complete(request(model, vec![look]), Some(timeout))
+        .await?
+        .into_inner();
+    show("image", message(answer)?.content())
+}
+
+fn request(model: &str, messages: Vec<ChatMessage>) -> CreateChatCompletionRequest {
+    CreateChatCompletionRequest {
+        model: model.into(),
+        messages,
+        ..Default::default()
+    }
+}
+
+fn hello() -> ChatMessage {
+    ChatMessage {
+        role: "user".into(),
+        content: Some("Hello!".into()),
+        ..Default::default()
+    }
+}
+
+fn message(answer: CreateChatCompletionResponse) -> Result<ChatMessage, Status> {
+    let choice = answer.choices.into_iter().next();
+    choice
+        .and_then(|choice| choice.message)
+        .ok_or_else(|| Status::internal("the answer has no message"))
+}
+
+fn show(name: &str, what: impl Display) -> Result<(), Status> {
+    Ok(writeln!(io::stdout(), "{name:<10}{what}")?)
+}
