@@ -73,7 +73,7 @@ soak: $(INSTALLED) ## ten minutes of mixed load and faults: does anything grow? 
 bench: $(INSTALLED) ## the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; needs Go)
 	tests/bench/peers/run $(ARGS)
 
-bench-quick: $(INSTALLED) ## the same with the floor and the naive wrapper only (two minutes and a half; needs Go)
+bench-quick: $(INSTALLED) ## the same with the floor and the naive wrapper only (two minutes; needs Go)
 	QUICK=1 tests/bench/peers/run $(ARGS)
 
 bench-core: $(INSTALLED) ## CPU a chunk against an earlier revision (ARGS=<git ref>), and SSE by size

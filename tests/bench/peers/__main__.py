@@ -42,7 +42,7 @@ QUICK = (ours.CHATRPC, ours.FLOOR, ours.NAIVE)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2.5 minutes: the floor and the naive wrapper only")
+    parser.add_argument("--quick", action="store_true", help="two minutes: the floor and the naive wrapper only")
     parser.add_argument("--rounds", type=int, help="turns of each load (3; quick: 2)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these servers; the names are those of the table")
     parser.add_argument("--loads", nargs="+", metavar="KEY", help=f"these loads: {[one.key for one in measures.LOADS]}")
@@ -57,7 +57,7 @@ def main() -> int:
     _take_two_cores()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # else what was started would stay
     rigs.build()
-    # Else the first server to start would compile its modules, and keep the memory that this took.
+    # Else the first server to start would compile its modules on the way.
     compileall.compile_dir(rigs.ROOT / "service", quiet=1)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatrpc-bench-")))
