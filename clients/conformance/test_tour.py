@@ -1,6 +1,7 @@
 """Every client's tour shows the same, and says in one line what is wrong."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,12 +17,13 @@ from support import Service, service
 pytestmark = pytest.mark.timeout(1000)
 
 
-async def tour(language: str, *arguments: object) -> tuple[int, str, str]:
+async def tour(language: str, *arguments: object, **environ: str) -> tuple[int, str, str]:
     folder = built(language)
     process = await asyncio.create_subprocess_exec(
         *LANGUAGES[language].tour,
         *map(str, arguments),
         cwd=folder,
+        env=os.environ | environ,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -109,6 +111,16 @@ async def test_a_server_that_ends(language: str) -> None:
         stopping = asyncio.create_task(stop())
         await fails(language, r"[A-Z_]+( \([A-Z_]+\))?: .+", "--target", running.server.address, "--timeout", 5)
         await stopping
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("key", ["secret\n", "s\u00e9cret"])
+async def test_a_key_that_cannot_be_sent_is_not_shown(language: str, key: str) -> None:
+    async with served() as running:
+        code, out, err = await tour(language, "--target", running.server.address, CHATRPC_API_KEY=key)
+    assert (code, out) == (1, "")
+    assert re.fullmatch("chatrpc: .+\n", err), err
+    assert key.strip() not in err
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -322,6 +322,13 @@ def test_what_cannot_be_sent_is_said(arguments: dict[str, Any], complaint: str) 
         client_requests.request(model, messages, given)
 
 
+@pytest.mark.parametrize("key", ["secret\n", "sécret"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key: str) -> None:
+    with pytest.raises(ValueError, match="cannot be sent") as raised:
+        Client(api_key=key)
+    assert key.strip() not in str(raised.value)
+
+
 @pytest.mark.parametrize("target", ["http://127.0.0.1:50051", "https://a:1", "grpc://a:1"])
 def test_an_address_is_no_url(target: str) -> None:
     with pytest.raises(ValueError, match="host:port"):

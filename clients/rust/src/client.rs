@@ -303,7 +303,9 @@ fn variable(name: &str) -> Option<String> {
 
 fn bearer(key: String) -> Result<AsciiMetadataValue, Status> {
     let mut value = AsciiMetadataValue::try_from(format!("Bearer {key}"))
-        .map_err(|_| Status::invalid_argument("CHATRPC_API_KEY cannot be sent as a header"))?;
+        .ok()
+        .filter(|_| key.is_ascii())
+        .ok_or_else(|| Status::invalid_argument("CHATRPC_API_KEY cannot be sent as a header"))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -73,7 +73,14 @@ def credentials_of(tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials)
     return grpc.ssl_channel_credentials(None if tls is True else Path(tls).read_bytes())
 
 
-def metadata_of(api_key: str | None, more: dict[str, str]) -> list[tuple[str, str]]:
-    """The metadata of every call. The key is what was given, else the variable CHATRPC_API_KEY, else none."""
+def authorization_of(api_key: str | None) -> list[tuple[str, str]]:
+    """Metadata with the key: what was given, else the variable CHATRPC_API_KEY, else none. Raises ValueError.
+
+    gRPC refuses a key that cannot be sent, too, but with the key in its message.
+    """
     key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE, "")
-    return [*(([("authorization", f"Bearer {key}")]) if key else []), *more.items()]
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(
+            f"the API key (api_key or {KEY_VARIABLE}) has characters that cannot be sent, such as a line end"
+        )
+    return [("authorization", f"Bearer {key}")] if key else []

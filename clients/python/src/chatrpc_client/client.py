@@ -26,7 +26,7 @@ class _Calls:
     def __init__(self, target: str | None, api_key: str | None, tls: Tls, timeout: float) -> None:
         self.target = channel.target_of(target)
         self._credentials = channel.credentials_of(tls)
-        self._api_key = api_key
+        self._authorization = channel.authorization_of(api_key)
         self._timeout = _seconds(timeout)
 
     def channel(self, kind: Any) -> Any:
@@ -37,9 +37,9 @@ class _Calls:
 
     def options(self, timeout: float | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
         """What grpc wants beside the request."""
-        more = {key.lower(): value for key, value in (headers or {}).items()}
         seconds = self._timeout if timeout is None else _seconds(timeout)
-        return {"timeout": seconds, "metadata": channel.metadata_of(self._api_key, more)}
+        more = [(key.lower(), value) for key, value in (headers or {}).items()]
+        return {"timeout": seconds, "metadata": [*self._authorization, *more]}
 
 
 def _seconds(timeout: float) -> float:
@@ -53,8 +53,8 @@ class Client:
 
     `target` is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. `api_key`, else the variable
     CHATRPC_API_KEY, goes as `authorization: Bearer …`. `tls`: True trusts the system's authorities, a path those in
-    that file, or give credentials of your own. `timeout` is in seconds, for each call. Raises ValueError for a target
-    or a timeout that cannot be, OSError for a file that cannot be read.
+    that file, or give credentials of your own. `timeout` is in seconds, for each call. Raises ValueError for a target,
+    a key or a timeout that cannot be, OSError for a file that cannot be read.
     """
 
     def __init__(
