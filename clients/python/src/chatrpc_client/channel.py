@@ -1,8 +1,8 @@
 """How a channel is to be set up for chats: what holds for either of grpc's two stacks, in one place.
 
 - **Round robin** over all addresses of the name. gRPC's default stays with the first; behind a Kubernetes Service with
-  `clusterIP: None` each pod is an address, and calls spread. Names are resolved anew when a connection ends, so let the
-  service end them from time to time (its `max_connection_age`).
+  `clusterIP: None` each pod is an address, and calls spread. Names are resolved anew when a connection ends: the
+  service ends each after ten minutes, and lets the calls on it finish.
 - **Health** of each address is watched, so that one that is about to stop gets no more calls (gRFC A17).
 - **Retry of UNAVAILABLE only**, and by gRPC only until the first message: the service sends no headers before. All else
   the service has tried again already, where that was any use.
