@@ -54,7 +54,7 @@ def channel(target: str | None, tls: bool | str, timeout: float) -> Client:
 
 def credentials(args: argparse.Namespace) -> bool | str:
     """TLS: not at all, by the system's authorities, or by a file's. The key comes from CHATRPC_API_KEY by itself."""
-    return args.ca_file or args.tls
+    return args.tls if args.ca_file is None else args.ca_file
 
 
 def unary(client: Client, model: str) -> None:

@@ -2,9 +2,13 @@
 
 import asyncio
 import base64
+import copy
 import json
+import pickle
 from collections.abc import AsyncIterator, Iterator
+from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -12,9 +16,10 @@ import pytest
 import trustme
 from google.protobuf.message import Message
 
-from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc.v1.chat_message_pb2 import ChatMessage, FunctionCall, ToolCall
 from chatrpc_client import (
     AsyncClient,
+    CancelledError,
     ChatError,
     Client,
     DeadlineError,
@@ -28,10 +33,11 @@ from chatrpc_client import (
     UnavailableError,
 )
 from chatrpc_client import requests as client_requests
+from chatrpc_server.core import requests as service_requests
 from chatrpc_server.core.assemble import assemble
 from chatrpc_server.core.responses import StreamReader
 from chatrpc_server.echo import Echo
-from support import Script, Service, http, service
+from support import Script, Service, collect, http, service
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello!"}]
 QUIRKS = sorted((Path(__file__).parents[1] / "quirks").glob("*.sse"))
@@ -236,6 +242,71 @@ async def test_leaving_a_stream_cancels_it(
             await asyncio.sleep(0.01)
 
 
+async def test_an_async_stream_that_broke_stays_broken(async_client: AsyncClient) -> None:
+    """grpc.aio itself would say at the next read that it is over, as if the answer were whole."""
+    stream = async_client.stream(model="echo:pieces=9,gap=30", messages=HELLO)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            _ = [chunk async for chunk in stream]
+    with pytest.raises(CancelledError):
+        await anext(stream)
+    stream = async_client.stream(model="echo:pieces=9,truncate=2", messages=HELLO)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="UPSTREAM_STREAM_TRUNCATED"):
+            _ = [chunk async for chunk in stream]
+
+
+async def test_who_waits_for_what_is_closed_is_not_cancelled(chat: Service) -> None:
+    client = AsyncClient(str(chat.server.address))
+    stream = client.stream(model="echo:pieces=9,gap=30", messages=HELLO)
+    await anext(stream)
+    readers = [
+        asyncio.create_task(collect(stream)),
+        asyncio.create_task(client.complete(model="echo:delay=30", messages=HELLO)),
+    ]
+    await asyncio.sleep(0.3)
+    await stream.close()
+    await client.close()
+    for reader in readers:
+        with pytest.raises(CancelledError):
+            await reader
+
+
+async def test_who_is_cancelled_is_cancelled(chat: Service, async_client: AsyncClient) -> None:
+    calls = [
+        asyncio.create_task(async_client.complete(model="echo:delay=30", messages=HELLO)),
+        asyncio.create_task(collect(async_client.stream(model="echo:delay=30", messages=HELLO))),
+    ]
+    await asyncio.sleep(0.3)
+    for call in calls:
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    async with asyncio.timeout(5):
+        while chat.value("grpc_server_handled_total", grpc_code="Canceled") < 2:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_closed_client_says_so(chat: Service) -> None:
+    client, async_client = Client(str(chat.server.address)), AsyncClient(str(chat.server.address))
+    client.close()
+    await async_client.close()
+    with pytest.raises(ValueError, match="closed"):
+        client.complete(model="echo", messages=HELLO)
+    with pytest.raises(ValueError, match="closed"):
+        await async_client.complete(model="echo", messages=HELLO)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+async def test_errors_can_be_passed_on(client: Client, copied: Any) -> None:
+    with pytest.raises(RateLimitError) as raised:
+        await asyncio.to_thread(client.complete, model="echo:status=429,retry_after=7", messages=HELLO, timeout=5)
+    again = copied(raised.value)
+    assert type(again) is RateLimitError
+    for name in ("code", "message", "reason", "retry_after", "request_id", "upstream", "upstream_status"):
+        assert getattr(again, name) == getattr(raised.value, name)
+
+
 async def test_calls_spread_and_one_server_less_is_survived(echo: Echo) -> None:
     async with service(echo.base_url) as one, service(echo.base_url) as two:
         addresses = f"ipv4:{one.server.address},{two.server.address}"
@@ -254,10 +325,11 @@ async def test_calls_spread_and_one_server_less_is_survived(echo: Echo) -> None:
 async def test_a_call_that_finds_the_server_unavailable_is_tried_again(script: Script) -> None:
     """Also by gRPC: the upstream cannot be reached at first, and the service itself does not retry."""
     body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}}]}).encode()
+    long = [{"role": "user", "content": "x" * (2 << 20)}]  # by itself gRPC keeps 256 KiB for another try
     script.answers(http(b"{}", status="503 Service Unavailable"), http(body))
     async with service(script.base_url, upstream={"max_retries": 0}) as running:
         async with AsyncClient(str(running.server.address), timeout=5) as client:
-            answer = await client.complete(model="m", messages=HELLO)
+            answer = await client.complete(model="m", messages=long)
         assert answer.choices[0].message.content == "a"
         assert running.value("grpc_server_handled_total", grpc_code="Unavailable") == 1
 
@@ -270,7 +342,7 @@ async def test_nobody_there() -> None:
 
 async def test_tls(echo: Echo, tmp_path: Path) -> None:
     authority, other = trustme.CA(), trustme.CA()
-    certificate = authority.issue_cert("localhost")
+    certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
     for pem in certificate.cert_chain_pems:
         pem.write_to_path(tmp_path / "cert.pem", append=True)
@@ -278,7 +350,7 @@ async def test_tls(echo: Echo, tmp_path: Path) -> None:
     other.cert_pem.write_to_path(tmp_path / "other.pem")
     files = {"cert_file": str(tmp_path / "cert.pem"), "key_file": str(tmp_path / "key.pem")}
     async with service(echo.base_url, tls=files) as running:
-        target = f"localhost:{running.server.address.port}"
+        target = str(running.server.address)
         async with AsyncClient(target, tls=tmp_path / "ca.pem", api_key="secret", timeout=5) as client:
             assert await client.complete(model="echo", messages=HELLO)
         async with AsyncClient(target, tls=tmp_path / "other.pem", timeout=5) as client:
@@ -306,6 +378,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON within": ({"messages": [{"role": "user", "x": b""}]}, r"messages\[0\].x cannot be sent as JSON"),
     "no number": ({"x": float("nan")}, "x cannot be sent as JSON"),
     "twice": ({"temperature": 1, "extra_body": {"temperature": 1}}, "given twice.*temperature"),
+    "messages twice": ({"extra_body": {"messages": HELLO}}, "given twice.*messages"),
+    "a query": ({"extra_query": {"a": "b"}}, "extra_query has no place"),
+    "no JSON in a tool": (
+        {"tools": [{"function": {"name": "f", "parameters": {"x": float("inf")}}}]},
+        r"tools\[0\].function.parameters cannot be sent as JSON",
+    ),
     "extra_body is a list": ({"extra_body": []}, ""),
     "extra_body is a text": ({"extra_body": "x"}, "extra_body is to be a dict, not str"),
 }
@@ -329,15 +407,70 @@ def test_a_key_that_cannot_be_sent_is_not_shown(key: str) -> None:
     assert key.strip() not in str(raised.value)
 
 
+class Role(StrEnum):
+    USER = "user"
+
+
+ASKED = ChatMessage(role="assistant", tool_calls=[ToolCall(id="1", function=FunctionCall(name="f", arguments="{}"))])
+ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "an enum": ({"role": Role.USER, "content": "?"}, {"role": "user", "content": "?"}),
+    "an enum of a part": (
+        {"role": "user", "content": [{"type": StrEnum("Kind", {"TEXT": "text"}).TEXT, "text": "?"}]},  # type: ignore[attr-defined]
+        {"role": "user", "content": [{"type": "text", "text": "?"}]},
+    ),
+    "calls of an answer": (
+        {"role": "assistant", "tool_calls": ASKED.tool_calls},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+    ),
+    "a part with two payloads": (
+        {"role": "user", "content": [{"refusal": "", "type": "text", "text": "?"}]},
+        {"role": "user", "content": [{"refusal": "", "type": "text", "text": "?"}]},
+    ),
+    "half a pair": ({"role": "user", "content": "\ud83d"}, {"role": "user", "content": "\ud83d"}),
+    "a mapping": (
+        {"role": "user", "content": "?", "x": MappingProxyType({"y": (1, 2)})},
+        {"role": "user", "content": "?", "x": {"y": [1, 2]}},
+    ),
+    "null": ({"role": "user", "content": "?", "name": None}, {"role": "user", "content": "?", "name": None}),
+}
+
+
+@pytest.mark.parametrize(("given", "sent"), ALIKE.values(), ids=ALIKE)
+def test_messages_arrive_as_they_were_given(given: dict[str, Any], sent: dict[str, Any]) -> None:
+    request = client_requests.request("m", [given], {"temperature": 10**400})
+    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    assert body == {"model": "m", "messages": [sent], "temperature": 10**400}
+
+
+@pytest.mark.parametrize("headers", [{"x-a": "b\n"}, {"x-a": "é"}, {"x a": "b"}])
+def test_a_header_that_cannot_be_sent_is_said(headers: dict[str, str]) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="cannot be sent"):
+        client.complete(model="echo", messages=HELLO, extra_headers=headers)
+
+
+def test_an_authorization_of_its_own() -> None:
+    with Client(api_key="ours") as client:
+        metadata = client._calls.options(None, {"Authorization": "Bearer mine"})["metadata"]
+    assert metadata == [("authorization", "Bearer mine")]
+
+
 @pytest.mark.parametrize("target", ["http://127.0.0.1:50051", "https://a:1", "grpc://a:1"])
 def test_an_address_is_no_url(target: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         Client(target)
 
 
-def test_a_timeout_is_positive() -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="more than 0"):
-        client.complete(model="echo", messages=HELLO, timeout=0)
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_is_positive_and_finite(timeout: float) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="more than 0 and finite"):
+        client.complete(model="echo", messages=HELLO, timeout=timeout)
+
+
+async def test_a_deadline_may_be_far_away(async_client: AsyncClient) -> None:
+    assert await async_client.complete(model="echo", messages=HELLO, timeout=1e12)
 
 
 def test_one_may_bring_credentials() -> None:

@@ -106,6 +106,7 @@ async def test_nobody_there() -> None:
         ([], "Hello!", "which model?"),
         (["--model", "echo"], "", "nothing to say"),
         (["--model", "echo", "--ca-file", "/nowhere", "?"], "", "/nowhere"),
+        (["--model", "echo", "--ca-file", "", "?"], "", "an empty path"),
         (["--model", "echo", "--target", "http://a:1", "?"], "", "host:port"),
         (["--model", "echo", "--timeout", "-1", "?"], "", "more than 0"),
     ],
@@ -115,6 +116,32 @@ async def test_wrong_use_is_said(arguments: list[str], said: str, complaint: str
     assert result.returncode == 2
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+async def test_what_is_no_utf_8_is_replaced(chat: Service) -> None:
+    environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}
+    for arguments, said in ((["a\udcff"], b""), ([], b"a\xff")):
+        result = await asyncio.to_thread(
+            subprocess.run, [*COMMAND, "-m", "echo", *arguments], input=said, capture_output=True, env=environment
+        )
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert result.stdout.decode() in ("You said: a?\n", "You said: a\ufffd\n")
+
+
+async def test_a_terminal_that_knows_less(chat: Service) -> None:
+    result = await run("--model", "echo", "日", target=chat.server.address, PYTHONIOENCODING="latin-1")
+    assert (result.returncode, result.stdout) == (0, "You said: ?\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+async def test_a_full_disk_is_said(chat: Service) -> None:
+    environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}
+    full = os.open("/dev/full", os.O_WRONLY)
+    result = await asyncio.to_thread(
+        subprocess.run, [*COMMAND, "-m", "echo", "?"], stdout=full, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(full)
+    assert (result.returncode, result.stderr) == (1, b"chatrpc: cannot write: No space left on device\n")
 
 
 class Terminal:

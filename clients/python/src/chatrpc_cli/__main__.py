@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from itertools import chain
 from typing import TextIO
 
@@ -22,26 +23,40 @@ _CLEAR_LINE = "\x1b[2K"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a call failed, 130 after Ctrl-C; argparse exits with 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # none is if it was closed before
+            stream.reconfigure(errors="replace")
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter tries once more as it ends
+        if not isinstance(error, BrokenPipeError):  # nobody reads on, as with `| head`
+            print(f"chatrpc: cannot write: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     model = args.model or os.environ.get(_MODEL_VARIABLE)
     if not model:
         parser.error(f"which model? Give --model or set {_MODEL_VARIABLE} (the embedded upstream's is called echo)")
-    tls: bool | str = args.ca_file or args.tls
+    tls: bool | str = args.tls if args.ca_file is None else args.ca_file
     try:
         client = Client(args.target, tls=tls, timeout=args.timeout)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with client:
         chat = _Chat(client, model, args.system, as_json=args.json)
-        prompt = " ".join(args.prompt) or ("" if sys.stdin.isatty() else sys.stdin.read().strip())
+        talks = sys.stdin is not None and sys.stdin.isatty()
+        prompt = " ".join(args.prompt).encode(errors="replace").decode()  # what is no UTF-8 cannot be sent
+        if not prompt and not talks:
+            prompt = sys.stdin.read().strip() if sys.stdin else ""
         if prompt:
-            try:
-                return chat.say(prompt)
-            except BrokenPipeError:  # nobody reads on, as with `| head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return 1
-        if not sys.stdin.isatty():
+            return chat.say(prompt)
+        if not talks:
             parser.error("nothing to say: give a prompt, as arguments or on standard input")
         return _converse(chat)
 
@@ -120,9 +135,10 @@ class _Chat:
         try:
             for part in chain.from_iterable(chunk.choices for chunk in chain([first] if first else [], stream)):
                 thought = part.delta.reasoning_content or part.delta.reasoning
-                for kind, text in (("thought", _dim(thought)), ("text", part.delta.content)):
+                said = part.delta.content or part.delta.refusal
+                for kind, text in (("thought", _dim(thought)), ("text", said)):
                     if text:
-                        print("\n\n" if last == "thought" and kind == "text" else "", text, sep="", end="", flush=True)
+                        print("\n\n" if last not in ("", kind) else "", text, sep="", end="", flush=True)
                         last, shown = kind, text
         finally:
             if shown and not shown.endswith("\n"):
@@ -132,8 +148,11 @@ class _Chat:
     def _show_end(self, stream: Stream) -> None:
         """Calls of tools, which nobody here can make; and what it cost."""
         so_far = stream.so_far
-        for call in so_far.message.tool_calls:
+        message = so_far.message
+        for call in message.tool_calls:
             print(f"{call.function.name or call.custom.name}({call.function.arguments or call.custom.input})")
+        if message.HasField("function_call"):
+            print(f"{message.function_call.name}({message.function_call.arguments})")
         usage = so_far.usage
         tokens = f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out" if usage else "usage not told"
         ends = sorted({reason for reason in so_far.finish_reasons.values() if reason != "stop"})

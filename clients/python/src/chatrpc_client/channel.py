@@ -12,6 +12,8 @@
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ _SERVICE_CONFIG = {
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
+    # Only what is kept can be tried again; gRPC's own 256 KiB are too little for pictures.
+    ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MILLISECONDS),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -70,6 +74,8 @@ def credentials_of(tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials)
         return tls
     if tls is False:
         return None
+    if tls == "":
+        raise ValueError("tls is an empty path: it is to be True, or a file with the authorities to trust")
     return grpc.ssl_channel_credentials(None if tls is True else Path(tls).read_bytes())
 
 
@@ -84,3 +90,12 @@ def authorization_of(api_key: str | None) -> list[tuple[str, str]]:
             f"the API key (api_key or {KEY_VARIABLE}) has characters that cannot be sent, such as a line end"
         )
     return [("authorization", f"Bearer {key}")] if key else []
+
+
+def metadata_of(headers: Mapping[str, str] | None, authorization: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The metadata of a call; `authorization` among the headers takes the place of the client's. Raises ValueError."""
+    metadata = [(key.lower(), value) for key, value in (headers or {}).items()]
+    for key, value in metadata:
+        if not re.fullmatch("[a-z0-9_.-]+", key) or not (value.isascii() and value.isprintable()):
+            raise ValueError(f"the header {key!r} has characters that cannot be sent")
+    return metadata if "authorization" in dict(metadata) else [*authorization, *metadata]

@@ -1,7 +1,10 @@
 """The two clients, for threads and for asyncio. What they have in common stands in the modules beside this one."""
 
+import asyncio
+import math
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +21,8 @@ Messages = Iterable[ChatMessage | Mapping[str, Any]]
 Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
+_LONGEST_SECONDS = 1e8
+"""gRPC takes what is too far away for a deadline that has passed."""
 
 
 class _Calls:
@@ -28,6 +33,7 @@ class _Calls:
         self._credentials = channel.credentials_of(tls)
         self._authorization = channel.authorization_of(api_key)
         self._timeout = _seconds(timeout)
+        self.closed = False
 
     def channel(self, kind: Any) -> Any:
         """A channel of `grpc` or `grpc.aio`."""
@@ -36,16 +42,17 @@ class _Calls:
         return kind.secure_channel(self.target, self._credentials, channel.OPTIONS)
 
     def options(self, timeout: float | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
-        """What grpc wants beside the request."""
+        """What grpc wants beside the request. Raises ValueError."""
+        if self.closed:
+            raise ValueError("the client is closed")
         seconds = self._timeout if timeout is None else _seconds(timeout)
-        more = [(key.lower(), value) for key, value in (headers or {}).items()]
-        return {"timeout": seconds, "metadata": [*self._authorization, *more]}
+        return {"timeout": seconds, "metadata": channel.metadata_of(headers, self._authorization)}
 
 
 def _seconds(timeout: float) -> float:
-    if not timeout > 0:
-        raise ValueError(f"timeout is the seconds that a call may take, more than 0: {timeout!r}")
-    return timeout
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout is the seconds that a call may take, more than 0 and finite: {timeout!r}")
+    return min(timeout, _LONGEST_SECONDS)
 
 
 class Client:
@@ -106,6 +113,7 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection, and the calls on it."""
+        self._calls.closed = True
         self._channel.close()
 
     def __enter__(self) -> "Client":
@@ -183,12 +191,9 @@ class AsyncClient:
     ) -> CreateChatCompletionResponse:
         """The whole answer. Raises `ChatError`. Takes what `Client.complete` takes."""
         request = requests.request(model, messages, parameters)
-        try:
-            response: CreateChatCompletionResponse = await self._stub.CreateChatCompletion(
-                request, **self._calls.options(timeout, extra_headers)
-            )
-        except grpc.RpcError as error:
-            raise error_of(error) from None
+        call = self._stub.CreateChatCompletion(request, **self._calls.options(timeout, extra_headers))
+        async with _typed_errors(call):
+            response: CreateChatCompletionResponse = await call
         return response
 
     def stream(
@@ -207,6 +212,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connection, and the calls on it."""
+        self._calls.closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> "AsyncClient":
@@ -242,10 +248,14 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> CreateChatCompletionStreamResponse:
-        try:
-            chunk: CreateChatCompletionStreamResponse = await anext(self._chunks)
-        except grpc.RpcError as error:
-            raise error_of(error) from None
+        async with _typed_errors(self._call):
+            try:
+                chunk: CreateChatCompletionStreamResponse = await anext(self._chunks)
+            except StopAsyncIteration:
+                # grpc.aio says so, too, of a call that had failed or was cancelled before.
+                if await self._call.code() is not grpc.StatusCode.OK:
+                    raise await _failure(self._call) from None
+                raise
         self.so_far.chunks.append(chunk)
         return chunk
 
@@ -256,3 +266,25 @@ class AsyncStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+@asynccontextmanager
+async def _typed_errors(call: Any) -> AsyncIterator[None]:
+    """Around waiting for a call: its failures are `ChatError`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error) from None
+    except asyncio.CancelledError:
+        # grpc.aio raises this also where somebody else has closed the call, and nobody has cancelled this task.
+        task = asyncio.current_task()
+        if not call.cancelled() or (task and task.cancelling()):
+            raise
+        raise error_of(await _failure(call)) from None
+
+
+async def _failure(call: Any) -> grpc.aio.AioRpcError:
+    """How a call has failed."""
+    return grpc.aio.AioRpcError(
+        await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    )

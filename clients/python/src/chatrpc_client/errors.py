@@ -4,7 +4,7 @@ The details are those of `google.rpc.Status` (google/rpc/error_details.proto); r
 chatrpc/v1/chat_error.proto.
 """
 
-from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -35,13 +35,19 @@ class ChatError(Exception):
         self.fields: list[tuple[str, str]] = []
         """What is wrong with the request: the field's path, and what would be right."""
         self.request_id = request_id
-        """The call's name in the logs of the service. Empty if the service was not reached."""
+        """The call's name in the logs of the service. Empty if nothing of the service had arrived."""
         self.upstream_request_id = ""
         """The call's name in the logs of the upstream. Empty: it gave none."""
         self.upstream: UpstreamError | None = None
         """What the upstream said. None: it did not answer."""
-        self._read(details)
+        self._made_of = (code, message, details, request_id)
+        with suppress(DecodeError):  # of somebody else's details
+            self._read(details)
         super().__init__(str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it passes from process to process."""
+        return type(self), self._made_of
 
     @property
     def upstream_status(self) -> int | None:
@@ -127,8 +133,7 @@ _KINDS: dict[grpc.StatusCode, type[ChatError]] = {
 def error_of(error: Any) -> ChatError:
     """The typed error for a `grpc.RpcError`, of either of grpc's two stacks."""
     code = error.code() or grpc.StatusCode.UNKNOWN
-    trailers: Iterable[tuple[str, Any]] = error.trailing_metadata() or ()
-    metadata = dict(trailers)
+    metadata: dict[str, Any] = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}
     details = Status()
     try:
         details.ParseFromString(metadata.get(_DETAILS_KEY, b""))

@@ -6,7 +6,7 @@ null, a key that nobody has heard of, a text where a number was expected. What i
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,11 +19,14 @@ from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 _Put = Callable[[Any, Any], bool]
 """Puts a JSON value into a message; False if it has another form."""
 _BITS = {FieldDescriptor.TYPE_INT32: 31, FieldDescriptor.TYPE_INT64: 63}
-_KINDS = {
-    FieldDescriptor.TYPE_STRING: (str,),
-    FieldDescriptor.TYPE_BOOL: (bool,),
-    FieldDescriptor.TYPE_DOUBLE: (int, float),
-}
+_LARGEST_DOUBLE = 2**1023
+
+
+class _NotJsonError(Exception):
+    """A value that JSON has no form for, and its path."""
+
+    def __init__(self, path: str, why: str) -> None:
+        self.path, self.why = path, why
 
 
 def request(
@@ -34,48 +37,87 @@ def request(
     Parameters are those of `POST /v1/chat/completions`; None is as good as not given. `extra_body` is an object whose
     keys are sent along, as with OpenAI's SDK.
     """
-    if not isinstance(model, str):
+    if not _is_text(model):
         raise TypeError(f"model is to be the model's name, not {type(model).__name__}")
     if isinstance(messages, str | Mapping | ChatMessage):
         raise TypeError("messages is to be a list of messages, such as [{'role': 'user', 'content': 'Hello!'}]")
-    out = CreateChatCompletionRequest(model=model)
-    for position, message in enumerate(messages):
-        if isinstance(message, ChatMessage):
-            out.messages.append(message)
-        elif isinstance(message, Mapping):
-            _read(out.messages.add(), message, f"messages[{position}]")
-        else:
-            raise TypeError(f"messages[{position}] is to be a dict or a ChatMessage, not {type(message).__name__}")
     given = {key: value for key, value in parameters.items() if value is not None and key != "extra_body"}
     extra = parameters.get("extra_body") or {}
     if not isinstance(extra, Mapping):
         raise TypeError(f"extra_body is to be a dict, not {type(extra).__name__}")
-    if twice := sorted(given.keys() & extra.keys()):
+    if "extra_query" in given:
+        raise TypeError("extra_query has no place here: there is no URL")
+    if twice := sorted({"model", "messages", *given} & extra.keys()):
         raise TypeError(f"given twice, as a parameter and in extra_body: {', '.join(twice)}")
-    _read(out, {**given, **extra}, "")
+    out = CreateChatCompletionRequest(model=model)
+    try:
+        for position, message in enumerate(messages):
+            if not isinstance(message, ChatMessage | Mapping):
+                raise TypeError(f"messages[{position}] is to be a dict or a ChatMessage, not {type(message).__name__}")
+            _add(out.messages, message, f"messages[{position}]")
+        _read(out, {**given, **extra})
+    except _NotJsonError as error:
+        raise TypeError(f"{error.path} cannot be sent as JSON: {error.why}") from None
     return out
 
 
 def from_json(body: Mapping[str, Any]) -> CreateChatCompletionRequest:
     """The request whose JSON, as OpenAI's API takes it, this is. Raises TypeError where it is none."""
-    request: CreateChatCompletionRequest = _read(CreateChatCompletionRequest(), body, "")
-    return request
+    out = CreateChatCompletionRequest()
+    try:
+        _read(out, body)
+    except _NotJsonError as error:
+        raise TypeError(f"{error.path} cannot be sent as JSON: {error.why}") from None
+    return out
 
 
-def _read(message: Any, source: Mapping[str, Any], path: str) -> Any:
+def _read(message: Any, source: Mapping[str, Any]) -> Any:
     """Fills an empty message."""
-    extras = {key: value for key, value in source.items() if not _put(message, key, value)}
-    if extras:
+    extras = {}
+    # Of the keys that exclude each other the one that `type` names counts, and the others are extras.
+    for key in sorted(source, key=lambda key: key != source.get("type")):
         try:
-            message.extra_json = _dumps(extras)
-        except (TypeError, ValueError) as error:
-            where = f"{path}." if path else ""
-            raise TypeError(f"{where}{next(iter(extras))} cannot be sent as JSON: {error}") from None
+            if not _put(message, key, source[key]):
+                _dumps(source[key])
+                extras[key] = source[key]
+        except UnicodeEncodeError:
+            extras[key] = source[key]
+        except _NotJsonError as error:
+            error.path = f"{key}{'.' if error.path and not error.path.startswith('[') else ''}{error.path}"
+            raise
+    if extras:
+        message.extra_json = _dumps({key: extras[key] for key in source if key in extras})
     return message
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
+    try:
+        return json.dumps(value, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise _NotJsonError("", str(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if _is_list(value):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is none of its types")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _is_text(value: Any) -> bool:
+    """Half a surrogate pair is none: JSON can have it, protobuf cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @cache
@@ -84,7 +126,7 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {field.name: field for field in kind.fields}
 
 
-def _put(message: Message, key: str, value: Any) -> bool:
+def _put(message: Any, key: str, value: Any) -> bool:
     shape = _SHAPES.get(f"{message.DESCRIPTOR.name}.{key}")
     if shape is not None:
         return shape(message, value)
@@ -94,6 +136,9 @@ def _put(message: Message, key: str, value: Any) -> bool:
     if key not in fields or key.endswith("_json"):
         return False
     field = fields[key]
+    choice = field.containing_oneof
+    if choice is not None and len(choice.fields) > 1 and message.WhichOneof(choice.name):
+        return False
     if field.message_type is None:
         return _put_scalars(message, field, value)
     if field.message_type.GetOptions().map_entry:
@@ -107,15 +152,19 @@ def _set(message: Message, name: str, value: Any) -> bool:
 
 
 def _fits(field: Any, value: Any) -> bool:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return _is_text(value)
+    if field.type == FieldDescriptor.TYPE_BOOL or isinstance(value, bool):
+        return field.type == FieldDescriptor.TYPE_BOOL and isinstance(value, bool)
     if field.type in _BITS:
-        return type(value) is int and -(1 << _BITS[field.type]) <= value < 1 << _BITS[field.type]
-    return type(value) in _KINDS[field.type]
+        return isinstance(value, int) and -(1 << _BITS[field.type]) <= value < 1 << _BITS[field.type]
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST_DOUBLE)
 
 
 def _put_scalars(message: Any, field: Any, value: Any) -> bool:
     if not field.is_repeated:
         return _fits(field, value) and _set(message, field.name, value)
-    if not isinstance(value, list | tuple) or not value or not all(_fits(field, item) for item in value):
+    if not _is_list(value) or not value or not all(_fits(field, item) for item in value):
         return False
     getattr(message, field.name).extend(value)
     return True
@@ -124,6 +173,8 @@ def _put_scalars(message: Any, field: Any, value: Any) -> bool:
 def _put_map(message: Any, field: Any, value: Any) -> bool:
     item = field.message_type.fields_by_name["value"]
     if not isinstance(value, Mapping) or not value or not all(_fits(item, each) for each in value.values()):
+        return False
+    if not all(isinstance(key, int) or _is_text(key) for key in value):
         return False
     getattr(message, field.name).update({str(key): each for key, each in value.items()})
     return True
@@ -137,22 +188,28 @@ def _put_message(message: Any, name: str, value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     child.SetInParent()
-    _read(child, value, name)
+    _read(child, value)
     return True
 
 
 def _put_messages(message: Any, field: Any, value: Any) -> bool:
-    if not isinstance(value, list | tuple) or not value:
-        return False
-    if not all(isinstance(item, Mapping | Message) for item in value):
+    if not _is_list(value) or not value or not all(isinstance(item, Mapping | Message) for item in value):
         return False
     for position, item in enumerate(value):
-        child = getattr(message, field.name).add()
-        if isinstance(item, Message):
-            child.CopyFrom(item)
-        else:
-            _read(child, item, f"{field.name}[{position}]")
+        _add(getattr(message, field.name), item, f"[{position}]")
     return True
+
+
+def _add(children: Any, item: Mapping[str, Any] | Message, path: str) -> None:
+    child = children.add()
+    if isinstance(item, Message):
+        child.CopyFrom(item)
+        return
+    try:
+        _read(child, item)
+    except _NotJsonError as error:
+        error.path = f"{path}.{error.path}"
+        raise
 
 
 # The shapes that differ from the JSON.
@@ -165,7 +222,7 @@ def _put_stop(message: Any, value: Any) -> bool:
 
 def _put_content(message: Any, value: Any) -> bool:
     if isinstance(value, str):
-        return _set(message, "content", value)
+        return _is_text(value) and _set(message, "content", value)
     return _put_messages(message, message.DESCRIPTOR.fields_by_name["content_parts"], value)
 
 
@@ -180,7 +237,7 @@ def _put_tool_choice(message: Any, value: Any) -> bool:
             choice.custom_name = name
         case {"type": "allowed_tools", "allowed_tools": dict(allowed), **others} if not others:
             choice.allowed_tools.SetInParent()
-            _read(choice.allowed_tools, allowed, "tool_choice.allowed_tools")
+            _read(choice.allowed_tools, allowed)
         case dict():
             choice.raw_json = _dumps(value)
         case _:
@@ -202,7 +259,7 @@ def _put_function_call(message: Any, value: Any) -> bool:
 
 
 def _put_allowed_tools(message: Any, value: Any) -> bool:
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(item, Mapping) for item in value):
+    if not _is_list(value) or not value or not all(isinstance(item, Mapping) for item in value):
         return False
     message.tools_json.extend(map(_dumps, value))
     return True
@@ -224,7 +281,7 @@ def _put_user_location(message: Any, value: Any) -> bool:
     match value:
         case {"type": str(kind), "approximate": dict(approximate), **others} if not others:
             inner = {key: item for key, item in approximate.items() if key != "type"}
-            location = _read(message.user_location, inner, "user_location")
+            location = _read(message.user_location, inner)
             location.type = kind
             if "type" in approximate:  # not the field, which is the outer one
                 extras = json.loads(location.extra_json or "{}")

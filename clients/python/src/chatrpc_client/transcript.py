@@ -151,7 +151,10 @@ def _merge_extras(into: Any, source: Any, *, grow: bool = False) -> None:
     """`grow`: lists such as reasoning_details come in parts; others, such as citations, whole in every chunk."""
     if not source.extra_json:
         return
-    extras = json.loads(into.extra_json or "{}")
+    if not into.extra_json:
+        into.extra_json = source.extra_json
+        return
+    extras = json.loads(into.extra_json)
     for key, value in json.loads(source.extra_json).items():
         known = extras.get(key)
         extras[key] = [*known, *value] if grow and isinstance(known, list) and isinstance(value, list) else value
