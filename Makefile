@@ -113,6 +113,7 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	for name in smg vllm-router envoy naive; do $$lock requirements/bench-$$name.in -o requirements/bench-$$name.txt; done
 
 clean: ## remove what the other commands made
+	rm -rf clients/*/build clients/*/target clients/typescript/node_modules clients/typescript/src/gen
 	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

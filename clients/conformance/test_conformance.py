@@ -257,3 +257,10 @@ def summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
         "extras": bool(extras),
         "messages": len(messages),
     }
+
+
+@pytest.mark.timeout(300)
+def test_the_stubs_of_go_are_fresh() -> None:
+    """The only ones that are committed, beside Python's, which `make lint` looks at."""
+    done = subprocess.run([built("go") / "generate", "--check"], capture_output=True, text=True, timeout=280)
+    assert (done.returncode, done.stderr) == (0, "")
