@@ -237,8 +237,10 @@ def summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
     parts = [part for message in messages for part in message.choices]
     said = [getattr(part, "delta", None) or part.message for part in parts if not part.index]
     text = "".join(each.content for each in said)
-    calls = {call.index if hasattr(call, "index") else at for each in said for at, call in enumerate(each.tool_calls)}
-    extras = [each for message in messages for each in (message, *message.choices) if each.extra_json]
+    calls: dict[int, str] = defaultdict(str)
+    for at, call in ((at, call) for each in said for at, call in enumerate(each.tool_calls)):
+        calls[getattr(call, "index", at)] += call.function.name + call.function.arguments
+    extras = [json.loads(each.extra_json) for message in messages for each in (message, *parts) if each.extra_json]
     return {
         **{key: result.get(key) for key in ("code", "reason", "mapped_reason", "retry_after_ms", "upstream_status")},
         "message": result["message"],
@@ -249,12 +251,11 @@ def summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
         "characters": len(text),
         "numbers": len(text.split()) if text.split() == [str(n + 1) for n in range(len(text.split()))] else 0,
         "reasoning": "".join(each.reasoning_content or each.reasoning for each in said),
-        "reasons": any(each.reasoning_content for each in said),
         "finish_reasons": {part.index: part.finish_reason for part in parts if part.HasField("finish_reason")},
         "usage": any(message.HasField("usage") for message in messages),
         "logprobs": any(part.logprobs.content for part in parts),
-        "calls": len(calls),
-        "extras": bool(extras),
+        "calls": dict(calls),
+        "extras": {key: value for each in extras for key, value in each.items()},
         "messages": len(messages),
     }
 
