@@ -21,6 +21,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
+from chatrpc_server.core.errors import Reason
 from chatrpc_server.echo import Echo
 from support import Answer, Exchange, Script, Service, http, service
 
@@ -214,6 +215,12 @@ async def test_as_expected(language: str, name: str) -> None:
 async def test_as_in_python(language: str, name: str) -> None:
     """All that was seen, to the last field of each message."""
     assert comparable(name, (await seen(language))[name]) == comparable(name, (await seen("python"))[name])
+
+
+def test_each_reason_has_a_scenario() -> None:
+    """But for those that take another service: one that is full, broken, or asked with no time left."""
+    reasons = {scenario["expect"].get("reason") for scenario in SCENARIOS.values()}
+    assert set(Reason) - reasons == {Reason.IN_FLIGHT_LIMIT, Reason.INTERNAL, Reason.DEADLINE_EXCEEDED}
 
 
 def messages_of(name: str, result: dict[str, Any]) -> list[Any]:
