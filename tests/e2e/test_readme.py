@@ -88,6 +88,13 @@ def test_the_python_snippets(snippet: str, prints: str, address: str) -> None:
     assert result.stdout.startswith(prints)
 
 
+def test_the_snippet_of_the_python_client(address: str) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "clients/python/README.md").read_text(), re.DOTALL)
+    code = code.replace("127.0.0.1:50051", address)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert result.stdout == "You said: Hello! 8\nYou said: Hello!3 {0: 'stop'}\n"
+
+
 def test_the_first_command() -> None:
     result = subprocess.run(["make", "demo", "ARGS="], cwd=ROOT, capture_output=True, text=True, timeout=50, check=True)
     assert result.stdout.count("You said: ") == 2
