@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-, := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test tools lint format protos protos-breaking protos-release dashboard dashboard-preview docs lock fuzz \
@@ -55,8 +54,13 @@ dashboard-preview: $(INSTALLED) ## draw it without Grafana into build/dashboard/
 docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py tests/rpc/test_metric_list.py
 
+ifdef AGAINST
+BEFORE := ../.git\#ref=$(AGAINST),subdir=protos
+else
+BEFORE := released.binpb
+endif
 protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git ref>; default: as it was last released)
-	cd protos && ../$(BIN)/buf breaking --against $(if $(AGAINST),'../.git#ref=$(AGAINST)$(,)subdir=protos',released.binpb)
+	cd protos && ../$(BIN)/buf breaking --against '$(BEFORE)'
 
 protos-release: $(INSTALLED) ## from now on callers may rely on the contract as it is
 	cd protos && ../$(BIN)/buf build --exclude-source-info -o released.binpb

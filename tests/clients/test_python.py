@@ -445,6 +445,19 @@ def test_messages_arrive_as_they_were_given(given: dict[str, Any], sent: dict[st
     assert body == {"model": "m", "messages": [sent], "temperature": 10**400}
 
 
+FORCED = {"type": "function", "function": {"name": "f"}}
+SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FORCED]}}
+
+
+@pytest.mark.parametrize("choice", ["auto", FORCED, SOME, {"type": "another", "x": 1}, 5])
+@pytest.mark.parametrize("kind", [lambda value: value, lambda value: MappingProxyType(dict(value))])
+def test_a_choice_of_tools_arrives_in_any_form(choice: Any, kind: Any) -> None:
+    given = kind(choice) if isinstance(choice, dict) else choice
+    request = client_requests.request("m", HELLO, {"tool_choice": given})
+    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    assert body["tool_choice"] == choice
+
+
 @pytest.mark.parametrize("headers", [{"x-a": "b\n"}, {"x-a": "é"}, {"x a": "b"}])
 def test_a_header_that_cannot_be_sent_is_said(headers: dict[str, str]) -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="cannot be sent"):

@@ -15,7 +15,7 @@ from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateCha
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_client import channel, requests
 from chatrpc_client.errors import error_of
-from chatrpc_client.transcript import Transcript
+from chatrpc_client.transcript import Transcript, texts
 
 Messages = Iterable[ChatMessage | Mapping[str, Any]]
 Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials
@@ -139,7 +139,7 @@ class Stream:
     def texts(self) -> Iterator[str]:
         """The pieces of the first choice's text, for who wants nothing else."""
         for chunk in self:
-            yield from (part.delta.content for part in chunk.choices if not part.index and part.delta.content)
+            yield from texts(chunk)
 
     def close(self) -> None:
         """Cancels what is still to come."""
@@ -236,9 +236,8 @@ class AsyncStream:
     async def texts(self) -> AsyncIterator[str]:
         """The pieces of the first choice's text, for who wants nothing else."""
         async for chunk in self:
-            for part in chunk.choices:
-                if not part.index and part.delta.content:
-                    yield part.delta.content
+            for piece in texts(chunk):
+                yield piece
 
     async def close(self) -> None:
         """Cancels what is still to come."""

@@ -49,16 +49,12 @@ def request(
         raise TypeError("extra_query has no place here: there is no URL")
     if twice := sorted({"model", "messages", *given} & extra.keys()):
         raise TypeError(f"given twice, as a parameter and in extra_body: {', '.join(twice)}")
-    out = CreateChatCompletionRequest(model=model)
-    try:
-        for position, message in enumerate(messages):
-            if not isinstance(message, ChatMessage | Mapping):
-                raise TypeError(f"messages[{position}] is to be a dict or a ChatMessage, not {type(message).__name__}")
-            _add(out.messages, message, f"messages[{position}]")
-        _read(out, {**given, **extra})
-    except _NotJsonError as error:
-        raise TypeError(f"{error.path} cannot be sent as JSON: {error.why}") from None
-    return out
+    chat = list(messages)
+    for position, message in enumerate(chat):
+        if not isinstance(message, ChatMessage | Mapping):
+            raise TypeError(f"messages[{position}] is to be a dict or a ChatMessage, not {type(message).__name__}")
+    # An empty list has no form of its own in protobuf: the service refuses a request without messages.
+    return from_json({"model": model, **({"messages": chat} if chat else {}), **given, **extra})
 
 
 def from_json(body: Mapping[str, Any]) -> CreateChatCompletionRequest:
@@ -196,20 +192,16 @@ def _put_messages(message: Any, field: Any, value: Any) -> bool:
     if not _is_list(value) or not value or not all(isinstance(item, Mapping | Message) for item in value):
         return False
     for position, item in enumerate(value):
-        _add(getattr(message, field.name), item, f"[{position}]")
+        child = getattr(message, field.name).add()
+        if isinstance(item, Message):
+            child.CopyFrom(item)
+            continue
+        try:
+            _read(child, item)
+        except _NotJsonError as error:
+            error.path = f"[{position}].{error.path}"
+            raise
     return True
-
-
-def _add(children: Any, item: Mapping[str, Any] | Message, path: str) -> None:
-    child = children.add()
-    if isinstance(item, Message):
-        child.CopyFrom(item)
-        return
-    try:
-        _read(child, item)
-    except _NotJsonError as error:
-        error.path = f"{path}.{error.path}"
-        raise
 
 
 # The shapes that differ from the JSON.
@@ -235,13 +227,15 @@ def _put_tool_choice(message: Any, value: Any) -> bool:
             choice.function_name = name
         case {"type": "custom", "custom": {"name": str(name), **rest}, **others} if not rest and not others:
             choice.custom_name = name
-        case {"type": "allowed_tools", "allowed_tools": dict(allowed), **others} if not others:
+        case {"type": "allowed_tools", "allowed_tools": Mapping() as allowed, **others} if not others:
             choice.allowed_tools.SetInParent()
             _read(choice.allowed_tools, allowed)
-        case dict():
+        case Mapping():
             choice.raw_json = _dumps(value)
-        case _:
+        case Message():
             return _put_message(message, "tool_choice", value)
+        case _:
+            return False
     return True
 
 
@@ -279,7 +273,7 @@ def _put_voice(message: Any, value: Any) -> bool:
 def _put_user_location(message: Any, value: Any) -> bool:
     """What is inside of `approximate` is one level up; `type` is beside it."""
     match value:
-        case {"type": str(kind), "approximate": dict(approximate), **others} if not others:
+        case {"type": str(kind), "approximate": Mapping() as approximate, **others} if not others:
             inner = {key: item for key, item in approximate.items() if key != "type"}
             location = _read(message.user_location, inner)
             location.type = kind

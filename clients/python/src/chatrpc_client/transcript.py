@@ -24,6 +24,11 @@ _HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "modera
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
+def texts(chunk: CreateChatCompletionStreamResponse) -> list[str]:
+    """The pieces of the first choice's text."""
+    return [part.delta.content for part in chunk.choices if not part.index and part.delta.content]
+
+
 class Transcript:
     """The messages of one stream; what is asked of it is put together when it is asked for."""
 
@@ -34,8 +39,7 @@ class Transcript:
     @property
     def text(self) -> str:
         """The text of the first choice."""
-        parts = (part for chunk in self.chunks for part in chunk.choices if not part.index)
-        return "".join(part.delta.content for part in parts)
+        return "".join(piece for chunk in self.chunks for piece in texts(chunk))
 
     @property
     def usage(self) -> Usage | None:
@@ -70,7 +74,8 @@ class Transcript:
                 choice = choices.setdefault(part.index, Choice(index=part.index))
                 _take_newest(choice, part, ("finish_reason",))
                 _merge_extras(choice, part)
-                choice.logprobs.MergeFrom(part.logprobs) if part.HasField("logprobs") else None
+                if part.HasField("logprobs"):
+                    choice.logprobs.MergeFrom(part.logprobs)
                 if part.HasField("delta"):
                     _add_delta(choice.message, part.delta)
                 for call in part.delta.tool_calls:
