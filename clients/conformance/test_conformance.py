@@ -8,7 +8,7 @@ import subprocess
 import sys
 from base64 import b64decode, b64encode
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -144,10 +144,11 @@ def written(scenario: dict[str, Any]) -> str:
     return json.dumps({**call, "request": b64encode(request.SerializeToString()).decode()}) + "\n"
 
 
-async def driven(language: str, target: str, lines: str) -> list[dict[str, Any]]:
-    """What the driver of a language saw."""
+async def driven(language: str, target: str, lines: str, *, within: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What the driver of a language saw; `within` is a command that runs it."""
     folder = built(language)
     process = await asyncio.create_subprocess_exec(
+        *within,
         *LANGUAGES[language].driver,
         target,
         cwd=folder,

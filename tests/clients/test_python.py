@@ -248,8 +248,9 @@ async def test_an_async_stream_that_broke_stays_broken(async_client: AsyncClient
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             _ = [chunk async for chunk in stream]
-    with pytest.raises(CancelledError):
+    with pytest.raises(CancelledError) as raised:
         await anext(stream)
+    assert raised.value.request_id  # it came before the answer: there are no trailers to read it from
     stream = async_client.stream(model="echo:pieces=9,truncate=2", messages=HELLO)
     for _ in range(2):
         with pytest.raises(UnavailableError, match="UPSTREAM_STREAM_TRUNCATED"):
@@ -443,6 +444,21 @@ def test_messages_arrive_as_they_were_given(given: dict[str, Any], sent: dict[st
     request = client_requests.request("m", [given], {"temperature": 10**400})
     body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
     assert body == {"model": "m", "messages": [sent], "temperature": 10**400}
+
+
+def test_of_two_payloads_the_one_that_the_type_names_counts() -> None:
+    part = {"image_url": {"url": "https://pictures.test/1"}, "type": "text", "text": "?"}
+    request = client_requests.request("m", [{"role": "user", "content": [part]}], {})
+    assert request.messages[0].content_parts[0].text == "?"
+
+
+ODD = {"max_tokens": True, "temperature": True, "logprobs": 1, "seed": "1", "tool_choice": "\ud83d", "user": ["\ud83d"]}
+
+
+def test_odd_values_arrive_as_they_were_given() -> None:
+    request = client_requests.request("m", HELLO, ODD)
+    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    assert {key: (type(body[key]), body[key]) for key in ODD} == {key: (type(ODD[key]), ODD[key]) for key in ODD}
 
 
 FORCED = {"type": "function", "function": {"name": "f"}}
