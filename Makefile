@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test tools lint format protos protos-breaking protos-release dashboard dashboard-preview docs lock fuzz \
-	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients test-litellm test-collector clean
+	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients image-check test-litellm test-collector clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ test-clients: $(INSTALLED) ## builds the clients of all languages whose toolchai
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 	tests/litellm/run $(ARGS)
 
+image-check: $(INSTALLED) ## builds deploy/Dockerfile without Docker, and runs it as Kubernetes would (needs root, and Debian)
+	tests/image/run $(ARGS)
+
 test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)
 	tests/collector/run $(ARGS)
 
@@ -110,6 +113,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
 	$$lock pyproject.toml -o requirements/runtime.txt; \
 	$$lock pyproject.toml --extra otel --group dev -o requirements/dev.txt; \
+	$$lock pyproject.toml --extra otel -o requirements/image.txt; \
+	$$lock requirements/image-build.in -o requirements/image-build.txt; \
 	$$lock requirements/protos.in -o requirements/protos.txt; \
 	$$lock requirements/litellm.in -o requirements/litellm.txt; \
 	$$lock requirements/fuzz.in -o requirements/fuzz.txt; \
