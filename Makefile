@@ -4,8 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test tools lint format protos protos-breaking protos-release dashboard dashboard-preview docs lock fuzz \
-	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients image-check test-litellm test-collector clean
+.PHONY: help demo serve test tools lint format protos protos-breaking protos-release dashboard chart dashboard-preview docs lock fuzz \
+	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients test-deploy image-check test-litellm test-collector clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,13 +29,14 @@ endif
 tools: ## Debian's prometheus and promtool into .tools/bin, for the tests that need them
 	tests/prometheus/install
 
-lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs and the dashboard fresh
+lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs, the dashboard and the chart fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
+	$(BIN)/python deploy/helm/generate.py --check
 
 format: $(INSTALLED) ## mend what ruff and buf can mend
 	$(BIN)/ruff check --fix .
@@ -47,6 +48,11 @@ protos: $(INSTALLED) ## write the stubs of service/chatrpc anew
 
 dashboard: $(INSTALLED) ## write the Grafana dashboard anew from deploy/grafana/rows
 	$(BIN)/python deploy/grafana/generate.py
+
+chart: $(INSTALLED) ## write anew what the chart has from settings, rules and dashboard; and the plain manifests from the chart
+	$(BIN)/python deploy/helm/generate.py
+	tests/deploy/install
+	deploy/kubernetes/render
 
 dashboard-preview: $(INSTALLED) ## draw it without Grafana into build/dashboard/index.html (PROMETHEUS=http://..., else one of its own)
 	$(BIN)/python deploy/grafana/preview $(if $(PROMETHEUS),--prometheus=$(PROMETHEUS)) $(ARGS)
@@ -102,6 +108,9 @@ test-clients: $(INSTALLED) ## builds the clients of all languages whose toolchai
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 	tests/litellm/run $(ARGS)
 
+test-deploy: $(INSTALLED) ## chart, plain manifests, Dockerfile and compose file, by helm, four linters and what we promise
+	tests/deploy/run $(ARGS)
+
 image-check: $(INSTALLED) ## builds deploy/Dockerfile without Docker, and runs it as Kubernetes would (needs root, and Debian)
 	tests/image/run $(ARGS)
 
@@ -119,6 +128,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	$$lock requirements/litellm.in -o requirements/litellm.txt; \
 	$$lock requirements/fuzz.in -o requirements/fuzz.txt; \
 	$$lock requirements/plots.in -o requirements/plots.txt; \
+	$$lock requirements/deploy.in -o requirements/deploy.txt; \
+	$$lock --no-deps requirements/helm.in -o requirements/helm.txt; \
 	for name in smg vllm-router envoy naive; do $$lock requirements/bench-$$name.in -o requirements/bench-$$name.txt; done
 
 clean: ## remove what the other commands made

@@ -1,0 +1,89 @@
+{{- define "chatrpc.name" -}}
+{{ .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "chatrpc.fullname" -}}
+{{- $name := include "chatrpc.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride | trunc 54 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name -}}
+{{ .Release.Name | trunc 54 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name $name | trunc 54 | trimSuffix "-" }}
+{{- end -}}
+{{- end }}
+
+{{- define "chatrpc.selector" -}}
+app.kubernetes.io/name: {{ include "chatrpc.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "chatrpc.labels" -}}
+{{ include "chatrpc.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "chatrpc.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end -}}
+{{- end }}
+
+{{- define "chatrpc.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "chatrpc.fullname" .) }}
+{{- end }}
+
+{{/* What the release's containers may do: nothing that Kubernetes' "restricted" standard would refuse, and less. */}}
+{{- define "chatrpc.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "chatrpc.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* The port that probes ask: with TLS on the other one would not understand them. */}}
+{{- define "chatrpc.healthPort" -}}
+{{ ternary .Values.ports.health .Values.ports.grpc (not (empty .Values.tls.secret)) }}
+{{- end }}
+
+{{/* All settings: those of the values, and what follows from the other values. */}}
+{{- define "chatrpc.config" -}}
+{{- $own := dict "listen" (printf "0.0.0.0:%v" .Values.ports.grpc) "metrics_listen" (printf "0.0.0.0:%v" .Values.ports.metrics) -}}
+{{- $upstream := dict -}}
+{{- if .Values.apiKey.secret -}}
+{{- $_ := set $upstream "api_key_file" (printf "/etc/chatrpc/upstream/%s" .Values.apiKey.key) -}}
+{{- end -}}
+{{- if .Values.echo.enabled -}}
+{{- $upstream = dict "base_url" "http://127.0.0.1:8080/v1" "name" "echo" "provider" "echo" -}}
+{{- end -}}
+{{- $_ := set $own "upstream" $upstream -}}
+{{- if .Values.tls.secret -}}
+{{- $tls := dict "cert_file" "/etc/chatrpc/tls/tls.crt" "key_file" "/etc/chatrpc/tls/tls.key" -}}
+{{- if .Values.tls.clientCa.secret -}}
+{{- $_ := set $tls "client_ca_file" (printf "/etc/chatrpc/client-ca/%s" .Values.tls.clientCa.key) -}}
+{{- end -}}
+{{- $_ := set $own "tls" $tls -}}
+{{- $_ := set $own "health_listen" (printf "0.0.0.0:%v" .Values.ports.health) -}}
+{{- end -}}
+{{ mustMergeOverwrite (deepCopy .Values.config) $own | toYaml }}
+{{- end }}
+
+{{/* How metrics are found. */}}
+{{- define "chatrpc.scrape" -}}
+{{- if ne .Values.monitoring.scrape "auto" -}}
+{{ .Values.monitoring.scrape }}
+{{- else -}}
+{{ ternary "podMonitor" "annotations" (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PodMonitor") }}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,70 @@
+"""What the chart has from elsewhere: the schema of `config` from the service's settings, the rules and the dashboard.
+
+python deploy/helm/generate.py [--check]
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from chatrpc_server.settings import Settings
+
+DEPLOY = Path(__file__).parents[1]
+CHART = DEPLOY / "helm/chatrpc"
+SCHEMA = CHART / "values.schema.json"
+# Follow from other values: see chatrpc.config in templates/_helpers.tpl.
+OF_THE_CHART = {"listen", "health_listen", "metrics_listen", "tls", "api_key", "api_key_file"}
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON schema of `config`. In draft 7, as Helm 3 and 4 both read it: no references, no titles."""
+    whole = Settings.model_json_schema()
+    schema = _plain(whole, whole["$defs"])
+    # The grace of the pod is reckoned from them.
+    schema["required"] = ["drain", "upstream"]
+    schema["properties"]["drain"]["required"] = ["delay_seconds", "grace_seconds"]
+    return schema
+
+
+def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        return _plain(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+    plain = {key: value for key, value in schema.items() if key not in ("$defs", "title", "default")}
+    if "properties" in schema:
+        chosen = {name: each for name, each in schema["properties"].items() if name not in OF_THE_CHART}
+        plain["properties"] = {name: _plain(each, definitions) for name, each in chosen.items()}
+    if "anyOf" in schema:
+        plain["anyOf"] = [_plain(each, definitions) for each in schema["anyOf"]]
+    if "items" in schema:
+        plain["items"] = _plain(schema["items"], definitions)
+    return plain
+
+
+def generated() -> dict[Path, str]:
+    """The text of each file."""
+    schema = json.loads(SCHEMA.read_text())
+    schema["properties"]["config"] = config_schema()
+    return {
+        SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        CHART / "files/dashboard.json": (DEPLOY / "grafana/chatrpc.json").read_text(),
+        **{
+            CHART / "files/rules" / path.name: path.read_text() for path in (DEPLOY / "prometheus/rules").glob("*.yaml")
+        },
+    }
+
+
+def main() -> None:
+    """Writes them, or checks them."""
+    stale = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.relative_to(DEPLOY.parent)} is not what it is made from says: make chart")
+        sys.exit(bool(stale))
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(generated()[path])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The chart, rendered for each of its scenarios by helm."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy/helm/chatrpc"
+TOOLS = Path(os.environ.get("DEPLOY_TOOLS", ROOT / ".tools/deploy"))
+LINTERS = ROOT / ".venv-deploy/bin"
+NAMESPACE = "chat"
+SCENARIOS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").glob("*-values.yaml"))}
+
+Resource = dict[str, Any]
+
+
+def run(program: Path | str, *arguments: Path | str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end; the exit code is the caller's to look at."""
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=50, check=False, **options)
+
+
+def template(*arguments: str, helm: str = "helm") -> subprocess.CompletedProcess[str]:
+    return run(TOOLS / "bin" / helm, "template", "chatrpc", CHART, f"--namespace={NAMESPACE}", *arguments)
+
+
+@cache
+def rendered(scenario: str, *arguments: str, helm: str = "helm") -> str:
+    """What helm makes of the scenario."""
+    done = template(f"--values={SCENARIOS[scenario]}", *arguments, helm=helm)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def resources(text: str) -> list[Resource]:
+    return [each for each in yaml.safe_load_all(text) if each]
+
+
+class Release:
+    """What one scenario installs."""
+
+    def __init__(self, scenario: str, *arguments: str) -> None:
+        self.scenario = scenario
+        self.all = resources(rendered(scenario, *arguments))
+
+    def of(self, kind: str) -> list[Resource]:
+        return [each for each in self.all if each["kind"] == kind]
+
+    def one(self, kind: str, suffix: str = "") -> Resource:
+        (found,) = (each for each in self.of(kind) if each["metadata"]["name"].endswith(suffix))
+        return found
+
+    @property
+    def deployment(self) -> Resource:
+        return self.one("Deployment")
+
+    @property
+    def pod(self) -> Resource:
+        """The spec of the Deployment's pods."""
+        return dict(self.deployment["spec"]["template"]["spec"])
+
+    @property
+    def container(self) -> Resource:
+        """The service's."""
+        return dict(self.pod["containers"][0])
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {port["name"]: port["containerPort"] for port in self.container["ports"]}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The service's settings file."""
+        name = self.deployment["metadata"]["name"]
+        (found,) = (each for each in self.of("ConfigMap") if each["metadata"]["name"] == name)
+        return dict(yaml.safe_load(found["data"]["chatrpc.yaml"]))
+
+    def pods(self) -> Sequence[Resource]:
+        """The specs of all pods that it may start."""
+        return [self.pod, *(each["spec"] for each in self.of("Pod"))]

@@ -1,0 +1,247 @@
+"""What we promise of every scenario of the chart."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, Release
+
+from chatrpc_server import __version__, cli
+from chatrpc_server.settings import load
+
+UNPRIVILEGED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+SLACK_SECONDS = 10
+
+
+@pytest.fixture(params=SCENARIOS)
+def release(request: pytest.FixtureRequest) -> Release:
+    return Release(request.param)
+
+
+def labelled(labels: dict[str, str], selector: dict[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+def test_pods_may_do_nothing_but_serve(release: Release) -> None:
+    for pod in release.pods():
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False, "a Service called chatrpc would set CHATRPC_PORT"
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert all(volume.keys() & {"configMap", "secret", "emptyDir"} for volume in pod.get("volumes", []))
+        for container in pod["containers"]:
+            assert container["securityContext"] == UNPRIVILEGED
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+            assert not container["image"].endswith(":latest")
+    for account in release.of("ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+def test_the_user_is_the_images(release: Release) -> None:
+    user = f"{release.pod['securityContext']['runAsUser']}:{release.pod['securityContext']['runAsGroup']}"
+    assert f"USER {user}" in (ROOT / "deploy/Dockerfile").read_text().splitlines()
+
+
+def test_secrets_are_referred_to_and_never_made(release: Release) -> None:
+    assert not release.of("Secret")
+    assert "api_key" not in release.config["upstream"]
+    for mount in release.container["volumeMounts"]:
+        assert "subPath" not in mount, "such a mount keeps what it had at start"
+
+
+def settings(release: Release, folder: Path) -> Any:
+    """The settings of the pod, with its volumes in a folder."""
+    volumes = {volume["name"]: volume for volume in release.pod["volumes"]}
+    for mount in release.container["volumeMounts"]:
+        target = folder / mount["mountPath"].lstrip("/")
+        target.mkdir(parents=True, exist_ok=True)
+        for item in volumes[mount["name"]].get("secret", {}).get("items", []):
+            (target / item["path"]).write_text("sk-a-key")
+        if volumes[mount["name"]].get("configMap", {}).get("name") == "internal-ca":  # of ci/full-values.yaml
+            (target / "ca.crt").write_text("a certificate")
+    text = yaml.safe_dump(release.config).replace("/etc/chatrpc/", f"{folder}/etc/chatrpc/")
+    path = folder / "etc/chatrpc/config/chatrpc.yaml"
+    path.write_text(text)
+    (mounted,) = (each["value"] for each in release.container["env"] if each["name"] == "CHATRPC_CONFIG")
+    assert mounted == "/etc/chatrpc/config/chatrpc.yaml"
+    return load(environ={"CHATRPC_CONFIG": str(path)})
+
+
+def test_the_service_takes_its_settings(release: Release, tmp_path: Path) -> None:
+    loaded = settings(release, tmp_path)
+    assert (loaded.upstream.api_key is not None) == ("upstream" in str(release.pod["volumes"]))
+    files = [loaded.tls.cert_file, loaded.tls.key_file, loaded.tls.client_ca_file]
+    assert all(path.exists() for path in files if path), "each is in a volume"
+    assert loaded.listen.port == release.ports["grpc"]
+    assert loaded.metrics_listen.port == release.ports["metrics"]
+
+
+def test_probes_ask_where_health_is_without_tls(release: Release, tmp_path: Path) -> None:
+    loaded = settings(release, tmp_path)
+    where = loaded.health_listen if loaded.tls.cert_file else loaded.listen
+    for name, service in {
+        "startupProbe": "liveness",
+        "livenessProbe": "liveness",
+        "readinessProbe": "readiness",
+    }.items():
+        assert release.container[name]["grpc"] == {"port": where.port, "service": service}
+    assert ("grpc-health" in release.ports) == bool(loaded.tls.cert_file)
+
+
+def test_the_grace_suffices_for_the_drain(release: Release, tmp_path: Path) -> None:
+    drain = settings(release, tmp_path).drain
+    sleep = release.container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    needed = sleep + drain.delay_seconds + drain.grace_seconds + SLACK_SECONDS
+    assert needed <= release.pod["terminationGracePeriodSeconds"] < needed + 1
+
+
+def test_a_rollout_takes_no_pod_away_before_its_time(release: Release) -> None:
+    spec = release.deployment["spec"]
+    assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert spec["minReadySeconds"] > 0
+    for spread in release.pod["topologySpreadConstraints"]:
+        assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+        assert labelled(spec["template"]["metadata"]["labels"], spread["labelSelector"]["matchLabels"])
+
+
+def test_selectors_find_the_pods_and_only_them(release: Release) -> None:
+    spec = release.deployment["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    hook = release.one("Pod")["metadata"]["labels"]
+    selectors = [
+        spec["selector"]["matchLabels"],
+        *(each["spec"]["selector"] for each in release.of("Service")),
+        *(each["spec"]["selector"]["matchLabels"] for each in release.of("PodDisruptionBudget")),
+        *(each["spec"]["podSelector"]["matchLabels"] for each in release.of("NetworkPolicy")),
+        *(each["spec"]["selector"]["matchLabels"] for each in release.of("PodMonitor")),
+    ]
+    for selector in selectors:
+        assert labelled(labels, selector)
+        assert not labelled(hook, selector), "the test hook serves nobody"
+    assert not spec["selector"]["matchLabels"].keys() - {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
+    for monitor in release.of("ServiceMonitor"):
+        found = [
+            each
+            for each in release.of("Service")
+            if labelled(each["metadata"]["labels"], monitor["spec"]["selector"]["matchLabels"])
+        ]
+        assert len(found) == 1, "twice found is twice counted"
+
+
+def test_services(release: Release) -> None:
+    name = release.deployment["metadata"]["name"]
+    plain, headless = release.one("Service", name), release.one("Service", "-headless")
+    assert "clusterIP" not in plain["spec"]
+    assert headless["spec"]["clusterIP"] == "None"
+    for service in (plain, headless):
+        ports = {port["targetPort"]: port["port"] for port in service["spec"]["ports"]}
+        assert ports == release.ports, "a headless Service maps no ports: those of both are the pod's"
+        h2c = [port["name"] for port in service["spec"]["ports"] if "appProtocol" in port]
+        assert h2c == ([] if "tls" in release.config else ["grpc"])
+
+
+def test_only_known_peers_get_in_and_keys_of_the_cloud_stay_there(release: Release) -> None:
+    policy = release.one("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
+    assert opened == release.ports.keys()
+    for rule in policy["ingress"]:
+        assert rule["from"], "no peers would mean everybody"
+    for peer in chain.from_iterable(rule["to"] for rule in policy["egress"]):
+        if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0":
+            assert "169.254.169.254/32" in peer["ipBlock"]["except"]
+
+
+def test_one_thing_decides_how_many(release: Release) -> None:
+    scalers = [*release.of("HorizontalPodAutoscaler"), *release.of("ScaledObject")]
+    assert len(scalers) + ("replicas" in release.deployment["spec"]) == 1
+    for scaler in scalers:
+        assert scaler["spec"]["scaleTargetRef"]["name"] == release.deployment["metadata"]["name"]
+
+
+def test_the_hook_asks_as_callers_do(release: Release) -> None:
+    (container,) = release.one("Pod")["spec"]["containers"]
+    assert container["image"] == release.container["image"]
+    args, unknown = cli._parser().parse_known_args(container["args"])
+    assert not unknown
+    asked = load(args).listen
+    assert asked.host in [service["metadata"]["name"] for service in release.of("Service")]
+    assert asked.port == release.container["readinessProbe"]["grpc"]["port"]
+
+
+def test_it_is_scraped_in_one_way(release: Release) -> None:
+    annotations = release.deployment["spec"]["template"]["metadata"]["annotations"]
+    monitors = [*release.of("PodMonitor"), *release.of("ServiceMonitor")]
+    expected = {"default": 0, "echo": 0, "gateway": 0}.get(release.scenario, 1)
+    assert len(monitors) == expected
+    by_annotation = annotations.get("prometheus.io/port") == str(release.ports["metrics"])
+    assert by_annotation == (release.scenario in ("default", "echo"))
+    for monitor in monitors:
+        (endpoint,) = monitor["spec"].get("podMetricsEndpoints") or monitor["spec"]["endpoints"]
+        assert endpoint["port"] == "metrics"
+        assert {"targetLabel": "job", "replacement": "chatrpc"} in endpoint["relabelings"]
+
+
+def test_where_the_cluster_knows_the_operator_it_is_used() -> None:
+    kinds = ("PodMonitor", "PrometheusRule")
+    plain = Release("default")
+    assert not any(plain.of(kind) for kind in kinds)
+    known = Release("default", *(f"--api-versions=monitoring.coreos.com/v1/{kind}" for kind in kinds))
+    assert all(len(known.of(kind)) == 1 for kind in kinds)
+
+
+def test_rules_and_dashboard_are_those_of_deploy() -> None:
+    release = Release("full")
+    groups = release.one("PrometheusRule")["spec"]["groups"]
+    files = sorted((ROOT / "deploy/prometheus/rules").glob("*.yaml"))
+    assert groups == [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
+    dashboard = release.one("ConfigMap", "-dashboard")
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert dashboard["data"]["chatrpc.json"] == (ROOT / "deploy/grafana/chatrpc.json").read_text()
+
+
+def test_the_certificate_is_for_the_names_that_callers_use() -> None:
+    release = Release("tls")
+    certificate = release.one("Certificate")["spec"]
+    assert {volume["secret"]["secretName"] for volume in release.pod["volumes"] if volume["name"] == "tls"} == {
+        certificate["secretName"]
+    }
+    for service in release.of("Service"):
+        assert f"{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local" in certificate["dnsNames"]
+    assert "chat.example" in certificate["dnsNames"]
+
+
+def test_a_route_leads_to_the_service() -> None:
+    release = Release("gateway")
+    (rule,) = release.one("GRPCRoute")["spec"]["rules"]
+    assert rule["matches"][0]["method"]["service"] == "chatrpc.v1.ChatCompletionService"
+    assert rule["backendRefs"] == [{"name": "chatrpc", "port": release.ports["grpc"]}]
+
+
+@pytest.mark.parametrize(
+    ("change", "restarts"),
+    [("config.upstream.name=other", True), ("config.limits.max_in_flight=5", True), ("config.log.level=debug", False)],
+)
+def test_a_new_setting_makes_new_pods_if_it_has_to(change: str, restarts: bool) -> None:
+    before, after = Release("default"), Release("default", f"--set={change}")
+    assert before.config != after.config
+    assert (before.deployment["spec"]["template"] != after.deployment["spec"]["template"]) == restarts
+
+
+def test_versions_agree() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == __version__
+    assert Release("default").container["image"] == f"chatrpc:{__version__}"
