@@ -89,6 +89,12 @@ def test_it_is_healthy(serving: Container) -> None:
     assert serving.execute("cat", "/proc/1/cmdline").split("\0")[1:3] == ["/opt/chatrpc/bin/chatrpc-server", "serve"]
 
 
+def test_it_can_send_traces() -> None:
+    """The extra is in it: in many clusters the variable is set for all pods, and without it that would be a refusal."""
+    with service("--env=OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318") as serving:
+        assert serving.log("serving")["traces"] == "http://127.0.0.1:4318"
+
+
 async def test_on_sigterm_it_drains() -> None:
     with service("--env=CHATRPC_DRAIN__DELAY_SECONDS=0") as serving:
         async with AsyncClient(target(serving)) as client:
