@@ -5,7 +5,8 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test tools lint format protos protos-breaking protos-release dashboard chart dashboard-preview docs lock fuzz \
-	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients test-deploy image-check test-litellm test-collector clean
+	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients test-deploy test-balancing image-check test-kubernetes \
+	test-litellm test-collector clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +114,9 @@ test-deploy: $(INSTALLED) ## chart, plain manifests, Dockerfile and compose file
 
 image-check: $(INSTALLED) ## builds deploy/Dockerfile without Docker, and runs it as Kubernetes would (needs root, and Debian)
 	tests/image/run $(ARGS)
+
+test-kubernetes: $(INSTALLED) ## builds a Kubernetes, and installs the chart with our image there (20 minutes, then 7; needs Go; root for a node)
+	tests/kubernetes/run $(ARGS)
 
 test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)
 	tests/collector/run $(ARGS)

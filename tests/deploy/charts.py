@@ -79,6 +79,11 @@ class Release:
         (found,) = (each for each in self.of("ConfigMap") if each["metadata"]["name"] == name)
         return dict(yaml.safe_load(found["data"]["chatrpc.yaml"]))
 
+    @staticmethod
+    def containers(pod: Resource) -> Sequence[Resource]:
+        """All that the spec of a pod has."""
+        return [*pod.get("initContainers", []), *pod["containers"]]
+
     def pods(self) -> Sequence[Resource]:
         """The specs of all pods that it may start."""
         return [self.pod, *(each["spec"] for each in self.of("Pod"))]

@@ -41,7 +41,7 @@ def test_pods_may_do_nothing_but_serve(release: Release) -> None:
         assert pod["enableServiceLinks"] is False, "a Service called chatrpc would set CHATRPC_PORT"
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         assert all(volume.keys() & {"configMap", "secret", "emptyDir"} for volume in pod.get("volumes", []))
-        for container in pod["containers"]:
+        for container in release.containers(pod):
             assert container["securityContext"] == UNPRIVILEGED
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}
             assert "memory" in container["resources"]["limits"]
@@ -111,7 +111,7 @@ def test_the_grace_suffices_for_the_drain(release: Release, tmp_path: Path) -> N
 def test_a_rollout_takes_no_pod_away_before_its_time(release: Release) -> None:
     spec = release.deployment["spec"]
     assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
-    assert spec["minReadySeconds"] > 0
+    assert spec["minReadySeconds"] >= max(5, release.config["drain"]["delay_seconds"])
     for spread in release.pod["topologySpreadConstraints"]:
         assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
         assert labelled(spec["template"]["metadata"]["labels"], spread["labelSelector"]["matchLabels"])

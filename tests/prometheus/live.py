@@ -132,12 +132,13 @@ def live() -> Iterator[Live]:
         (folder / "chatrpc.yaml").write_text(json.dumps(_settings(base_url, folder)))
         with running("serve", *ANY_PORTS, f"--config={folder / 'chatrpc.yaml'}") as service:
             serving = service.log("serving")
+            target = serving["metrics"].removeprefix("http://").removesuffix("/metrics")
             credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
             with (
                 grpc.secure_channel(serving["listen"], credentials) as channel,
-                _prometheus(folder, serving["metrics"]) as prometheus,
+                prometheus(folder, target) as watching,
             ):
-                running_now = Live(prometheus, service, serving["metrics"], Load(channel))
+                running_now = Live(watching, service, serving["metrics"], Load(channel))
                 running_now.play()  # while Prometheus takes five seconds to find its targets
                 running_now.play()
                 yield running_now
@@ -160,9 +161,9 @@ def _settings(base_url: str, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _prometheus(folder: Path, metrics_url: str) -> Iterator[Prometheus]:
-    target = metrics_url.removeprefix("http://").removesuffix("/metrics")
-    scrape = {"job_name": "chatrpc", "static_configs": [{"targets": [target]}]}
+def prometheus(folder: Path, *targets: str) -> Iterator[Prometheus]:
+    """One that scrapes each second what serves metrics at these addresses, `host:port`, and knows our rules."""
+    scrape = {"job_name": "chatrpc", "static_configs": [{"targets": targets}]}
     configuration = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES / "*.yaml")],
@@ -183,18 +184,18 @@ def _prometheus(folder: Path, metrics_url: str) -> Iterator[Prometheus]:
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
     try:
-        prometheus = Prometheus(f"http://127.0.0.1:{port}")
-        until(lambda: process.poll() is not None or _ready(prometheus), "Prometheus is ready")
+        started = Prometheus(f"http://127.0.0.1:{port}")
+        until(lambda: process.poll() is not None or _ready(started), "Prometheus is ready")
         assert process.poll() is None, "Prometheus ended at once"
-        yield prometheus
+        yield started
     finally:
         process.terminate()
         process.wait(SECONDS)
 
 
-def _ready(prometheus: Prometheus) -> bool:
+def _ready(started: Prometheus) -> bool:
     try:
-        with urlopen(f"{prometheus.url}/-/ready", timeout=1) as response:
+        with urlopen(f"{started.url}/-/ready", timeout=1) as response:
             return bool(response.status == 200)
     except (URLError, OSError):
         return False

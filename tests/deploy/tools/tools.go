@@ -1,4 +1,4 @@
-// Package tools pins, with hashes, what the checks of deploy/ are built from: the two tools of go.mod, and the types of
+// Package tools pins, with hashes, what the checks of deploy/ are built from: the tools of go.mod, and the types of
 // the resources that are not Kubernetes' own, from which controller-gen writes their schemas.
 package tools
 
