@@ -112,6 +112,9 @@ test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 test-deploy: $(INSTALLED) ## chart, plain manifests, Dockerfile and compose file, by helm, four linters and what we promise
 	tests/deploy/run $(ARGS)
 
+test-balancing: $(INSTALLED) ## instances behind a headless name and behind Envoy: calls spread, and none is lost with one of them
+	tests/balancing/run $(ARGS)
+
 image-check: $(INSTALLED) ## builds deploy/Dockerfile without Docker, and runs it as Kubernetes would (needs root, and Debian)
 	tests/image/run $(ARGS)
 

@@ -66,6 +66,24 @@ async def test_a_rollout_and_its_rollback_lose_no_call(release: Release, service
     assert outcomes.total() > 300
 
 
+async def test_the_only_pod_is_replaced_without_a_loss(release: Release) -> None:
+    """Callers that watch health need the end of the connection to come with the bad news: it makes them look again."""
+    values = {**ECHO, "replicas": 1, "config": {"drain": {"delay_seconds": 0}}}
+    await changed(release, **values)
+    first = names(release)
+    async with calling(release.target()) as stub, load(stub) as outcomes:
+        await until(lambda: outcomes.total() > 50)
+        await changed(release, **_with(values, max_in_flight=500))
+        await gone(release, first)
+        before = outcomes.total()
+        await until(lambda: outcomes.total() > before + 50)
+    assert outcomes.keys() == {"whole"}, outcomes
+
+
+def _with(values: dict[str, Any], **limits: int) -> dict[str, Any]:
+    return {**values, "config": {**values["config"], "limits": limits}}
+
+
 async def test_a_pod_that_is_evicted_loses_no_call(release: Release) -> None:
     """As `kubectl drain` does it: the disruption budget lets one go at a time."""
     await changed(release, **ECHO)

@@ -25,7 +25,7 @@ def server(
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         # Long-lived connections would never notice new replicas. Calls may outlive their connection's age.
-        ("grpc.max_connection_age_ms", 600_000),
+        ("grpc.max_connection_age_ms", round(limits.max_connection_age_seconds * 1000)),
         ("grpc.max_connection_idle_ms", 900_000),
     ]
     return grpc.aio.server(interceptors=interceptors, options=options)
