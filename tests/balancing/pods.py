@@ -6,9 +6,11 @@ import socket
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from e2e.process import Process, running
 
+from callers import unary
 from chatrpc_server.echo import Echo
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
@@ -62,6 +64,13 @@ async def serving(*arguments: str) -> AsyncIterator[list[Pod]]:
             return await asyncio.to_thread(Pod, host, port, echo, process)
 
         yield await asyncio.gather(*map(start, HOSTS))
+
+
+async def connected(stub: Any, pods: list[Pod]) -> None:
+    """Calls until each of them was asked: before, the first to be connected gets all."""
+    async with asyncio.timeout(10):
+        while not all(pod.asked() for pod in pods):
+            await unary(stub)
 
 
 def free_port() -> int:

@@ -8,10 +8,10 @@ import subprocess
 
 import grpc
 import pytest
-from balancing.callers import NOTHING, calling, connected, stream, unary, until
-from balancing.pods import DRAIN_DELAY_SECONDS, Pod
+from balancing.pods import DRAIN_DELAY_SECONDS, Pod, connected
 from balancing.proxy import CONFIG, MISSING, PROGRAM, Change, Config, Proxied, as_shipped
 
+from callers import NOTHING, calling, stream, unary, until
 from chatrpc_server.settings import Settings
 from support import Outcome
 

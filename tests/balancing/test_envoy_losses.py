@@ -5,10 +5,11 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
-from balancing.callers import NOTHING, README, begun, calling, connected, load, rest, unary, until
 from balancing.names import HeadlessName
-from balancing.pods import HOSTS, Pod
+from balancing.pods import HOSTS, Pod, connected
 from balancing.proxy import Change, Config, Proxied, as_shipped
+
+from callers import NOTHING, README, begun, calling, load, rest, unary, until
 
 Code = grpc.StatusCode
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import grpc
 import pytest
-from balancing.callers import README, begun, calling, connected, load, rest, stream, unary, until, whole
 from balancing.names import HeadlessName
-from balancing.pods import HOSTS, Pod
+from balancing.pods import HOSTS, Pod, connected
+
+from callers import README, begun, calling, load, rest, stream, unary, until, whole
 
 Code = grpc.StatusCode
 LONG, SHORTER = "echo:pieces=100,pace=0.05", "echo:pieces=50,pace=0.05"

@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from balancing.callers import README, calling, load, unary, until
 from cryptography import x509
 from kubernetes.cluster import Cluster
 from kubernetes.release import Release
 
+from callers import README, calling, load, unary, until
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_server.echo import Echo
 from support import request

@@ -7,12 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from balancing.callers import calling, unary
 from e2e.process import running
 from kubernetes.cluster import PATH, ROOT
 from kubernetes.release import Release
 from prometheus.live import MISSING, prometheus, tool
 
+from callers import calling, unary
 from chatrpc_client import Client
 
 pytestmark = pytest.mark.timeout(400)

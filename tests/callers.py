@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from balancing.pods import Pod
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from support import Outcome, outcome, request
 
-(_README,) = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+(_README,) = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
 README: dict[str, Any] = json.loads(_README)
 """The service config from there, in two halves that are each to be enough: `healthCheckConfig`, `methodConfig`."""
 NOTHING: dict[str, Any] = {}
@@ -74,13 +73,6 @@ def whole(ended: Outcome, pieces: int) -> bool:
     """Whether a stream of echo's pieces came to its end."""
     text = "".join(choice.delta.content for chunk in ended.messages for choice in chunk.choices)
     return ended.code is grpc.StatusCode.OK and text.split() == [str(piece) for piece in range(1, pieces + 1)]
-
-
-async def connected(stub: Any, pods: list[Pod]) -> None:
-    """Calls until each of them was asked: before, the first to be connected gets all."""
-    async with asyncio.timeout(10):
-        while not all(pod.asked() for pod in pods):
-            await unary(stub)
 
 
 @asynccontextmanager
