@@ -1,5 +1,6 @@
 """docs/operating.md names settings, values, metrics and alerts: there are such."""
 
+import json
 import re
 import shlex
 from functools import reduce
@@ -42,6 +43,14 @@ def test_metrics(metric: str) -> None:
 def test_alerts(alert: str) -> None:
     groups = yaml.safe_load((ROOT / "deploy/prometheus/rules/alerts.yaml").read_text())["groups"]
     assert alert in {rule["alert"] for group in groups for rule in group["rules"]}
+
+
+def test_panels() -> None:
+    section = (ROOT / "docs/operating.md").read_text().partition("## Read the dashboard")[2].partition("\n## ")[0]
+    panels = {panel["title"] for panel in json.loads((ROOT / "deploy/grafana/chatrpc.json").read_text())["panels"]}
+    quoted = {" ".join(title.split()) for title in re.findall(r'"([^"]+)"', section)}
+    assert len(quoted) > 15
+    assert quoted <= panels, quoted - panels
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
