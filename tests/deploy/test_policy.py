@@ -160,6 +160,8 @@ def test_only_known_peers_get_in_and_keys_of_the_cloud_stay_there(release: Relea
     assert opened == release.ports.keys()
     for rule in policy["ingress"]:
         assert rule["from"], "no peers would mean everybody"
+    hook = {"podSelector": {"matchLabels": release.one("Pod")["metadata"]["labels"]}}
+    assert hook in policy["ingress"][0]["from"]
     for peer in chain.from_iterable(rule["to"] for rule in policy["egress"]):
         if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0":
             assert "169.254.169.254/32" in peer["ipBlock"]["except"]

@@ -18,6 +18,7 @@ REFUSED = {
     "not for this place": (["config.listen=0.0.0.0:1"], "at '/config': additional properties 'listen' not allowed"),
     "a key in plain sight": (["config.upstream.api_key=sk-1"], "additional properties 'api_key' not allowed"),
     "drain without its seconds": (["config.drain=null"], "at '/config': missing property 'drain'"),
+    "values of an older chart": (["config=null"], "missing property 'config'"),
     "a port that is none": (["ports.grpc=70000"], "at '/ports/grpc': maximum: got 70,000, want 65,535"),
     "one port twice": (["ports.metrics=50051"], "ports: must differ"),
     "callers' authority without TLS": (

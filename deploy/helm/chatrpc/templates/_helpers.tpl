@@ -18,6 +18,11 @@ app.kubernetes.io/name: {{ include "chatrpc.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "chatrpc.testSelector" -}}
+app.kubernetes.io/name: {{ include "chatrpc.name" . }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "chatrpc.labels" -}}
 {{ include "chatrpc.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
