@@ -25,8 +25,8 @@ _STREAM = f"echo:pieces={_PIECES},pace=0.03"
 
 
 @asynccontextmanager
-async def calling(target: str, config: dict[str, Any] = README) -> AsyncIterator[Any]:
-    """A stub whose channel has this service config."""
+async def calling(target: str, config: dict[str, Any] = README, lookup_seconds: float = 0.1) -> AsyncIterator[Any]:
+    """A stub whose channel has this service config, and looks its name up that often at most."""
     options = [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -35,7 +35,7 @@ async def calling(target: str, config: dict[str, Any] = README) -> AsyncIterator
         # So that the tests do not take minutes: gRPC's own are 1 s, 2 min and 30 s.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 300),
-        ("grpc.dns_min_time_between_resolutions_ms", 100),
+        ("grpc.dns_min_time_between_resolutions_ms", round(lookup_seconds * 1000)),
     ]
     async with grpc.aio.insecure_channel(target, options) as channel:
         yield ChatCompletionServiceStub(channel)

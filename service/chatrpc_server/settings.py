@@ -215,7 +215,7 @@ class LimitsSettings(_Frozen):
     max_message_bytes: int = _is(20 << 20, "Largest gRPC message in or out, in bytes.", gt=0, le=(1 << 31) - 1)
     max_in_flight: int = _is(1000, "Calls at once in one process; more are refused.", gt=0)
     max_connection_age_seconds: float = _is(
-        600, "Age at which connections end, in seconds; their calls go on. So callers find new replicas.", ge=1
+        600, "Age at which connections end, in seconds; calls go on. So callers find new replicas.", ge=1, le=2_147_483
     )
     min_deadline_seconds: float = _is(0.05, "Calls with less time left are refused, in seconds.", ge=0)
     default_deadline_seconds: Annotated[float, _at_least("min_deadline_seconds")] = _is(

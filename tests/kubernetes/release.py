@@ -58,7 +58,7 @@ class Release:
         """Installs or upgrades it, and waits until its pods are ready; gives what helm prints, the notes at its end."""
         file = self._folder / "values.yaml"
         file.write_text(yaml.safe_dump(_merged(VALUES, values)))
-        return self.helm("upgrade", "--install", "chatrpc", str(CHART), f"--values={file}", "--wait", "--timeout=120s")
+        return self.helm("upgrade", "--install", "chatrpc", str(CHART), f"--values={file}", "--wait", "--timeout=240s")
 
     def uninstall(self) -> None:
         self.helm("uninstall", "chatrpc", "--ignore-not-found", "--wait=false")

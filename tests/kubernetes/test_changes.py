@@ -20,6 +20,8 @@ from support import request
 
 pytestmark = pytest.mark.timeout(400)
 
+GRPC_LOOKUP_SECONDS = 30
+"""gRPC's own: those who looked just before a rollout look at its beginning no more."""
 ECHO = {"echo": {"enabled": True}}
 
 
@@ -52,18 +54,25 @@ async def test_a_rollout_and_its_rollback_lose_no_call(release: Release, service
     """
     await changed(release, **ECHO)
     first = names(release)
-    async with calling(release.target(service), config) as stub, load(stub) as outcomes:
+    async with calling(release.target(service), config, GRPC_LOOKUP_SECONDS) as stub, load(stub) as outcomes:
         await until(lambda: outcomes.total() > 50)
         await changed(release, **ECHO, config={"limits": {"max_in_flight": 500}})
         second = names(release)
         await gone(release, first)
-        await asyncio.to_thread(release.helm, "rollback", "chatrpc", "1", "--wait", "--timeout=120s")
+        await asyncio.to_thread(release.helm, "rollback", "chatrpc", "1", "--wait", "--timeout=240s")
         await gone(release, second)
         before = outcomes.total()
         await until(lambda: outcomes.total() > before + 50)
     assert not first & second
     assert outcomes.keys() == {"whole"}, outcomes
     assert outcomes.total() > 300
+
+
+async def test_an_autoscaler_takes_over_as_many_as_there_are(release: Release) -> None:
+    await changed(release, **ECHO, replicas=3)
+    first = names(release)
+    await changed(release, **ECHO, autoscaling={"enabled": True, "minReplicas": 3})
+    assert names(release) == first
 
 
 async def test_the_only_pod_is_replaced_without_a_loss(release: Release) -> None:
@@ -131,7 +140,7 @@ async def test_a_key_is_rotated(release: Release, node: Cluster) -> None:
                 await until(lambda: outcomes.total() > 20)
                 await asyncio.to_thread(release.secret, "upstream", token="sk-second")
                 await asyncio.to_thread(release.kubectl, "rollout", "restart", "deployment/chatrpc")
-                await asyncio.to_thread(release.kubectl, "rollout", "status", "deployment/chatrpc", "--timeout=120s")
+                await asyncio.to_thread(release.kubectl, "rollout", "status", "deployment/chatrpc", "--timeout=110s")
                 await gone(release, first)
             await unary(stub)
             assert echo.requests[-1].headers["authorization"] == "Bearer sk-second"

@@ -1,5 +1,5 @@
 {{- define "chatrpc.name" -}}
-{{ .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{ .Values.nameOverride | default .Chart.Name | trunc 58 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "chatrpc.fullname" -}}
@@ -7,20 +7,20 @@
 {{- if .Values.fullnameOverride -}}
 {{ .Values.fullnameOverride | trunc 54 | trimSuffix "-" }}
 {{- else if contains $name .Release.Name -}}
-{{ .Release.Name | trunc 54 | trimSuffix "-" }}
+{{ .Release.Name | replace "." "-" | trunc 54 | trimSuffix "-" }}
 {{- else -}}
-{{ printf "%s-%s" .Release.Name $name | trunc 54 | trimSuffix "-" }}
+{{ printf "%s-%s" .Release.Name $name | replace "." "-" | trunc 54 | trimSuffix "-" }}
 {{- end -}}
 {{- end }}
 
 {{- define "chatrpc.selector" -}}
 app.kubernetes.io/name: {{ include "chatrpc.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "chatrpc.testSelector" -}}
 app.kubernetes.io/name: {{ include "chatrpc.name" . }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "chatrpc.labels" -}}
