@@ -81,15 +81,20 @@ async def load(stub: Any, callers: int = 8) -> AsyncIterator[Counter[str]]:
     outcomes: Counter[str] = Counter()
     leaving = asyncio.Event()
 
-    async def caller(streaming: bool) -> None:
+    async def caller(number: int) -> None:
+        said = f"Hello {number}!"
         while not leaving.is_set():
-            ended = await (stream(stub, _STREAM) if streaming else unary(stub, "echo:delay=0.02"))
+            streaming = number % 2
+            ended = await (stream(stub, _STREAM) if streaming else unary(stub, "echo:delay=0.02", said))
             if ended.code is not grpc.StatusCode.OK:
                 outcomes[f"{ended.code.name}: {ended.message}"] += 1
+            elif streaming:
+                outcomes["whole" if whole(ended, _PIECES) else "cut"] += 1
             else:
-                outcomes["cut" if streaming and not whole(ended, _PIECES) else "whole"] += 1
+                text = ended.messages[0].choices[0].message.content
+                outcomes["whole" if text == f"You said: {said}" else "another's"] += 1
 
-    tasks = [asyncio.create_task(caller(bool(number % 2))) for number in range(callers)]
+    tasks = [asyncio.create_task(caller(number)) for number in range(callers)]
     try:
         yield outcomes
     finally:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
-from kubernetes.cluster import ROOT, Cluster
+from deploy.charts import CHART, TOOLS
+from kubernetes.cluster import Cluster
 
-CHART = ROOT / "deploy/helm/chatrpc"
 CUSTOM = ("certificates", "grpcroutes", "podmonitors", "prometheusrules", "scaledobjects", "servicemonitors")
-DEFINITIONS = ROOT / ".tools/deploy/crds"
+DEFINITIONS = TOOLS / "crds"
 # What tests/image/build makes. Short waits, so that a rollout takes seconds; both still follow each other.
 VALUES = {
     "image": {"repository": "localhost/chatrpc", "tag": "test", "pullPolicy": "Never"},
