@@ -75,7 +75,7 @@ PANELS = (
     ),
     Panel(
         "Deadlines of callers",
-        "Time that callers gave their calls.",
+        "Time that callers gave their calls, less 1 % that grpc may add on the way.",
         "p50 under the usual duration of calls: they are bound to end as DeadlineExceeded.",
         "s",
         quantiles("chatrpc_deadline_remaining_at_start_seconds"),

@@ -99,7 +99,7 @@ class Metrics:
         )
         self.timeout = self._histogram(
             "chatrpc_deadline_remaining_at_start_seconds",
-            "Time that callers gave their RPCs, in seconds.",
+            "Time that callers gave their RPCs, in seconds, less the 1 % that grpc may add on the way.",
             ["grpc_method"],
             _TIMEOUT_SECONDS,
             methods,
