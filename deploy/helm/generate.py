@@ -4,9 +4,12 @@ python deploy/helm/generate.py [--check]
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from chatrpc_server.settings import Settings
 
@@ -41,6 +44,38 @@ def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
     return plain
 
 
+# Metric names as the rules have them, with their matchers if there are any. No function is called like one.
+_SELECTOR = re.compile(r"\b((?:chatrpc|grpc|gen_ai|process|scrape)[_:][\w:]+|up\b)(?:\{(.*?)\})?")
+
+
+def rules_of_a_job(text: str) -> str:
+    """The rules about one job only, for which the chart puts its release's name in place of `<job>`.
+
+    Else two releases would write the same series, and each alert would come twice.
+    """
+    rules = yaml.safe_load(text)
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            rule["expr"] = _SELECTOR.sub(_of_a_job, rule["expr"])
+    return yaml.dump(rules, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _of_a_job(selector: re.Match[str]) -> str:
+    others = re.sub(r'\bjob="[^"]*",? ?', "", selector[2] or "")
+    matchers = 'job="<job>"' + (f", {others}" if others else "")
+    return f"{selector[1]}{{{matchers}}}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
 def generated() -> dict[Path, str]:
     """The text of each file."""
     schema = json.loads(SCHEMA.read_text())
@@ -49,7 +84,8 @@ def generated() -> dict[Path, str]:
         SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         CHART / "files/dashboard.json": (DEPLOY / "grafana/chatrpc.json").read_text(),
         **{
-            CHART / "files/rules" / path.name: path.read_text() for path in (DEPLOY / "prometheus/rules").glob("*.yaml")
+            CHART / "files/rules" / path.name: rules_of_a_job(path.read_text())
+            for path in (DEPLOY / "prometheus/rules").glob("*.yaml")
         },
     }
 

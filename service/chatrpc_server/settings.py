@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 
 class SettingsError(Exception):
@@ -75,13 +76,27 @@ def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
     )
 
 
-def _url_before(path: str) -> AfterValidator:
-    """An address to which the service adds `path`."""
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a text, if there is one, has to look like. The JSON schema tells it by a pattern."""
+
+    check: Callable[[Any], Any]
+    pattern: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: pydantic.GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "pattern": self.pattern}
+
+
+def _url_before(path: str) -> _Form:
+    """An address to which the service adds `path`. The pattern lets some pass that are refused here."""
 
     def check(text: str | None) -> str | None:
         return text if text is None else _base_url(text, path)
 
-    return AfterValidator(check)
+    return _Form(check, r"^\s*[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[^?#\s]*)?\s*$")
 
 
 def _base_url(text: str, path: str) -> str:
@@ -100,14 +115,14 @@ def _base_url(text: str, path: str) -> str:
     return text.rstrip("/")
 
 
-def _made_of(pattern: str, right: str) -> AfterValidator:
+def _made_of(pattern: str, right: str) -> _Form:
     def check(value: str | SecretStr | None) -> str | SecretStr | None:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         if text is not None and not re.fullmatch(pattern, text):
             raise ValueError(f"must be {right}")
         return value
 
-    return AfterValidator(check)
+    return _Form(check, f"^{pattern}$")
 
 
 def _at_least(other: str) -> AfterValidator:

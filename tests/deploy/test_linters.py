@@ -9,7 +9,15 @@ from deploy.charts import CHART, LINTERS, ROOT, SCENARIOS, TOOLS, rendered, reso
 
 VERSIONS = ["1.30", "1.34", "1.37"]  # of Kubernetes: the oldest the chart takes, one between, the newest
 MANIFESTS = ["namespace.yaml", "chatrpc.yaml"]
-CUSTOM = {"Certificate", "GRPCRoute", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor"}
+CUSTOM = {
+    "BackendTLSPolicy",
+    "Certificate",
+    "GRPCRoute",
+    "PodMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+    "ServiceMonitor",
+}
 
 # What checkov finds and we mean, by its number and the place.
 MEANT = {

@@ -1,5 +1,6 @@
 """What we promise of every scenario of the chart."""
 
+import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ UNPRIVILEGED = {
     "capabilities": {"drop": ["ALL"]},
 }
 SLACK_SECONDS = 10
+JOBS = dict.fromkeys(SCENARIOS, "chat/chatrpc") | {"tls": "chat/chat"}
 
 
 @pytest.fixture(params=SCENARIOS)
@@ -187,14 +189,14 @@ def test_the_hook_asks_as_callers_do(release: Release) -> None:
 def test_it_is_scraped_in_one_way(release: Release) -> None:
     annotations = release.deployment["spec"]["template"]["metadata"]["annotations"]
     monitors = [*release.of("PodMonitor"), *release.of("ServiceMonitor")]
-    expected = {"default": 0, "echo": 0, "gateway": 0}.get(release.scenario, 1)
+    expected = {"default": 0, "echo": 0, "gateway": 0, "gateway-tls": 0}.get(release.scenario, 1)
     assert len(monitors) == expected
     by_annotation = annotations.get("prometheus.io/port") == str(release.ports["metrics"])
     assert by_annotation == (release.scenario in ("default", "echo"))
     for monitor in monitors:
         (endpoint,) = monitor["spec"].get("podMetricsEndpoints") or monitor["spec"]["endpoints"]
         assert endpoint["port"] == "metrics"
-        assert {"targetLabel": "job", "replacement": "chatrpc"} in endpoint["relabelings"]
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": JOBS[release.scenario]}]
 
 
 def test_where_the_cluster_knows_the_operator_it_is_used() -> None:
@@ -205,11 +207,17 @@ def test_where_the_cluster_knows_the_operator_it_is_used() -> None:
     assert all(len(known.of(kind)) == 1 for kind in kinds)
 
 
-def test_rules_and_dashboard_are_those_of_deploy() -> None:
+def test_who_names_the_job_has_rules_about_it() -> None:
+    known = "--api-versions=monitoring.coreos.com/v1/PrometheusRule"
+    assert not Release("default", known).of("PrometheusRule"), "by annotations nobody knows the job"
+    named = Release("default", known, "--set=monitoring.job=pods")
+    assert 'up{job="pods"}' in str(named.one("PrometheusRule"))
+    monitor = Release("full", "--set=monitoring.job=mine").one("ServiceMonitor")
+    assert monitor["spec"]["endpoints"][0]["relabelings"][0]["replacement"] == "mine"
+
+
+def test_the_dashboard_is_that_of_deploy() -> None:
     release = Release("full")
-    groups = release.one("PrometheusRule")["spec"]["groups"]
-    files = sorted((ROOT / "deploy/prometheus/rules").glob("*.yaml"))
-    assert groups == [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
     dashboard = release.one("ConfigMap", "-dashboard")
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert dashboard["data"]["chatrpc.json"] == (ROOT / "deploy/grafana/chatrpc.json").read_text()
@@ -226,11 +234,65 @@ def test_the_certificate_is_for_the_names_that_callers_use() -> None:
     assert "chat.example" in certificate["dnsNames"]
 
 
-def test_a_route_leads_to_the_service() -> None:
-    release = Release("gateway")
+@pytest.mark.parametrize("scenario", ["gateway", "gateway-tls"])
+def test_a_route_leads_to_the_service(scenario: str) -> None:
+    release = Release(scenario)
     (rule,) = release.one("GRPCRoute")["spec"]["rules"]
     assert rule["matches"][0]["method"]["service"] == "chatrpc.v1.ChatCompletionService"
     assert rule["backendRefs"] == [{"name": "chatrpc", "port": release.ports["grpc"]}]
+
+
+def test_a_gateway_speaks_tls_to_those_who_do() -> None:
+    assert not Release("gateway").of("BackendTLSPolicy")
+    release = Release("gateway-tls")
+    policy = release.one("BackendTLSPolicy")["spec"]
+    (target,) = policy["targetRefs"]
+    assert target["name"] == release.one("GRPCRoute")["spec"]["rules"][0]["backendRefs"][0]["name"]
+    service = release.one("Service", target["name"])
+    assert target["sectionName"] in [port["name"] for port in service["spec"]["ports"]]
+    assert policy["validation"]["hostname"] in release.one("Certificate")["spec"]["dnsNames"]
+
+
+def test_labels_and_annotations_of_the_user_come_beside_ours() -> None:
+    mine = {
+        "app.kubernetes.io/name": "other",
+        "app.kubernetes.io/version": "7",
+        "team": "platform",
+    }
+    release = Release("default", f"--set-json=podLabels={json.dumps(mine)}")
+    template = release.deployment["spec"]["template"]["metadata"]
+    assert template["labels"] == {**mine, **release.deployment["spec"]["selector"]["matchLabels"]}
+    theirs = {"prometheus.io/port": "1", "checksum/config": "0", "a": "b"}
+    changed = Release("default", f"--set-json=podAnnotations={json.dumps(theirs)}")
+    expected = {**template["annotations"], "prometheus.io/port": "1", "a": "b"}
+    assert changed.deployment["spec"]["template"]["metadata"]["annotations"] == expected
+
+
+def test_users_can_be_left_to_the_cluster() -> None:
+    """As OpenShift wants it."""
+    fields = ("runAsUser", "runAsGroup", "fsGroup")
+    release = Release("default", *(f"--set=podSecurityContext.{field}=null" for field in fields))
+    for pod in release.pods():
+        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_the_hook_goes_where_the_pods_go() -> None:
+    release = Release("full")
+    hook = release.one("Pod")["spec"]
+    for field in ("nodeSelector", "tolerations", "affinity", "priorityClassName", "imagePullSecrets"):
+        assert hook[field] == release.pod[field]
+
+
+def test_keys_that_look_like_numbers_are_keys() -> None:
+    release = Release("default", "--set=apiKey.secret=a", "--set-string=apiKey.key=0123")
+    (volume,) = (each for each in release.pod["volumes"] if each["name"] == "upstream")
+    assert volume["secret"]["items"] == [{"key": "0123", "path": "0123"}]
+
+
+def test_the_domain_of_the_cluster() -> None:
+    names = Release("tls", "--set=clusterDomain=corp.example").one("Certificate")["spec"]["dnsNames"]
+    assert "chat-headless.chat.svc.corp.example" in names
+    assert not [name for name in names if "cluster.local" in name]
 
 
 @pytest.mark.parametrize(
@@ -247,3 +309,10 @@ def test_versions_agree() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == __version__
     assert Release("default").container["image"] == f"chatrpc:{__version__}"
+
+
+@pytest.mark.parametrize(("tag", "version"), [("", __version__), ("2.0.0", "2.0.0"), ("a" * 62 + ".b", "a" * 62)])
+def test_the_version_is_the_images(tag: str, version: str) -> None:
+    release = Release("default", f"--set=image.tag={tag}")
+    for metadata in (release.deployment["metadata"], release.deployment["spec"]["template"]["metadata"]):
+        assert metadata["labels"]["app.kubernetes.io/version"] == version

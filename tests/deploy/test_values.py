@@ -3,12 +3,18 @@
 import json
 import re
 import shlex
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml
 from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, TOOLS, Release, run, template
+from pydantic import ValidationError
 
 from chatrpc.v1 import chat_service_pb2
+from chatrpc_server.settings import Settings
 
+ROUTE = ("grpcRoute.enabled=true", "grpcRoute.parentRefs[0].name=internal")
 REFUSED = {
     "no such value": (["replica=2"], "additional properties 'replica' not allowed"),
     "no such setting": (["config.upstream.base_ur=x"], "at '/config/upstream': additional properties 'base_ur'"),
@@ -43,6 +49,30 @@ REFUSED = {
         "autoscaling.minReplicas is above autoscaling.maxReplicas",
     ),
     "a route from nowhere": (["grpcRoute.enabled=true"], "grpcRoute.parentRefs is needed"),
+    "a Gateway that is shut out": ([*ROUTE], "networkPolicy.callers is needed with grpcRoute"),
+    "a Gateway that knows no authority": (
+        [*ROUTE, "networkPolicy.enabled=false", "tls.secret=x"],
+        "grpcRoute.caCertificateRefs is needed with tls.secret",
+    ),
+    "a share of nothing": (
+        ["autoscaling.enabled=true", "resources.requests.cpu=null"],
+        "resources.requests.cpu is needed with the signal cpu",
+    ),
+    "rules about nothing": (["monitoring.rules=always", "monitoring.scrape=none"], "monitoring.job is needed"),
+    "no address": (["config.upstream.base_url=models.example"], "at '/config/upstream/base_url'"),
+    "an address with a key": (["config.upstream.base_url=https://me:sk@a.example"], "at '/config/upstream/base_url'"),
+    "no name": (["config.upstream.name=Big One"], "at '/config/upstream/name'"),
+    "a collector that is none": (["config.tracing.endpoint=collector:4318"], "at '/config/tracing/endpoint'"),
+    "backoff, the wrong way round": (
+        ["config.upstream.initial_backoff_seconds=4", "config.upstream.max_backoff_seconds=3"],
+        "config.upstream.max_backoff_seconds: must be at least initial_backoff_seconds, which is 4",
+    ),
+    "an address behind the chart's back": (
+        ["extraEnv[0].name=CHATRPC_LISTEN"],
+        "extraEnv: CHATRPC_LISTEN is not for the environment",
+    ),
+    "a drain behind the chart's back": (["extraEnv[0].name=CHATRPC_DRAIN__GRACE_SECONDS"], "is not for the env"),
+    "a variable without a name": (["extraEnv[0].value=x"], "at '/extraEnv/0': missing property 'name'"),
     "a digest that is none": (["image.digest=latest"], "at '/image/digest'"),
 }
 
@@ -54,19 +84,72 @@ def test_what_cannot_be_is_told(values: list[str], complaint: str) -> None:
     assert complaint in done.stderr
 
 
+def paths(values: Any, schema: dict[str, Any]) -> Iterator[str]:
+    """Of all values that have names of their own, and of the objects that they are in."""
+    for name, each in values.items():
+        if name == "config":  # which the service completes by its defaults
+            continue
+        yield name
+        inner = schema["properties"][name]
+        if "required" in inner:
+            yield from (f"{name}.{path}" for path in paths(each, inner))
+
+
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+PATHS = list(paths(VALUES, json.loads((CHART / "values.schema.json").read_text())))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_value_that_is_missing_is_told(path: str) -> None:
+    """As those that an older chart had not, with `--reuse-values`."""
+    done = template(f"--set={path}=null")
+    assert done.returncode != 0
+    where, _, name = path.rpartition(".")
+    assert f"at '{where and '/' + where.replace('.', '/')}': missing property '{name}'" in done.stderr
+
+
+def test_every_value_has_a_path() -> None:
+    assert len(PATHS) > 70
+    assert {path.partition(".")[0] for path in PATHS} == VALUES.keys() - {"config"}
+
+
+@pytest.mark.parametrize("section", ["upstream", "limits"])
+def test_pairs_of_settings_are_judged_with_the_defaults_of_the_service(section: str) -> None:
+    settings = getattr(Settings(), section)
+    pairs = {
+        "upstream": {
+            "initial_backoff_seconds": "max_backoff_seconds",
+            "max_event_bytes": "max_response_bytes",
+        },
+        "limits": {"min_deadline_seconds": "default_deadline_seconds"},
+    }[section]
+    for least, most in pairs.items():
+        for name, value in ((least, getattr(settings, most)), (most, getattr(settings, least))):
+            beyond = value + (1 if name == least else -value / 2)
+            assert template(f"--set-json=config.{section}.{name}={value}").returncode == 0
+            done = template(f"--set-json=config.{section}.{name}={type(value)(beyond)}")
+            assert f"config.{section}.{most}: must be at least {least}" in done.stderr
+            with pytest.raises(ValidationError):
+                type(settings)(**{name: beyond})
+
+
 def test_numbers_stay_whole() -> None:
     """Helm reads them as floating point, and would write a large one as 3.3554432e+07."""
     assert Release("full").config["limits"]["max_message_bytes"] == 33554432
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_notes_tell_a_call_that_can_be_made(scenario: str) -> None:
+def notes_of(scenario: str, *arguments: str) -> str:
     done = run(
         TOOLS / "bin/helm", "install", "chatrpc", CHART, f"--namespace={NAMESPACE}", "--dry-run=client",
-        f"--values={SCENARIOS[scenario]}",
+        f"--values={SCENARIOS[scenario]}", *arguments,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    notes = done.stdout.partition("NOTES:\n")[2]
+    return done.stdout.partition("NOTES:\n")[2]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_notes_tell_a_call_that_can_be_made(scenario: str) -> None:
+    notes = notes_of(scenario)
     release = Release(scenario)
     name = release.deployment["metadata"]["name"]
     assert f"dns:///{name}-headless.{NAMESPACE}.svc.cluster.local:{release.ports['grpc']}" in notes
@@ -84,3 +167,14 @@ def test_the_notes_tell_a_call_that_can_be_made(scenario: str) -> None:
     assert service == "chatrpc.v1.ChatCompletionService"
     assert command[-2] == f"127.0.0.1:{release.ports['grpc']}"
     assert ("No key is sent" in notes) == ("api_key_file" not in release.config["upstream"] and scenario != "echo")
+
+
+def test_the_notes_know_where_a_key_may_come_from() -> None:
+    assert "No key is sent" in notes_of("default", "--set=extraEnv[0].name=A")
+    by_environment = '--set-json=extraEnv=[{"name": "CHATRPC_UPSTREAM__API_KEY", "value": "x"}]'
+    assert "No key is sent" not in notes_of("default", by_environment)
+
+
+def test_the_notes_call_a_model() -> None:
+    assert '"model": "gpt-4o"' in notes_of("full"), "the first of config.upstream.models"
+    assert '"model": "gpt-4o-mini"' in notes_of("default", "--set=config.upstream.models=null")

@@ -23,12 +23,40 @@
 {{- if gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas) -}}
 {{- fail "autoscaling.minReplicas is above autoscaling.maxReplicas" -}}
 {{- end -}}
+{{- if and (eq .autoscaling.signal "cpu") (not (dig "requests" "cpu" "" .resources)) -}}
+{{- fail "resources.requests.cpu is needed with the signal cpu, which is a share of it" -}}
+{{- end -}}
 {{- if and (eq .autoscaling.signal "keda") (not .autoscaling.prometheus) -}}
 {{- fail "autoscaling.prometheus is needed with the signal keda, such as http://prometheus.monitoring:9090" -}}
 {{- end -}}
 {{- end -}}
-{{- if and .grpcRoute.enabled (not .grpcRoute.parentRefs) -}}
+{{- if .grpcRoute.enabled -}}
+{{- if not .grpcRoute.parentRefs -}}
 {{- fail "grpcRoute.parentRefs is needed: the Gateway that the route belongs to" -}}
+{{- end -}}
+{{- if and .networkPolicy.enabled (not .networkPolicy.callers) -}}
+{{- fail "networkPolicy.callers is needed with grpcRoute: the pods of the Gateway, which are mostly in another namespace" -}}
+{{- end -}}
+{{- if and .tls.secret (not .grpcRoute.caCertificateRefs) -}}
+{{- fail "grpcRoute.caCertificateRefs is needed with tls.secret: by whom the certificate is, such as [{group: \"\", kind: ConfigMap, name: internal-ca}]" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .monitoring.rules "always") (not (include "chatrpc.job" $)) -}}
+{{- fail (printf "monitoring.job is needed: the rules are about one job, whose name with monitoring.scrape: %s is your Prometheus' to give" .monitoring.scrape) -}}
+{{- end -}}
+{{- range .extraEnv -}}
+{{- if regexMatch "^CHATRPC_(CONFIG|LISTEN|HEALTH_LISTEN|METRICS_LISTEN|ALLOW_INSECURE|DRAIN__.*|TLS__.*)$" .name -}}
+{{- fail (printf "extraEnv: %s is not for the environment: probes, Services and the pod's grace follow from the values" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- /* Pairs of settings, with the defaults that the service has. */ -}}
+{{- range list (list "upstream" "initial_backoff_seconds" 0.5 "max_backoff_seconds" 8) (list "upstream" "max_event_bytes" 1048576 "max_response_bytes" 67108864) (list "limits" "min_deadline_seconds" 0.05 "default_deadline_seconds" 600) -}}
+{{- $settings := get $.Values.config (index . 0) | default dict -}}
+{{- $least := dig (index . 1) (index . 2) $settings -}}
+{{- $most := dig (index . 3) (index . 4) $settings -}}
+{{- if lt (float64 $most) (float64 $least) -}}
+{{- fail (printf "config.%s.%s: must be at least %s, which is %v" (index . 0) (index . 3) (index . 1) $least) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end }}

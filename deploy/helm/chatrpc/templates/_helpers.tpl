@@ -25,9 +25,14 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 
 {{- define "chatrpc.labels" -}}
 {{ include "chatrpc.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ include "chatrpc.version" . | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* Of the image: its tag, as far as a label can hold it. */}}
+{{- define "chatrpc.version" -}}
+{{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimAll "-._" }}
 {{- end }}
 
 {{- define "chatrpc.image" -}}
@@ -48,13 +53,34 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{- define "chatrpc.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
+{{/* What the spec of every pod of the release begins with. */}}
+{{- define "chatrpc.pod" -}}
+serviceAccountName: {{ include "chatrpc.serviceAccount" . }}
+automountServiceAccountToken: false
+# Else a Service called chatrpc puts variables into the pod that look like settings.
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  seccompProfile:
+    type: RuntimeDefault
+  {{- with .Values.podSecurityContext }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* The port that probes ask: with TLS on the other one would not understand them. */}}
@@ -84,11 +110,25 @@ seccompProfile:
 {{ mustMergeOverwrite (deepCopy .Values.config) $own | toYaml }}
 {{- end }}
 
+{{/* The name of the headless Service everywhere in the cluster. */}}
+{{- define "chatrpc.headless" -}}
+{{ include "chatrpc.fullname" . }}-headless.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
+{{- end }}
+
 {{/* How metrics are found. */}}
 {{- define "chatrpc.scrape" -}}
 {{- if ne .Values.monitoring.scrape "auto" -}}
 {{ .Values.monitoring.scrape }}
 {{- else -}}
 {{ ternary "podMonitor" "annotations" (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PodMonitor") }}
+{{- end -}}
+{{- end }}
+
+{{/* The label `job` of the release's series. Empty where it is not the chart that gives it. */}}
+{{- define "chatrpc.job" -}}
+{{- if .Values.monitoring.job -}}
+{{ .Values.monitoring.job }}
+{{- else if has (include "chatrpc.scrape" .) (list "podMonitor" "serviceMonitor") -}}
+{{ .Release.Namespace }}/{{ include "chatrpc.fullname" . }}
 {{- end -}}
 {{- end }}

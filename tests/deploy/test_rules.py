@@ -1,0 +1,54 @@
+"""The rules of a release are about its own job: of it they say what the rules of deploy/ say, and of others nothing."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from deploy.charts import ROOT, Release, run
+
+PROMTOOL = ROOT / ".tools/bin/promtool"
+RULES = ROOT / "deploy/prometheus/rules"
+CASES = sorted((ROOT / "deploy/prometheus/tests").glob("*.yaml"))
+JOB = "chat/chatrpc"
+
+
+def groups() -> list[dict[str, Any]]:
+    return list(Release("full").one("PrometheusRule")["spec"]["groups"])
+
+
+def promtool(folder: Path, cases: str) -> None:
+    """Tests the release's rules with these cases."""
+    if not PROMTOOL.exists():
+        pytest.skip("promtool is not there: `make tools`")
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups()}))
+    parsed = {**yaml.safe_load(cases), "rule_files": ["rules.yaml"]}
+    (folder / "cases.yaml").write_text(yaml.safe_dump(parsed))
+    done = run(PROMTOOL, "test", "rules", folder / "cases.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_they_are_those_of_deploy() -> None:
+    """But for the job, which every selector has."""
+    ours = [group for path in sorted(RULES.glob("*.yaml")) for group in yaml.safe_load(path.read_text())["groups"]]
+    theirs = groups()
+    for group in [*ours, *theirs]:
+        for rule in group["rules"]:
+            rule["expr"] = re.sub(r'\{job="[^"]*"\}|job="[^"]*", ', "", rule["expr"])
+    assert theirs == ours
+
+
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_of_their_own_job_they_say_the_same(file: Path, tmp_path: Path) -> None:
+    promtool(tmp_path, file.read_text().replace('job="chatrpc"', f'job="{JOB}"'))
+
+
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_of_other_jobs_they_say_nothing(file: Path, tmp_path: Path) -> None:
+    cases = yaml.safe_load(file.read_text())
+    for case in cases["tests"]:
+        for expectation in case["promql_expr_test"]:
+            asked = expectation["expr"].replace("ALERTS)", "ALERTS{})").replace("ALERTS{", 'ALERTS{job="chatrpc",')
+            expectation.update(expr=asked, exp_samples=[])
+    promtool(tmp_path, yaml.safe_dump(cases))
