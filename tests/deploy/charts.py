@@ -36,16 +36,24 @@ def rendered(scenario: str, *arguments: str, helm: str = "helm") -> str:
     return done.stdout
 
 
+@cache
+def kustomized(folder: str) -> str:
+    """What kubectl makes of a folder of the repository."""
+    done = run(TOOLS / "bin/kubectl", "kustomize", ROOT / folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def resources(text: str) -> list[Resource]:
     return [each for each in yaml.safe_load_all(text) if each]
 
 
 class Release:
-    """What one scenario installs."""
+    """What one scenario installs, or what else is given."""
 
-    def __init__(self, scenario: str, *arguments: str) -> None:
+    def __init__(self, scenario: str, *arguments: str, text: str | None = None) -> None:
         self.scenario = scenario
-        self.all = resources(rendered(scenario, *arguments))
+        self.all = resources(rendered(scenario, *arguments) if text is None else text)
 
     def of(self, kind: str) -> list[Resource]:
         return [each for each in self.all if each["kind"] == kind]
@@ -75,7 +83,7 @@ class Release:
     @property
     def config(self) -> dict[str, Any]:
         """The service's settings file."""
-        name = self.deployment["metadata"]["name"]
+        (name,) = (volume["configMap"]["name"] for volume in self.pod["volumes"] if volume["name"] == "config")
         (found,) = (each for each in self.of("ConfigMap") if each["metadata"]["name"] == name)
         return dict(yaml.safe_load(found["data"]["chatrpc.yaml"]))
 

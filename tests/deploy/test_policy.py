@@ -1,13 +1,14 @@
 """What we promise of every scenario of the chart."""
 
 import json
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, Release
+from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, Release, kustomized
 
 from chatrpc_server import __version__, cli
 from chatrpc_server.settings import load
@@ -19,6 +20,11 @@ UNPRIVILEGED = {
 }
 SLACK_SECONDS = 10
 JOBS = dict.fromkeys(SCENARIOS, "chat/chatrpc") | {"tls": "chat/chat"}
+
+
+def plain(folder: str = "deploy/kubernetes") -> Release:
+    """What is there without helm."""
+    return Release("default", text=kustomized(folder))
 
 
 @pytest.fixture(params=SCENARIOS)
@@ -251,6 +257,37 @@ def test_a_gateway_speaks_tls_to_those_who_do() -> None:
     service = release.one("Service", target["name"])
     assert target["sectionName"] in [port["name"] for port in service["spec"]["ports"]]
     assert policy["validation"]["hostname"] in release.one("Certificate")["spec"]["dnsNames"]
+
+
+def test_the_plain_manifests_are_the_charts_with_a_key() -> None:
+    """But for what is helm's."""
+    ours = Release("default", "--set=apiKey.secret=chatrpc-upstream")
+    assert plain().pod == {**ours.pod, "serviceAccountName": "chatrpc"}
+    assert plain().config == ours.config
+    hook = ours.one("Pod")["metadata"]["labels"]
+    text = kustomized("deploy/kubernetes")
+    assert hook["app.kubernetes.io/name"] not in text
+    assert "helm" not in text.lower()
+    (callers, _) = plain().one("NetworkPolicy")["spec"]["ingress"]
+    assert callers["from"] == [{"podSelector": {}}]
+    assert {each["metadata"].get("namespace") for each in plain().all} == {None, "chatrpc"}
+
+
+def test_the_overlay_changes_image_settings_and_number(tmp_path: Path) -> None:
+    overlay = plain("deploy/kustomize")
+    loaded = settings(overlay, tmp_path)
+    assert loaded.upstream.base_url == "https://models.example/v1"
+    assert loaded.upstream.api_key, "the file is where the Secret is"
+    assert {"grpc": loaded.listen.port, "metrics": loaded.metrics_listen.port} == overlay.ports
+    drain = loaded.drain.delay_seconds + loaded.drain.grace_seconds
+    assert (
+        overlay.container["lifecycle"]["preStop"]["sleep"]["seconds"] + drain
+        < overlay.pod["terminationGracePeriodSeconds"]
+    )
+    assert overlay.container["image"] == "registry.example/chatrpc:0.1.0"
+    assert overlay.deployment["spec"]["replicas"] == 3
+    (settings_map,) = overlay.of("ConfigMap")
+    assert re.fullmatch("chatrpc-settings-[a-z0-9]{10}", settings_map["metadata"]["name"]), "new settings, new pods"
 
 
 def test_labels_and_annotations_of_the_user_come_beside_ours() -> None:

@@ -10,7 +10,15 @@ import yaml
 from deploy.charts import CHART, TOOLS
 from kubernetes.cluster import Cluster
 
-CUSTOM = ("certificates", "grpcroutes", "podmonitors", "prometheusrules", "scaledobjects", "servicemonitors")
+CUSTOM = (
+    "backendtlspolicies",
+    "certificates",
+    "grpcroutes",
+    "podmonitors",
+    "prometheusrules",
+    "scaledobjects",
+    "servicemonitors",
+)
 DEFINITIONS = TOOLS / "crds"
 # What tests/image/build makes. Short waits, so that a rollout takes seconds; both still follow each other.
 VALUES = {

@@ -19,13 +19,14 @@ def test_it_takes_every_scenario(cluster: Cluster, namespace: str, scenario: str
     assert [len(found) for found in kept.values()] == [1, 2]
 
 
-def test_it_takes_the_plain_manifests(cluster: Cluster) -> None:
+@pytest.mark.parametrize(("folder", "replicas"), [("deploy/kubernetes", 2), ("deploy/kustomize", 3)])
+def test_it_takes_the_plain_manifests(cluster: Cluster, folder: str, replicas: int) -> None:
     try:
-        cluster.kubectl("apply", "--server-side", "--validate=strict", "--kustomize", str(ROOT / "deploy/kubernetes"))
+        cluster.kubectl("apply", "--server-side", "--validate=strict", "--kustomize", str(ROOT / folder))
         (deployment,) = cluster.get("--namespace=chatrpc", "deployments")["items"]
-        assert deployment["spec"]["replicas"] == 2
+        assert deployment["spec"]["replicas"] == replicas
     finally:
-        cluster.kubectl("delete", "--kustomize", str(ROOT / "deploy/kubernetes"), "--wait=false")
+        cluster.kubectl("delete", "--kustomize", str(ROOT / folder), "--wait=true")
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -55,6 +56,7 @@ def test_the_standard_is_in_force(cluster: Cluster, namespace: str) -> None:
         ("PodMonitor", "tls", "sampleLimits"),
         ("ScaledObject", "keda", "maxReplicas"),
         ("GRPCRoute", "gateway", "backends"),
+        ("BackendTLSPolicy", "gateway-tls", "targetReferences"),
         ("Certificate", "tls", "dnsName"),
     ],
 )

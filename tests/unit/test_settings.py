@@ -12,6 +12,8 @@ from typing import Any
 
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chatrpc_server.settings import Address, Settings, SettingsError, UpstreamSettings, add_flags, describe, load
 
@@ -795,3 +797,14 @@ def test_importing_costs_neither_the_yaml_parser_nor_the_command_line() -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@given(st.from_regex(r"\A ?[hH]ttps?://[!-~]*\Z") | st.text())
+def test_the_schema_refuses_no_address_that_we_take(text: str) -> None:
+    """By its pattern others judge the settings before we do."""
+    pattern = UpstreamSettings.model_json_schema()["properties"]["base_url"]["pattern"]
+    try:
+        UpstreamSettings(base_url=text)
+    except pydantic.ValidationError:
+        return
+    assert re.search(pattern, text)
