@@ -34,7 +34,13 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize("helm", ["helm", "helm3"])
+@pytest.fixture(params=["helm", "helm3"])
+def helm(request: pytest.FixtureRequest) -> str:
+    if not (TOOLS / "bin" / request.param).exists():
+        pytest.skip(f"{request.param} is not in .tools/deploy/bin: it is fetched on Linux with x86-64 only")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_helm_lints(scenario: str, helm: str) -> None:
     done = run(TOOLS / "bin" / helm, "lint", "--strict", CHART, f"--values={SCENARIOS[scenario]}")
@@ -43,11 +49,11 @@ def test_helm_lints(scenario: str, helm: str) -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_helm_3_makes_the_same(scenario: str) -> None:
+def test_every_helm_makes_the_same(scenario: str, helm: str) -> None:
     def sorted_(helm: str) -> list[str]:
         return sorted(json.dumps(each, sort_keys=True) for each in resources(rendered(scenario, helm=helm)))
 
-    assert sorted_("helm") == sorted_("helm3")
+    assert sorted_(helm) == sorted_("helm")
 
 
 @cache

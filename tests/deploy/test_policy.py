@@ -345,6 +345,7 @@ def test_a_new_setting_makes_new_pods_if_it_has_to(change: str, restarts: bool) 
 def test_versions_agree() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == __version__
+    assert f"ARG VERSION={__version__}\n" in (ROOT / "deploy/Dockerfile").read_text()
     assert Release("default").container["image"] == f"chatrpc:{__version__}"
 
 

@@ -89,6 +89,13 @@ def test_it_is_healthy(serving: Container) -> None:
     assert serving.execute("cat", "/proc/1/cmdline").split("\0")[1:3] == ["/opt/chatrpc/bin/chatrpc-server", "serve"]
 
 
+def test_any_user_will_do() -> None:
+    """As OpenShift chooses them: a number of the namespace's, and the group root."""
+    with service("--user=1000660000:0") as serving, Client(target(serving)) as client:
+        assert serving.execute("id", "-u") == "1000660000"
+        assert client.complete(model="echo", messages=HELLO).choices[0].message.content == "You said: Hello!"
+
+
 def test_it_can_send_traces() -> None:
     """The extra is in it: in many clusters the variable is set for all pods, and without it that would be a refusal."""
     with service("--env=OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318") as serving:

@@ -8,12 +8,14 @@ import yaml
 from deploy.charts import SCENARIOS, Release, rendered
 from kubernetes.cluster import ROOT, Cluster
 
+PRIORITY_CLASS = """{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: important}, value: 1000}"""
 STRICT = ("apply", "--server-side", "--validate=strict", "--filename=-")
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_it_takes_every_scenario(cluster: Cluster, namespace: str, scenario: str) -> None:
     text = rendered(scenario).replace("namespace: chat\n", f"namespace: {namespace}\n")
+    cluster.kubectl(*STRICT, input=PRIORITY_CLASS)  # of ci/full-values.yaml
     cluster.kubectl(*STRICT, input=text)
     kept = {kind: cluster.get(f"--namespace={namespace}", kind)["items"] for kind in ("deployments", "services")}
     assert [len(found) for found in kept.values()] == [1, 2]
