@@ -52,10 +52,15 @@ class Cluster:
     ends only the folder is left.
     """
 
-    def __init__(self, folder: Path, with_node: bool | None = None) -> None:
-        """`folder` need not exist. With a node if there can be one, unless `with_node` decides."""
+    def __init__(self, folder: Path, with_node: bool | None = None, *, with_policies: bool = False) -> None:
+        """`folder` need not exist. With a node if there can be one, unless `with_node` decides.
+
+        `with_policies`: NetworkPolicies are not only kept, but enforced, against this process too; and there is an
+        address that they are to keep pods from, `node.METADATA`.
+        """
         self.folder = folder.resolve()
         self.has_node = not missing_node() if with_node is None else with_node
+        self.has_policies = with_policies
         self.kubeconfig = self.folder / "identities" / "admin.kubeconfig"
         self.environment = {"PATH": PATH, "HOME": str(self.folder), "KUBECONFIG": str(self.kubeconfig)}
         """For others that are to talk to it, as helm."""
@@ -131,6 +136,8 @@ class Cluster:
         self.until(lambda: self.get("serviceaccounts")["items"], "there is a service account for pods")
         if self.has_node:
             self.until(self._takes_pods, "the node takes pods")
+            if self.has_policies:
+                self._run_until_ready(node.policies(place), node.metadata(place))
 
     def _run_until_ready(self, *programs: Program) -> None:
         for program in programs:

@@ -18,7 +18,11 @@ def obstacle(path: str) -> str:
     """Why there can be no machine for a node, where that is so. `path` is where programs are found."""
     if os.geteuid():
         return "a node needs root"
-    if missing := [name for name in ("runc", "nft", "ip", "unshare", "nsenter") if not shutil.which(name, path=path)]:
+    if missing := [
+        name
+        for name in ("runc", "nft", "ip", "iptables", "ipset", "unshare", "nsenter")
+        if not shutil.which(name, path=path)
+    ]:
         return f"a node needs {', '.join(missing)}: tests/kubernetes/install"
     command = ["unshare", *_NAMESPACES, "true"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -7,6 +7,7 @@ import json
 
 from kubernetes.place import CLUSTER_DOMAIN, Place, Program
 
+METADATA = "169.254.169.254"
 PAUSE = "localhost/pause:test"
 NAME = "node"
 SOCKET = "containerd.sock"
@@ -112,6 +113,36 @@ def dns(place: Place) -> Program:
 }}
 """)
     return Program("dns", [str(place.tools / "dns"), f"-conf={file}"], f"http://{place.address}:8181/ready")
+
+
+def policies(place: Place) -> Program:
+    """Enforces NetworkPolicies, and nothing else of what kube-router can do."""
+    return place.program(
+        "kube-router",
+        ready=f"http://{place.address}:20244/healthz",
+        kubeconfig=place.who["admin.kubeconfig"],
+        hostname_override=NAME,
+        run_router="false",
+        run_service_proxy="false",
+        service_cluster_ip_range=place.services,
+    )
+
+
+def metadata(place: Place) -> Program:
+    """What clouds have beside every machine: keys for whoever asks, and the DNS of some. Here it only listens."""
+    gateway = "169.254.169.253"
+    serve = f"ip netns exec metadata python3 -m http.server --bind {METADATA} --directory {place.folder / 'log'}"
+    script = [
+        "ip netns add metadata",
+        "ip link add metadata type veth peer name eth0 netns metadata",
+        f"ip address add {gateway}/30 dev metadata",
+        "ip link set metadata up",
+        f"ip -n metadata address add {METADATA}/30 dev eth0",
+        "ip -n metadata link set eth0 up",
+        f"ip -n metadata route add default via {gateway}",
+        f"({serve} 53 & {serve} 80)",
+    ]
+    return Program("metadata", ["bash", "-c", " && ".join(script)], "")
 
 
 def _configured(place: Place, name: str, configuration: dict[str, object], ready: str, **flags: object) -> Program:

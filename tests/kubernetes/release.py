@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from deploy.charts import CHART, TOOLS
-from kubernetes.cluster import Cluster
+from kubernetes.cluster import Cluster, missing
 
 CUSTOM = (
     "backendtlspolicies",
@@ -20,6 +25,7 @@ CUSTOM = (
     "servicemonitors",
 )
 DEFINITIONS = TOOLS / "crds"
+_numbers = count(1)
 # What tests/image/build makes. Short waits, so that a rollout takes seconds; both still follow each other.
 VALUES = {
     "image": {"repository": "localhost/chatrpc", "tag": "test", "pullPolicy": "Never"},
@@ -31,7 +37,7 @@ VALUES = {
 }
 
 
-def define(cluster: Cluster) -> None:
+def _define(cluster: Cluster) -> None:
     """Gives it the kinds of resources that are not Kubernetes' own."""
     paths = [path for path in DEFINITIONS.glob("*.yaml") if path.stem.partition("_")[2] in CUSTOM]
     assert len(paths) == len(CUSTOM), "tests/deploy/install makes them"
@@ -44,6 +50,29 @@ def define(cluster: Cluster) -> None:
     cluster.kubectl("apply", "--server-side", "--filename=-", input=text)
     names = [definition["metadata"]["name"] for definition in definitions]
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", *names)
+
+
+@contextmanager
+def started(folder: Path, **options: bool) -> Iterator[Cluster]:
+    """With the custom resources that the chart can make, and our image if there is a node."""
+    if why := missing():
+        pytest.skip(why)
+    with Cluster(folder, **options) as cluster:
+        _define(cluster)
+        if cluster.has_node:
+            cluster.import_image(Path(os.environ["KUBERNETES_IMAGE"]))
+        yield cluster
+
+
+@contextmanager
+def new_namespace(cluster: Cluster) -> Iterator[str]:
+    """One in which the strictest of Kubernetes' standards holds."""
+    name = f"test-{next(_numbers)}"
+    cluster.kubectl("create", "namespace", name)
+    standard = "pod-security.kubernetes.io"
+    cluster.kubectl("label", "namespace", name, f"{standard}/enforce=restricted", f"{standard}/warn=restricted")
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 class Release:
