@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from chatrpc_server.lifecycle import StartError
 from chatrpc_server.settings import Address
 
-_NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 """Such as `::1`, one of the addresses of localhost, on a machine without IPv6: the others will do."""
 
 
@@ -45,7 +45,7 @@ def _sockets(setting: str, address: Address, option: int) -> Iterator[int]:
                         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place[0] != "::"))
                     bound.bind((place[0], port, *place[2:]))
                 except OSError as error:
-                    if error.errno not in _NOT_HERE:
+                    if error.errno not in NOT_HERE:
                         raise
                     missing = error
                     continue

@@ -76,27 +76,28 @@ def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Form:
-    """What a text, if there is one, has to look like. The JSON schema tells it by a pattern."""
+    """What a text, if there is one, has to look like. `schema` is what the JSON schema tells of it."""
 
     check: Callable[[Any], Any]
-    pattern: str
+    schema: dict[str, Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: pydantic.GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(core), "pattern": self.pattern}
+        return {**handler(core), **self.schema}
 
 
 def _url_before(path: str) -> _Form:
-    """An address to which the service adds `path`. The pattern lets some pass that are refused here."""
+    """An address to which the service adds `path`. The schema lets some pass that are refused here."""
 
     def check(text: str | None) -> str | None:
         return text if text is None else _base_url(text, path)
 
-    return _Form(check, r"^\s*[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[^?#\s]*)?\s*$")
+    pattern = r"^\s*[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[^?#\s]*)?\s*$"
+    return _Form(check, {"pattern": pattern, "not": {"pattern": rf"{path}/*\s*$"}})
 
 
 def _base_url(text: str, path: str) -> str:
@@ -122,7 +123,7 @@ def _made_of(pattern: str, right: str) -> _Form:
             raise ValueError(f"must be {right}")
         return value
 
-    return _Form(check, f"^{pattern}$")
+    return _Form(check, {"pattern": f"^{pattern}$"})
 
 
 def _at_least(other: str) -> AfterValidator:
@@ -166,7 +167,8 @@ OptionalListen = Annotated[
     BeforeValidator(lambda value: value if value is None else Address.parse(value)),
     PlainSerializer(str, when_used="json-unless-none"),
 ]
-Models = Annotated[tuple[Annotated[str, _made_of(r"\S+", "names without spaces")], ...], BeforeValidator(_split)]
+_Models = Annotated[tuple[Annotated[str, _made_of(r"\S+", "names without spaces")], ...], Field(max_length=50)]
+Models = Annotated[_Models, BeforeValidator(_split, json_schema_input_type=str | _Models)]
 _HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 Proxy = Annotated[str | None, _made_of(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
 
@@ -194,7 +196,7 @@ class UpstreamSettings(_Frozen):
     api_key_file: Path | None = _is(None, "File that holds the key, read at start; else OPENAI_API_KEY_FILE.")
     organization: HeaderValue = _is(None, "Sent as OpenAI-Organization; else OPENAI_ORG_ID.")
     project: HeaderValue = _is(None, "Sent as OpenAI-Project; else OPENAI_PROJECT_ID.")
-    models: Models = _is((), "Models with a label of their own in metrics; others count as `other`.", max_length=50)
+    models: Models = _is((), "Models with a label of their own in metrics; others count as `other`.")
     engine: Literal["httptools", "httpcore"] = _is("httptools", "HTTP transport towards the upstream.")
     connect_timeout_seconds: float = _is(5, "Longest wait for a connection, in seconds.", gt=0)
     first_chunk_timeout_seconds: float = _is(120, "Longest wait for the first chunk, in seconds.", gt=0)

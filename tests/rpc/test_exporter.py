@@ -1,11 +1,15 @@
 """The exporter of metrics, where it could be made to wait."""
 
+import errno
 import socket
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from chatrpc_server.lifecycle import StartError
 from chatrpc_server.metrics import exporter
+from chatrpc_server.settings import Address
 from support import ANY_PORT
 
 
@@ -27,3 +31,53 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatc
             assert silent.recv(1) == b"", "closed by the exporter"
     finally:
         listening.close()
+
+
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+def reached(address: Address) -> list[str]:
+    """Where this machine finds the exporter, of the two addresses that it has for itself."""
+    found = []
+    for host in LOOPBACK:
+        try:
+            socket.create_connection((host, address.port), timeout=10).close()
+        except OSError:
+            continue
+        found.append(host)
+    return found
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(
+    ("host", "places"), [("0.0.0.0", LOOPBACK), ("::", LOOPBACK), ("127.0.0.1", LOOPBACK[:1]), ("::1", LOOPBACK[1:])]
+)
+def test_it_listens_where_grpc_would(host: str, places: tuple[str, ...]) -> None:
+    listening = exporter.listen(CollectorRegistry(), Address(host, 0))
+    try:
+        assert listening.address.host == host
+        assert reached(listening.address) == [*places]
+    finally:
+        listening.close()
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_without_ipv6_all_addresses_are_ipv4(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    class Socket(socket.socket):
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(code, "no IPv6")
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    listening = exporter.listen(CollectorRegistry(), Address("0.0.0.0", 0))
+    try:
+        assert reached(listening.address) == ["127.0.0.1"]
+    finally:
+        listening.close()
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    complaint = r"metrics_listen: cannot listen on 0\.0\.0\.0:\d+: Address already in use"
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError, match=complaint):
+        exporter.listen(CollectorRegistry(), Address("0.0.0.0", taken.getsockname()[1]))

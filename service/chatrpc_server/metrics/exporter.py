@@ -3,7 +3,7 @@
 import socket
 import threading
 from socketserver import TCPServer
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
@@ -40,19 +40,8 @@ class Exporter:
 
     def __init__(self, registry: CollectorRegistry, address: Address) -> None:
         """Listens at once. Raises OSError if the address is not to be had. Port 0 means any."""
-        host, port = address.host, address.port
-
-        class Server(ThreadingWSGIServer):
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-
-            def server_bind(self) -> None:
-                # Its parents would ask DNS for the host's full name, and wait as long as that takes.
-                TCPServer.server_bind(self)
-                self.server_name, self.server_port = host, self.server_address[1]
-                self.setup_environ()
-
-        self._server = make_server(host, port, make_wsgi_app(registry), Server, handler_class=_Quiet)
-        self.address = Address(host, self._server.server_port)
+        self._server = _server(registry, address)
+        self.address = Address(address.host, self._server.server_port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         self._thread.start()
 
@@ -61,6 +50,29 @@ class Exporter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _server(registry: CollectorRegistry, address: Address) -> WSGIServer:
+    # Like grpc: 0.0.0.0 means IPv6 too, where there is any, and `::` IPv4.
+    if address.host == "0.0.0.0":  # noqa: S104  # which it is asked for
+        try:
+            return _server(registry, Address("::", address.port))
+        except OSError as error:
+            if error.errno not in ports.NOT_HERE:
+                raise
+
+    class Server(ThreadingWSGIServer):
+        address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+
+        def server_bind(self) -> None:
+            if self.address_family == socket.AF_INET6:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host != "::"))
+            # Its parents would ask DNS for the host's full name, and wait as long as that takes.
+            TCPServer.server_bind(self)
+            self.server_name, self.server_port = address.host, self.server_address[1]
+            self.setup_environ()
+
+    return make_server(address.host, address.port, make_wsgi_app(registry), Server, handler_class=_Quiet)
 
 
 class _Quiet(WSGIRequestHandler):
