@@ -24,9 +24,24 @@ def config_schema() -> dict[str, Any]:
     """JSON schema of `config`. In draft 7, as Helm 3 and 4 both read it: no references, no titles."""
     whole = Settings.model_json_schema()
     schema = _plain(whole, whole["$defs"])
-    # The grace of the pod is reckoned from them.
+    # Templates read them: the grace of the pod is reckoned from these seconds.
     schema["required"] = ["drain", "upstream"]
     schema["properties"]["drain"]["required"] = ["delay_seconds", "grace_seconds"]
+    return _with_nulls(schema)
+
+
+def _with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same, with null for what need not be given: so the service takes it, and so a key without a value reads."""
+    for name, each in schema.get("properties", {}).items():
+        _with_nulls(each)
+        if name in schema.get("required", ()):
+            continue
+        if "anyOf" not in each:
+            each["type"] = [each["type"], "null"]
+        elif {"type": "null"} not in each["anyOf"]:
+            each["anyOf"].append({"type": "null"})
+        if "enum" in each:
+            each["enum"].append(None)
     return schema
 
 

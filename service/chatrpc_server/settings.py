@@ -97,7 +97,7 @@ def _url_before(path: str) -> _Form:
         return text if text is None else _base_url(text, path)
 
     pattern = r"^\s*[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[^?#\s]*)?\s*$"
-    return _Form(check, {"pattern": pattern, "not": {"pattern": rf"{path}/*\s*$"}})
+    return _Form(check, {"pattern": pattern, "not": {"type": "string", "pattern": rf"{path}/*\s*$"}})
 
 
 def _base_url(text: str, path: str) -> str:

@@ -24,14 +24,14 @@ def run(program: Path | str, *arguments: Path | str, **options: Any) -> subproce
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=50, check=False, **options)
 
 
-def template(*arguments: str, helm: str = "helm") -> subprocess.CompletedProcess[str]:
-    return run(TOOLS / "bin" / helm, "template", "chatrpc", CHART, f"--namespace={NAMESPACE}", *arguments)
+def template(*arguments: str, helm: str = "helm", name: str = "chatrpc") -> subprocess.CompletedProcess[str]:
+    return run(TOOLS / "bin" / helm, "template", name, CHART, f"--namespace={NAMESPACE}", *arguments)
 
 
 @cache
-def rendered(scenario: str, *arguments: str, helm: str = "helm") -> str:
-    """What helm makes of the scenario."""
-    done = template(f"--values={SCENARIOS[scenario]}", *arguments, helm=helm)
+def rendered(scenario: str, *arguments: str, helm: str = "helm", name: str = "chatrpc") -> str:
+    """What helm makes of the scenario for a release of this name."""
+    done = template(f"--values={SCENARIOS[scenario]}", *arguments, helm=helm, name=name)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

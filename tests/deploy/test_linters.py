@@ -49,11 +49,14 @@ def test_helm_lints(scenario: str, helm: str) -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_every_helm_makes_the_same(scenario: str, helm: str) -> None:
+def test_helm_3_makes_the_same(scenario: str) -> None:
+    if not (TOOLS / "bin/helm3").exists():
+        pytest.skip("helm3 is not in .tools/deploy/bin: it is fetched on Linux with x86-64 only")
+
     def sorted_(helm: str) -> list[str]:
         return sorted(json.dumps(each, sort_keys=True) for each in resources(rendered(scenario, helm=helm)))
 
-    assert sorted_(helm) == sorted_("helm")
+    assert sorted_("helm3") == sorted_("helm")
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, Release, kustomized
+from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, Release, kustomized, rendered
 
 from chatrpc_server import __version__, cli
 from chatrpc_server.settings import load
@@ -120,23 +120,28 @@ def test_a_rollout_takes_no_pod_away_before_its_time(release: Release) -> None:
     spec = release.deployment["spec"]
     assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert spec["minReadySeconds"] >= max(30, release.config["drain"]["delay_seconds"])
+    assert spec["progressDeadlineSeconds"] == spec["minReadySeconds"] + 570
     for spread in release.pod["topologySpreadConstraints"]:
         assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
         assert labelled(spec["template"]["metadata"]["labels"], spread["labelSelector"]["matchLabels"])
+
+
+def pod_selectors(release: Release) -> list[dict[str, str]]:
+    """All by which something finds the pods of the service."""
+    return [
+        release.deployment["spec"]["selector"]["matchLabels"],
+        *(each["spec"]["selector"] for each in release.of("Service")),
+        *(each["spec"]["selector"]["matchLabels"] for each in release.of("PodDisruptionBudget")),
+        *(each["spec"]["podSelector"]["matchLabels"] for each in release.of("NetworkPolicy")),
+        *(each["spec"]["selector"]["matchLabels"] for each in release.of("PodMonitor")),
+    ]
 
 
 def test_selectors_find_the_pods_and_only_them(release: Release) -> None:
     spec = release.deployment["spec"]
     labels = spec["template"]["metadata"]["labels"]
     hook = release.one("Pod")["metadata"]["labels"]
-    selectors = [
-        spec["selector"]["matchLabels"],
-        *(each["spec"]["selector"] for each in release.of("Service")),
-        *(each["spec"]["selector"]["matchLabels"] for each in release.of("PodDisruptionBudget")),
-        *(each["spec"]["podSelector"]["matchLabels"] for each in release.of("NetworkPolicy")),
-        *(each["spec"]["selector"]["matchLabels"] for each in release.of("PodMonitor")),
-    ]
-    for selector in selectors:
+    for selector in pod_selectors(release):
         assert labelled(labels, selector)
         assert not labelled(hook, selector), "the test hook serves nobody"
     assert not spec["selector"]["matchLabels"].keys() - {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
@@ -147,6 +152,22 @@ def test_selectors_find_the_pods_and_only_them(release: Release) -> None:
             if labelled(each["metadata"]["labels"], monitor["spec"]["selector"]["matchLabels"])
         ]
         assert len(found) == 1, "twice found is twice counted"
+
+
+def test_two_releases_in_a_namespace_know_each_their_own(release: Release) -> None:
+    """With whatever name: the longer contains the shorter."""
+    text = rendered(release.scenario, "--set=fullnameOverride=", name="chatrpc-two")
+    other = Release(release.scenario, text=text)
+    for one, two in ((release, other), (other, release)):
+        theirs = [two.deployment["spec"]["template"]["metadata"]["labels"], two.one("Pod")["metadata"]["labels"]]
+        theirs += [service["metadata"]["labels"] for service in two.of("Service")]
+        for selector in pod_selectors(one):
+            assert not [labels for labels in theirs if labelled(labels, selector)]
+        for monitor in one.of("ServiceMonitor"):
+            selector = monitor["spec"]["selector"]["matchLabels"]
+            assert not [labels for labels in theirs if labelled(labels, selector)]
+    names = [{(each["kind"], each["metadata"]["name"]) for each in one.all} for one in (release, other)]
+    assert not names[0] & names[1]
 
 
 def test_services(release: Release) -> None:
@@ -171,8 +192,19 @@ def test_only_known_peers_get_in_and_keys_of_the_cloud_stay_there(release: Relea
     hook = {"podSelector": {"matchLabels": release.one("Pod")["metadata"]["labels"]}}
     assert hook in policy["ingress"][0]["from"]
     for peer in chain.from_iterable(rule["to"] for rule in policy["egress"] if "ports" not in rule):
-        if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0":
-            assert "169.254.169.254/32" in peer["ipBlock"]["except"]
+        everywhere = {"0.0.0.0/0": "169.254.169.254/32", "::/0": "fd00:ec2::254/128"}
+        if (cidr := peer.get("ipBlock", {}).get("cidr")) in everywhere:
+            assert peer["ipBlock"]["except"] == [everywhere[cidr]]
+
+
+def test_new_pods_are_watched_for_as_long_as_old_ones_linger() -> None:
+    spec = Release("default", "--set-json=config.drain.delay_seconds=700.5").deployment["spec"]
+    assert (spec["minReadySeconds"], spec["progressDeadlineSeconds"]) == (701, 1271)
+
+
+def test_a_pod_that_is_not_ready_keeps_no_node(release: Release) -> None:
+    for budget in release.of("PodDisruptionBudget"):
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 def test_one_thing_decides_how_many(release: Release) -> None:
@@ -180,6 +212,19 @@ def test_one_thing_decides_how_many(release: Release) -> None:
     assert len(scalers) + ("replicas" in release.deployment["spec"]) == 1
     for scaler in scalers:
         assert scaler["spec"]["scaleTargetRef"]["name"] == release.deployment["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", ["chatrpc", "a" * 38, "a" * 39, "a" * 53])
+def test_keda_asks_for_the_pods_of_the_release(name: str) -> None:
+    """Of whose names Kubernetes keeps 58 characters before the last five, which it chooses."""
+    release = Release("keda", text=rendered("keda", name=name))
+    (trigger,) = release.one("ScaledObject")["spec"]["triggers"]
+    full = release.deployment["metadata"]["name"]
+    (pattern,) = re.findall(r'pod=~"([^"]+)"', trigger["metadata"]["query"])
+    assert re.fullmatch(pattern, f"{full}-6d5f8c9b47-"[:58] + "x7k2p")
+    assert not re.fullmatch(pattern, f"{full}-two-6d5f8c9b47-"[:58] + "x7k2p")
+    assert f'namespace="{NAMESPACE}"' in trigger["metadata"]["query"]
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
 
 
 def test_the_hook_asks_as_callers_do(release: Release) -> None:
@@ -255,6 +300,8 @@ def test_a_gateway_speaks_tls_to_those_who_do() -> None:
     (target,) = policy["targetRefs"]
     assert target["name"] == release.one("GRPCRoute")["spec"]["rules"][0]["backendRefs"][0]["name"]
     service = release.one("Service", target["name"])
+    (ours,) = yaml.safe_load(SCENARIOS["gateway-tls"].read_text())["grpcRoute"]["backendTlsPolicy"]["caCertificateRefs"]
+    assert policy["validation"]["caCertificateRefs"] == [ours]
     assert target["sectionName"] in [port["name"] for port in service["spec"]["ports"]]
     assert policy["validation"]["hostname"] in release.one("Certificate")["spec"]["dnsNames"]
 
@@ -299,6 +346,9 @@ def test_labels_and_annotations_of_the_user_come_beside_ours() -> None:
     release = Release("default", f"--set-json=podLabels={json.dumps(mine)}")
     template = release.deployment["spec"]["template"]["metadata"]
     assert template["labels"] == {**mine, **release.deployment["spec"]["selector"]["matchLabels"]}
+    monitor = Release("tls", '--set-json=monitoring.labels={"app.kubernetes.io/name": "other", "team": "a"}')
+    labels = monitor.one("PodMonitor")["metadata"]["labels"]
+    assert (labels["app.kubernetes.io/name"], labels["team"]) == ("chatrpc", "a")
     theirs = {"prometheus.io/port": "1", "checksum/config": "0", "a": "b"}
     changed = Release("default", f"--set-json=podAnnotations={json.dumps(theirs)}")
     expected = {**template["annotations"], "prometheus.io/port": "1", "a": "b"}
@@ -307,8 +357,7 @@ def test_labels_and_annotations_of_the_user_come_beside_ours() -> None:
 
 def test_users_can_be_left_to_the_cluster() -> None:
     """As OpenShift wants it."""
-    fields = ("runAsUser", "runAsGroup", "fsGroup")
-    release = Release("default", *(f"--set=podSecurityContext.{field}=null" for field in fields))
+    release = Release("default", "--set=fixedUser=false")
     for pod in release.pods():
         assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
@@ -320,10 +369,31 @@ def test_the_hook_goes_where_the_pods_go() -> None:
         assert hook[field] == release.pod[field]
 
 
-def test_keys_that_look_like_numbers_are_keys() -> None:
-    release = Release("default", "--set=apiKey.secret=a", "--set-string=apiKey.key=0123")
-    (volume,) = (each for each in release.pod["volumes"] if each["name"] == "upstream")
-    assert volume["secret"]["items"] == [{"key": "0123", "path": "0123"}]
+def test_the_hook_may_share_a_node_with_a_pod() -> None:
+    """Else it might find no node: each may have a pod already."""
+    apart = {
+        "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []},
+        "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}},
+    }
+    release = Release("default", f"--set-json=affinity={json.dumps(apart)}")
+    assert release.pod["affinity"] == apart
+    assert release.one("Pod")["spec"]["affinity"].keys() == {"nodeAffinity"}
+
+
+def test_what_looks_like_numbers_is_text() -> None:
+    names = ("apiKey.secret", "apiKey.key", "tls.secret", "tls.clientCa.secret", "tls.clientCa.key")
+    names += ("serviceAccount.name", "priorityClassName", "nameOverride")
+    release = Release("default", *(f"--set-string={name}=0123" for name in names))
+    secrets = {each["name"]: each["secret"] for each in release.pod["volumes"] if "secret" in each}
+    assert {each["secretName"] for each in secrets.values()} == {"0123"}
+    assert secrets["upstream"]["items"] == secrets["client-ca"]["items"] == [{"key": "0123", "path": "0123"}]
+    assert release.pod["serviceAccountName"] == release.pod["priorityClassName"] == "0123"
+    assert release.deployment["metadata"]["labels"]["app.kubernetes.io/name"] == "0123"
+
+
+def test_the_embedded_upstream_is_asked_directly() -> None:
+    release = Release("echo", "--set=config.upstream.proxy=http://proxy:3128")
+    assert "proxy" not in release.config["upstream"]
 
 
 def test_the_domain_of_the_cluster() -> None:

@@ -1,6 +1,7 @@
 """The rules of a release are about its own job: of it they say what the rules of deploy/ say, and of others nothing."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,30 @@ def promtool(folder: Path, cases: str) -> None:
 
 
 def test_they_are_those_of_deploy() -> None:
-    """But for the job, which every selector has."""
+    """But for the job."""
     ours = [group for path in sorted(RULES.glob("*.yaml")) for group in yaml.safe_load(path.read_text())["groups"]]
     theirs = groups()
     for group in [*ours, *theirs]:
         for rule in group["rules"]:
             rule["expr"] = re.sub(r'\{job="[^"]*"\}|job="[^"]*", ', "", rule["expr"])
     assert theirs == ours
+
+
+def selectors(expression: str) -> Iterator[tuple[str, str]]:
+    """Metric and matchers of each selector: what is left without functions, operators, label lists and ranges."""
+    bare = re.sub(r"\b(?:by|on) \([^)]*\)|\[[^]]*\]", "", expression)
+    for name, what in re.findall(r"\b([a-zA-Z_:][\w:]*)(\{[^}]*\}| *\()?", bare):
+        if not what.endswith("(") and name not in ("and", "or"):
+            yield name, what
+
+
+def test_every_selector_has_the_job() -> None:
+    found = [each for group in groups() for rule in group["rules"] for each in selectors(rule["expr"])]
+    assert len(found) > 50
+    names = {name for name, _ in found}
+    assert {"up", "chatrpc:rpcs_handled:rate5m", "process_start_time_seconds", "chatrpc_build_info"} < names
+    for name, what in found:
+        assert re.match(rf'\{{job="{JOB}"[,}}]', what), name
 
 
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)

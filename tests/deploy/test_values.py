@@ -4,15 +4,17 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, TOOLS, Release, run, template
+from deploy.charts import CHART, LINTERS, NAMESPACE, ROOT, SCENARIOS, TOOLS, Release, rendered, run, template
 from pydantic import ValidationError
 
 from chatrpc.v1 import chat_service_pb2
-from chatrpc_server.settings import Settings
+from chatrpc_server.settings import Settings, describe
 
 ROUTE = ("grpcRoute.enabled=true", "grpcRoute.parentRefs[0].name=internal")
 REFUSED = {
@@ -20,13 +22,34 @@ REFUSED = {
     "no such setting": (["config.upstream.base_ur=x"], "at '/config/upstream': additional properties 'base_ur'"),
     "out of bounds": (["config.workers=0"], "at '/config/workers': minimum: got 0, want 1"),
     "no such choice": (["config.log.level=loud"], "at '/config/log/level': value must be one of 'debug', 'info'"),
-    "of another type": (["config.reflection=maybe"], "at '/config/reflection': got string, want boolean"),
+    "of another type": (["config.reflection=maybe"], "at '/config/reflection': got string, want null or boolean"),
     "not for this place": (["config.listen=0.0.0.0:1"], "at '/config': additional properties 'listen' not allowed"),
     "a key in plain sight": (["config.upstream.api_key=sk-1"], "additional properties 'api_key' not allowed"),
     "drain without its seconds": (["config.drain=null"], "at '/config': missing property 'drain'"),
     "values of an older chart": (["config=null"], "missing property 'config'"),
     "a port that is none": (["ports.grpc=70000"], "at '/ports/grpc': maximum: got 70,000, want 65,535"),
-    "one port twice": (["ports.metrics=50051"], "ports: must differ"),
+    "one port twice": (["ports.metrics=50051"], "ports.grpc and ports.metrics must differ: both are 50051"),
+    "one port twice, with TLS": (
+        ["tls.secret=x", "ports.metrics=50052"],
+        "ports.health and ports.metrics must differ",
+    ),
+    "the embedded upstream's port": (
+        ["echo.enabled=true", "ports.grpc=8080"],
+        "ports.grpc and the embedded upstream's must differ: both are 8080",
+    ),
+    "a name that is none": (["fullnameOverride=Chat.RPC"], "at '/fullnameOverride'"),
+    "a name that YAML would read otherwise": (["fullnameOverride=on"], "at '/fullnameOverride'"),
+    "a job that is none": (["monitoring.job=x #y"], "at '/monitoring/job'"),
+    "more than all": (["podDisruptionBudget.maxUnavailable=150%"], "at '/podDisruptionBudget/maxUnavailable'"),
+    "an address that ends too late": (
+        ["config.upstream.base_url=https://api.openai.com/v1/chat/completions"],
+        "at '/config/upstream/base_url'",
+    ),
+    "a number in the environment": (["extraEnv[0].name=A", "extraEnv[0].value=4"], "at '/extraEnv/0/value'"),
+    "an issuer without a name": (
+        ["tls.secret=x", "tls.certificate.enabled=true", "tls.certificate.issuerRef.kind=ClusterIssuer"],
+        "tls.certificate.issuerRef is needed, with its name",
+    ),
     "callers' authority without TLS": (
         ["tls.clientCa.secret=ca"],
         "tls.clientCa.secret is of no use without tls.secret",
@@ -34,7 +57,7 @@ REFUSED = {
     "a certificate for nowhere": (["tls.certificate.enabled=true"], "tls.secret is needed with tls.certificate"),
     "a certificate by nobody": (
         ["tls.certificate.enabled=true", "tls.secret=x"],
-        "tls.certificate.issuerRef is needed, such as {kind: ClusterIssuer, name: internal}",
+        "tls.certificate.issuerRef is needed, with its name, such as {kind: ClusterIssuer, name: internal}",
     ),
     "insecure, and not meant": (
         ["config.allow_insecure=false"],
@@ -52,7 +75,11 @@ REFUSED = {
     "a Gateway that is shut out": ([*ROUTE], "networkPolicy.callers is needed with grpcRoute"),
     "a Gateway that knows no authority": (
         [*ROUTE, "networkPolicy.enabled=false", "tls.secret=x"],
-        "grpcRoute.caCertificateRefs is needed with tls.secret",
+        "grpcRoute.backendTlsPolicy.caCertificateRefs is needed with tls.secret",
+    ),
+    "an authority that is not whole": (
+        ["grpcRoute.backendTlsPolicy.caCertificateRefs[0].kind=ConfigMap"],
+        "missing properties 'group', 'name'",
     ),
     "a share of nothing": (
         ["autoscaling.enabled=true", "resources.requests.cpu=null"],
@@ -67,11 +94,16 @@ REFUSED = {
         ["config.upstream.initial_backoff_seconds=4", "config.upstream.max_backoff_seconds=3"],
         "config.upstream.max_backoff_seconds: must be at least initial_backoff_seconds, which is 4",
     ),
-    "an address behind the chart's back": (
-        ["extraEnv[0].name=CHATRPC_LISTEN"],
-        "extraEnv: CHATRPC_LISTEN is not for the environment",
-    ),
-    "a drain behind the chart's back": (["extraEnv[0].name=CHATRPC_DRAIN__GRACE_SECONDS"], "is not for the env"),
+    **{
+        f"{name} behind the chart's back": (
+            [f"extraEnv[0].name=CHATRPC_{name}"],
+            f"extraEnv: CHATRPC_{name} is not for the environment",
+        )
+        for name in (
+            *("CONFIG", "LISTEN", "HEALTH_LISTEN", "METRICS_LISTEN", "ALLOW_INSECURE"),
+            *("DRAIN__GRACE_SECONDS", "TLS__CERT_FILE"),
+        )
+    },
     "a variable without a name": (["extraEnv[0].value=x"], "at '/extraEnv/0': missing property 'name'"),
     "a digest that is none": (["image.digest=latest"], "at '/image/digest'"),
 }
@@ -99,13 +131,53 @@ VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 PATHS = list(paths(VALUES, json.loads((CHART / "values.schema.json").read_text())))
 
 
+def default(path: str) -> Any:
+    return reduce(lambda values, name: values[name], path.split("."), VALUES)
+
+
 @pytest.mark.parametrize("path", PATHS)
-def test_a_value_that_is_missing_is_told(path: str) -> None:
-    """As those that an older chart had not, with `--reuse-values`."""
-    done = template(f"--set={path}=null")
-    assert done.returncode != 0
+def test_a_value_that_is_missing_is_told_unless_it_is_empty(path: str, tmp_path: Path) -> None:
+    """As those that an older chart had not, with `--reuse-values`; or a key whose entries are all commented out."""
+    missing = template(f"--set={path}=null")
+    if default(path) in ("", [], {}):
+        assert missing.returncode == 0, missing.stderr
+        assert missing.stdout == rendered("default")
+        return
+    assert missing.returncode != 0
     where, _, name = path.rpartition(".")
-    assert f"at '{where and '/' + where.replace('.', '/')}': missing property '{name}'" in done.stderr
+    assert f"at '{where and '/' + where.replace('.', '/')}': missing property '{name}'" in missing.stderr
+
+
+def test_empty_values_stay_empty_in_a_release_that_has_them(tmp_path: Path) -> None:
+    """Of an installed release helm takes null for a value."""
+    empty = {path: None for path in PATHS if default(path) in ("", [], {})}
+    assert len(empty) > 20
+    file = tmp_path / "values.yaml"
+    nested: dict[str, Any] = {}
+    for path in empty:
+        *parents, name = path.split(".")
+        reduce(lambda values, parent: values.setdefault(parent, {}), parents, nested)[name] = None
+    file.write_text(yaml.safe_dump(nested))
+    done = template(f"--values={file}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == rendered("default")
+    jsonschema = run(
+        LINTERS / "check-jsonschema", "--schemafile", CHART / "values.schema.json", merged(nested, tmp_path)
+    )
+    assert jsonschema.returncode == 0, jsonschema.stdout
+
+
+def merged(nested: dict[str, Any], folder: Path) -> Path:
+    """The defaults with these in their place, as helm hands them to the schema when they come from a release."""
+
+    def over(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        return one | {
+            name: over(one[name], value) if isinstance(value, dict) else value for name, value in other.items()
+        }
+
+    file = folder / "merged.yaml"
+    file.write_text(yaml.safe_dump(over(VALUES, nested)))
+    return file
 
 
 def test_every_value_has_a_path() -> None:
@@ -131,6 +203,46 @@ def test_pairs_of_settings_are_judged_with_the_defaults_of_the_service(section: 
             assert f"config.{section}.{most}: must be at least {least}" in done.stderr
             with pytest.raises(ValidationError):
                 type(settings)(**{name: beyond})
+
+
+SETTINGS = {row.path: row for row in describe()}
+OF_THE_CHART = ("listen", "health_listen", "metrics_listen", "tls.", "upstream.api_key", "drain.")
+
+
+@pytest.mark.parametrize("path", [path for path in SETTINGS if not path.startswith(OF_THE_CHART)])
+def test_a_setting_without_a_value_is_not_given(path: str) -> None:
+    done = template(f"--set-json=config.{path}=null", *(["--set=tls.secret=x,tls.clientCa.secret=x"]))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        ["ports.grpc=50052"],
+        ['config.upstream.models="a,b"'],
+        ["enabled=true"],
+        ["autoscaling.enabled=true", "resources.requests.cpu=null", "resources.limits.cpu=1"],
+        [
+            'grpcRoute={"enabled": true, "parentRefs": [{"name": "a"}], "backendTlsPolicy": {"enabled": false}}',
+            *('tls.secret="x"', "networkPolicy.enabled=false"),
+        ],
+        ["config.upstream.initial_backoff_seconds=8"],
+        ['config.limits={"min_deadline_seconds": 0, "default_deadline_seconds": 0.01}'],
+        ["config.limits=null"],
+    ],
+    ids=str,
+)
+def test_what_can_be_is_taken(right: list[str]) -> None:
+    done = template(*(f"--set-json={value}" for value in right))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("release", ["1chat", "2"])
+def test_a_name_that_begins_with_a_digit_is_told(release: str) -> None:
+    done = run(TOOLS / "bin/helm", "template", release, CHART)
+    assert "names of Services begin with a letter: give a fullnameOverride" in done.stderr
+    done = run(TOOLS / "bin/helm", "template", release, CHART, "--set=fullnameOverride=chat")
+    assert done.returncode == 0, done.stderr
 
 
 def test_numbers_stay_whole() -> None:
@@ -178,3 +290,4 @@ def test_the_notes_know_where_a_key_may_come_from() -> None:
 def test_the_notes_call_a_model() -> None:
     assert '"model": "gpt-4o"' in notes_of("full"), "the first of config.upstream.models"
     assert '"model": "gpt-4o-mini"' in notes_of("default", "--set=config.upstream.models=null")
+    assert '"model": "one"' in notes_of("default", "--set=config.upstream.models=one\\,two")

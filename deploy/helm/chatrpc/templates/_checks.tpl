@@ -1,9 +1,18 @@
 {{/* What values.schema.json cannot say, since it takes two values to tell. */}}
 {{- define "chatrpc.checks" -}}
 {{- with .Values -}}
-{{- $ports := list (int .ports.grpc) (int .ports.health) (int .ports.metrics) -}}
-{{- if ne (len (uniq $ports)) 3 -}}
-{{- fail "ports: must differ from each other" -}}
+{{- $ports := dict "ports.grpc" .ports.grpc "ports.metrics" .ports.metrics -}}
+{{- if .tls.secret }}{{ $_ := set $ports "ports.health" .ports.health }}{{ end -}}
+{{- if .echo.enabled }}{{ $_ := set $ports "the embedded upstream's" 8080 }}{{ end -}}
+{{- range $one, $port := $ports -}}
+{{- range $other, $same := $ports -}}
+{{- if and (lt $one $other) (eq (int $port) (int $same)) -}}
+{{- fail (printf "%s and %s must differ: both are %d" $one $other (int $port)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-z]" (include "chatrpc.fullname" $)) -}}
+{{- fail (printf "%s: names of Services begin with a letter: give a fullnameOverride" (include "chatrpc.fullname" $)) -}}
 {{- end -}}
 {{- if not .tls.secret -}}
 {{- if .tls.clientCa.secret -}}
@@ -13,8 +22,8 @@
 {{- fail "tls.secret is needed with tls.certificate: the Secret that cert-manager is to write" -}}
 {{- end -}}
 {{- end -}}
-{{- if and .tls.certificate.enabled (not .tls.certificate.issuerRef) -}}
-{{- fail "tls.certificate.issuerRef is needed, such as {kind: ClusterIssuer, name: internal}" -}}
+{{- if and .tls.certificate.enabled (not (dig "name" "" (.tls.certificate.issuerRef | default dict))) -}}
+{{- fail "tls.certificate.issuerRef is needed, with its name, such as {kind: ClusterIssuer, name: internal}" -}}
 {{- end -}}
 {{- if not (or .config.allow_insecure .tls.clientCa.secret) -}}
 {{- fail "config.allow_insecure: false needs tls.clientCa.secret, by which callers are authenticated" -}}
@@ -23,7 +32,7 @@
 {{- if gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas) -}}
 {{- fail "autoscaling.minReplicas is above autoscaling.maxReplicas" -}}
 {{- end -}}
-{{- if and (eq .autoscaling.signal "cpu") (not (dig "requests" "cpu" "" .resources)) -}}
+{{- if and (eq .autoscaling.signal "cpu") (not (or (dig "requests" "cpu" "" .resources) (dig "limits" "cpu" "" .resources))) -}}
 {{- fail "resources.requests.cpu is needed with the signal cpu, which is a share of it" -}}
 {{- end -}}
 {{- if and (eq .autoscaling.signal "keda") (not .autoscaling.prometheus) -}}
@@ -37,8 +46,8 @@
 {{- if and .networkPolicy.enabled (not .networkPolicy.callers) -}}
 {{- fail "networkPolicy.callers is needed with grpcRoute: the pods of the Gateway, which are mostly in another namespace" -}}
 {{- end -}}
-{{- if and .tls.secret (not .grpcRoute.caCertificateRefs) -}}
-{{- fail "grpcRoute.caCertificateRefs is needed with tls.secret: by whom the certificate is, such as [{group: \"\", kind: ConfigMap, name: internal-ca}]" -}}
+{{- if and .tls.secret .grpcRoute.backendTlsPolicy.enabled (not .grpcRoute.backendTlsPolicy.caCertificateRefs) -}}
+{{- fail "grpcRoute.backendTlsPolicy.caCertificateRefs is needed with tls.secret: by whom the certificate is, such as [{group: \"\", kind: ConfigMap, name: internal-ca}]" -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq .monitoring.rules "always") (not (include "chatrpc.job" $)) -}}
@@ -52,8 +61,10 @@
 {{- /* Pairs of settings, with the defaults that the service has. */ -}}
 {{- range list (list "upstream" "initial_backoff_seconds" 0.5 "max_backoff_seconds" 8) (list "upstream" "max_event_bytes" 1048576 "max_response_bytes" 67108864) (list "limits" "min_deadline_seconds" 0.05 "default_deadline_seconds" 600) -}}
 {{- $settings := get $.Values.config (index . 0) | default dict -}}
-{{- $least := dig (index . 1) (index . 2) $settings -}}
-{{- $most := dig (index . 3) (index . 4) $settings -}}
+{{- $least := dig (index . 1) nil $settings -}}
+{{- if kindIs "invalid" $least }}{{ $least = index . 2 }}{{ end -}}
+{{- $most := dig (index . 3) nil $settings -}}
+{{- if kindIs "invalid" $most }}{{ $most = index . 4 }}{{ end -}}
 {{- if lt (float64 $most) (float64 $least) -}}
 {{- fail (printf "config.%s.%s: must be at least %s, which is %v" (index . 0) (index . 3) (index . 1) $least) -}}
 {{- end -}}

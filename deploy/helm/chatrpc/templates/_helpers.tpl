@@ -2,25 +2,29 @@
 {{ .Values.nameOverride | default .Chart.Name | trunc 58 | trimSuffix "-" }}
 {{- end }}
 
+{{/* At most 46 characters: of a longer one Kubernetes would cut the hashes that it puts into the names of pods. */}}
 {{- define "chatrpc.fullname" -}}
 {{- $name := include "chatrpc.name" . -}}
-{{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 54 | trimSuffix "-" }}
-{{- else if contains $name .Release.Name -}}
-{{ .Release.Name | replace "." "-" | trunc 54 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name $name | replace "." "-" | trunc 54 | trimSuffix "-" }}
+{{- $full := printf "%s-%s" .Release.Name $name -}}
+{{- if contains $name .Release.Name -}}
+{{- $full = .Release.Name -}}
 {{- end -}}
+{{ .Values.fullnameOverride | default $full | replace "." "-" | trunc 46 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "chatrpc.selector" -}}
-app.kubernetes.io/name: {{ include "chatrpc.name" . }}
+app.kubernetes.io/name: {{ include "chatrpc.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "chatrpc.testSelector" -}}
 app.kubernetes.io/name: {{ include "chatrpc.name" . }}-test
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{/* Those of a resource. With [root, labels of the user's], which come beside ours. */}}
+{{- define "chatrpc.labelsAnd" -}}
+{{ merge (include "chatrpc.labels" (index . 0) | fromYaml) (index . 1 | default dict) | toYaml }}
 {{- end }}
 
 {{- define "chatrpc.labels" -}}
@@ -42,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "chatrpc.serviceAccount" -}}
-{{ .Values.serviceAccount.name | default (include "chatrpc.fullname" .) }}
+{{ .Values.serviceAccount.name | default (include "chatrpc.fullname" .) | quote }}
 {{- end }}
 
 {{/* What the release's containers may do: nothing that Kubernetes' "restricted" standard would refuse, and less. */}}
@@ -61,25 +65,24 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
+  {{- if .Values.fixedUser }}
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
-  {{- with .Values.podSecurityContext }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.affinity }}
-affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -91,11 +94,13 @@ affinity: {{- toYaml . | nindent 2 }}
 {{/* All settings: those of the values, and what follows from the other values. */}}
 {{- define "chatrpc.config" -}}
 {{- $own := dict "listen" (printf "0.0.0.0:%v" .Values.ports.grpc) "metrics_listen" (printf "0.0.0.0:%v" .Values.ports.metrics) -}}
+{{- $config := deepCopy .Values.config -}}
 {{- $upstream := dict -}}
 {{- if .Values.apiKey.secret -}}
 {{- $_ := set $upstream "api_key_file" (printf "/etc/chatrpc/upstream/%s" .Values.apiKey.key) -}}
 {{- end -}}
 {{- if .Values.echo.enabled -}}
+{{- $_ := unset $config.upstream "proxy" -}}
 {{- $upstream = dict "base_url" "http://127.0.0.1:8080/v1" "name" "echo" "provider" "echo" -}}
 {{- end -}}
 {{- $_ := set $own "upstream" $upstream -}}
@@ -107,7 +112,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- $_ := set $own "tls" $tls -}}
 {{- $_ := set $own "health_listen" (printf "0.0.0.0:%v" .Values.ports.health) -}}
 {{- end -}}
-{{ mustMergeOverwrite (deepCopy .Values.config) $own | toYaml }}
+{{ mustMergeOverwrite $config $own | toYaml }}
 {{- end }}
 
 {{/* The name of the headless Service everywhere in the cluster. */}}
