@@ -295,6 +295,8 @@ def test_a_route_leads_to_the_service(scenario: str) -> None:
 
 def test_a_gateway_speaks_tls_to_those_who_do() -> None:
     assert not Release("gateway").of("BackendTLSPolicy")
+    otherwise = "--set=grpcRoute.backendTlsPolicy.enabled=false"
+    assert not Release("gateway-tls", otherwise).of("BackendTLSPolicy")
     release = Release("gateway-tls")
     policy = release.one("BackendTLSPolicy")["spec"]
     (target,) = policy["targetRefs"]

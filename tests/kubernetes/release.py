@@ -80,12 +80,13 @@ class Release:
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
+        self.program = "helm"
         self._folder = cluster.folder / namespace
         self._folder.mkdir()
 
     def helm(self, *arguments: str) -> str:
         """What helm prints. Raises AssertionError with what it complains about, and how the pods are."""
-        command = ["helm", f"--namespace={self.namespace}", *arguments]
+        command = [self.program, f"--namespace={self.namespace}", *arguments]
         environment = self.cluster.environment
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
         assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.describe()}"

@@ -10,6 +10,7 @@ import grpc
 import pytest
 import trustme
 from cryptography import x509
+from deploy.charts import TOOLS
 from kubernetes.cluster import Cluster
 from kubernetes.release import Release
 
@@ -73,6 +74,29 @@ async def test_an_autoscaler_takes_over_as_many_as_there_are(release: Release) -
     first = names(release)
     await changed(release, **ECHO, autoscaling={"enabled": True, "minReplicas": 3})
     assert names(release) == first
+
+
+@pytest.mark.parametrize("program", ["helm", "helm3"])
+async def test_upgrade_and_rollback_leave_the_number_to_the_autoscaler(release: Release, program: str) -> None:
+    """Which scales by CPU, and has no figures here: it is kubectl that scales."""
+    if not (TOOLS / "bin" / program).exists():
+        pytest.skip(f"{program} is not in .tools/deploy/bin: it is fetched on Linux with x86-64 only")
+    release.program = program
+    values = {**ECHO, "autoscaling": {"enabled": True, "minReplicas": 2}}
+    await changed(release, **values)
+    await release.until(lambda: len(names(release)) == 2, "the fewest")
+    release.kubectl("scale", "deployment/chatrpc", "--replicas=3")
+    await release.until(lambda: len(names(release)) == 3, "three pods")
+    pods = names(release)
+    await changed(release, **values, config={"log": {"level": "debug"}})
+    assert (names(release), number(release)) == (pods, 3)
+    await asyncio.to_thread(release.helm, "rollback", "chatrpc", "1", "--timeout=240s")
+    assert (names(release), number(release)) == (pods, 3)
+
+
+def number(release: Release) -> int:
+    """How many pods the Deployment is to have."""
+    return int(release.get("deployment", "chatrpc")["spec"]["replicas"])
 
 
 async def test_the_only_pod_is_replaced_without_a_loss(release: Release) -> None:
