@@ -118,7 +118,7 @@ test-balancing: $(INSTALLED) ## instances behind a headless name and behind Envo
 image-check: $(INSTALLED) ## builds deploy/Dockerfile without Docker, and runs it as Kubernetes would (needs root, and Debian)
 	tests/image/run $(ARGS)
 
-test-kubernetes: $(INSTALLED) ## builds a Kubernetes, and installs the chart with our image there (20 minutes, then 7; needs Go; root for a node)
+test-kubernetes: $(INSTALLED) ## builds a Kubernetes, and installs the chart with our image there (15 minutes, then 18; needs Go; root for a node)
 	tests/kubernetes/run $(ARGS)
 
 test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)

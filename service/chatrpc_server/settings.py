@@ -168,7 +168,8 @@ OptionalListen = Annotated[
     PlainSerializer(str, when_used="json-unless-none"),
 ]
 _Models = Annotated[tuple[Annotated[str, _made_of(r"\S+", "names without spaces")], ...], Field(max_length=50)]
-Models = Annotated[_Models, BeforeValidator(_split, json_schema_input_type=str | _Models)]
+_ModelsText = Annotated[str, Field(pattern=r"^\s*([^\s,]+\s*)?(,\s*([^\s,]+\s*)?){0,49}$")]
+Models = Annotated[_Models, BeforeValidator(_split, json_schema_input_type=_ModelsText | _Models)]
 _HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 Proxy = Annotated[str | None, _made_of(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
 

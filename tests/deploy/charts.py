@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,12 @@ Resource = dict[str, Any]
 def run(program: Path | str, *arguments: Path | str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs it to its end; the exit code is the caller's to look at."""
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=50, check=False, **options)
+
+
+def needs(program: str) -> None:
+    """Skips the test where the program is not."""
+    if not (TOOLS / "bin" / program).exists():
+        pytest.skip(f"{program} is not in .tools/deploy/bin: on Linux with x86-64 tests/deploy/install fetches it")
 
 
 def template(*arguments: str, helm: str = "helm", name: str = "chatrpc") -> subprocess.CompletedProcess[str]:

@@ -2,4 +2,14 @@
 
 import os
 
+import pytest
+from deploy.charts import needs
+
 collect_ignore_glob = [] if "DEPLOY_TOOLS" in os.environ else ["test_*.py"]
+
+
+@pytest.fixture(params=["helm", "helm3"])
+def helm(request: pytest.FixtureRequest) -> str:
+    """The name of each."""
+    needs(request.param)
+    return str(request.param)

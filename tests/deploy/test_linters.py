@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from deploy.charts import CHART, LINTERS, ROOT, SCENARIOS, TOOLS, kustomized, rendered, resources, run
+from deploy.charts import CHART, LINTERS, ROOT, SCENARIOS, TOOLS, kustomized, needs, rendered, resources, run
 
 VERSIONS = ["1.30", "1.34", "1.37"]  # of Kubernetes: the oldest the chart takes, one between, the newest
 PLAIN = {"plain": "deploy/kubernetes", "overlay": "deploy/kustomize"}
@@ -34,13 +34,6 @@ MEANT = {
 }
 
 
-@pytest.fixture(params=["helm", "helm3"])
-def helm(request: pytest.FixtureRequest) -> str:
-    if not (TOOLS / "bin" / request.param).exists():
-        pytest.skip(f"{request.param} is not in .tools/deploy/bin: it is fetched on Linux with x86-64 only")
-    return str(request.param)
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_helm_lints(scenario: str, helm: str) -> None:
     done = run(TOOLS / "bin" / helm, "lint", "--strict", CHART, f"--values={SCENARIOS[scenario]}")
@@ -50,8 +43,7 @@ def test_helm_lints(scenario: str, helm: str) -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_helm_3_makes_the_same(scenario: str) -> None:
-    if not (TOOLS / "bin/helm3").exists():
-        pytest.skip("helm3 is not in .tools/deploy/bin: it is fetched on Linux with x86-64 only")
+    needs("helm3")
 
     def sorted_(helm: str) -> list[str]:
         return sorted(json.dumps(each, sort_keys=True) for each in resources(rendered(scenario, helm=helm)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, Release, kustomized, rendered
+from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, TOOLS, Release, kustomized, rendered, run
 
 from chatrpc_server import __version__, cli
 from chatrpc_server.settings import load
@@ -210,6 +210,8 @@ def test_a_pod_that_is_not_ready_keeps_no_node(release: Release) -> None:
 def test_one_thing_decides_how_many(release: Release) -> None:
     scalers = [*release.of("HorizontalPodAutoscaler"), *release.of("ScaledObject")]
     assert len(scalers) + ("replicas" in release.deployment["spec"]) == 1
+    said = "chatrpc.dev/replicas-are-not-said" not in release.deployment["metadata"].get("annotations", {})
+    assert said == ("replicas" in release.deployment["spec"])
     for scaler in scalers:
         assert scaler["spec"]["scaleTargetRef"]["name"] == release.deployment["metadata"]["name"]
 
@@ -283,6 +285,9 @@ def test_the_certificate_is_for_the_names_that_callers_use() -> None:
     for service in release.of("Service"):
         assert f"{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local" in certificate["dnsNames"]
     assert "chat.example" in certificate["dnsNames"]
+    assert "renewBefore" not in certificate, "cert-manager's own: a third of whatever the duration is"
+    sooner = Release("tls", "--set=tls.certificate.renewBefore=48h").one("Certificate")["spec"]
+    assert sooner["renewBefore"] == "48h"
 
 
 @pytest.mark.parametrize("scenario", ["gateway", "gateway-tls"])
@@ -359,7 +364,9 @@ def test_labels_and_annotations_of_the_user_come_beside_ours() -> None:
 
 def test_users_can_be_left_to_the_cluster() -> None:
     """As OpenShift wants it."""
-    release = Release("default", "--set=fixedUser=false")
+    release = Release("default", "--set=fixedUser=false,apiKey.secret=a")
+    (upstream,) = (each["secret"] for each in release.pod["volumes"] if "secret" in each)
+    assert upstream["defaultMode"] == 0o444, "whoever it is reads it"
     for pod in release.pods():
         assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
@@ -391,6 +398,19 @@ def test_what_looks_like_numbers_is_text() -> None:
     assert secrets["upstream"]["items"] == secrets["client-ca"]["items"] == [{"key": "0123", "path": "0123"}]
     assert release.pod["serviceAccountName"] == release.pod["priorityClassName"] == "0123"
     assert release.deployment["metadata"]["labels"]["app.kubernetes.io/name"] == "0123"
+
+
+def test_names_that_yaml_reads_otherwise_are_names() -> None:
+    text = run(TOOLS / "bin/helm", "template", "on", CHART, "--set=nameOverride=on,tls.secret=s", "--namespace=2024")
+    release = Release("default", text=text.stdout)
+    assert {each["metadata"]["namespace"] for each in release.all} == {"2024"}
+    assert {each["metadata"]["name"] for each in release.all} == {"on", "on-headless", "on-test"}
+
+
+@pytest.mark.parametrize("name", ["a" * 44 + "--bcd", "a" * 45 + "-bcd"])
+def test_a_long_name_is_cut_where_it_stays_a_name(name: str) -> None:
+    cut = Release("default", f"--set=fullnameOverride={name}").deployment["metadata"]["name"]
+    assert cut == name.partition("-")[0]
 
 
 def test_the_embedded_upstream_is_asked_directly() -> None:

@@ -3,14 +3,17 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from deploy.charts import CHART, LINTERS, NAMESPACE, ROOT, SCENARIOS, TOOLS, Release, rendered, run, template
+from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, TOOLS, Release, rendered, resources, run, template
 from pydantic import ValidationError
 
 from chatrpc.v1 import chat_service_pb2
@@ -38,7 +41,6 @@ REFUSED = {
         "ports.grpc and the embedded upstream's must differ: both are 8080",
     ),
     "a name that is none": (["fullnameOverride=Chat.RPC"], "at '/fullnameOverride'"),
-    "a name that YAML would read otherwise": (["fullnameOverride=on"], "at '/fullnameOverride'"),
     "a job that is none": (["monitoring.job=x #y"], "at '/monitoring/job'"),
     "more than all": (["podDisruptionBudget.maxUnavailable=150%"], "at '/podDisruptionBudget/maxUnavailable'"),
     "an address that ends too late": (
@@ -136,7 +138,7 @@ def default(path: str) -> Any:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_value_that_is_missing_is_told_unless_it_is_empty(path: str, tmp_path: Path) -> None:
+def test_a_value_that_is_missing_is_told_unless_it_is_empty(path: str) -> None:
     """As those that an older chart had not, with `--reuse-values`; or a key whose entries are all commented out."""
     missing = template(f"--set={path}=null")
     if default(path) in ("", [], {}):
@@ -148,36 +150,26 @@ def test_a_value_that_is_missing_is_told_unless_it_is_empty(path: str, tmp_path:
     assert f"at '{where and '/' + where.replace('.', '/')}': missing property '{name}'" in missing.stderr
 
 
-def test_empty_values_stay_empty_in_a_release_that_has_them(tmp_path: Path) -> None:
-    """Of an installed release helm takes null for a value."""
-    empty = {path: None for path in PATHS if default(path) in ("", [], {})}
+def test_null_is_empty_too(tmp_path: Path, helm: str) -> None:
+    """`--reuse-values` keeps it, where `--set` takes the value away; so it is where the chart has no such value."""
+    empty = [path for path in PATHS if default(path) in ("", [], {})]
     assert len(empty) > 20
-    file = tmp_path / "values.yaml"
-    nested: dict[str, Any] = {}
-    for path in empty:
+    chart, values, nulls = tmp_path / "chart", deepcopy(VALUES), {}
+    for path in [*empty, "resources.limits"]:
         *parents, name = path.split(".")
-        reduce(lambda values, parent: values.setdefault(parent, {}), parents, nested)[name] = None
-    file.write_text(yaml.safe_dump(nested))
-    done = template(f"--values={file}")
+        reduce(lambda each, parent: each[parent], parents, values).pop(name)
+        reduce(lambda each, parent: each.setdefault(parent, {}), parents, nulls)[name] = None
+    shutil.copytree(CHART, chart)
+    (chart / "values.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "nulls.yaml").write_text(yaml.safe_dump(nulls))
+    options = ("--set=autoscaling.enabled=true", f"--values={tmp_path}/nulls.yaml")
+    done = run(TOOLS / "bin" / helm, "template", "chatrpc", chart, f"--namespace={NAMESPACE}", *options)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == rendered("default")
-    jsonschema = run(
-        LINTERS / "check-jsonschema", "--schemafile", CHART / "values.schema.json", merged(nested, tmp_path)
-    )
-    assert jsonschema.returncode == 0, jsonschema.stdout
-
-
-def merged(nested: dict[str, Any], folder: Path) -> Path:
-    """The defaults with these in their place, as helm hands them to the schema when they come from a release."""
-
-    def over(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-        return one | {
-            name: over(one[name], value) if isinstance(value, dict) else value for name, value in other.items()
-        }
-
-    file = folder / "merged.yaml"
-    file.write_text(yaml.safe_dump(over(VALUES, nested)))
-    return file
+    expected = Release("default", "--set=autoscaling.enabled=true").all
+    for each in (expected, made := resources(done.stdout)):
+        (deployment,) = (resource for resource in each if resource["kind"] == "Deployment")
+        deployment["spec"]["template"]["spec"]["containers"][0]["resources"].pop("limits")
+    assert made == expected
 
 
 def test_every_value_has_a_path() -> None:
@@ -239,10 +231,32 @@ def test_what_can_be_is_taken(right: list[str]) -> None:
 
 @pytest.mark.parametrize("release", ["1chat", "2"])
 def test_a_name_that_begins_with_a_digit_is_told(release: str) -> None:
-    done = run(TOOLS / "bin/helm", "template", release, CHART)
-    assert "names of Services begin with a letter: give a fullnameOverride" in done.stderr
-    done = run(TOOLS / "bin/helm", "template", release, CHART, "--set=fullnameOverride=chat")
+    done = template(name=release)
+    assert f'"{release}-chatrpc" is no name for a Service' in done.stderr
+    done = template("--set=fullnameOverride=chat", name=release)
     assert done.returncode == 0, done.stderr
+
+
+def as_part(folder: Path, **dependency: str) -> subprocess.CompletedProcess[str]:
+    """What helm makes of a chart that the chart is a part of."""
+    parent = {"apiVersion": "v2", "name": "all", "version": "1.0.0"}
+    part = {"name": "chatrpc", "version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"], **dependency}
+    shutil.copytree(CHART, folder / "charts/chatrpc")
+    (folder / "Chart.yaml").write_text(yaml.safe_dump({**parent, "dependencies": [part]}))
+    (folder / "values.yaml").write_text("chatrpc: {enabled: true, fixedUser: false}\n")
+    return run(TOOLS / "bin/helm", "template", "r", folder)
+
+
+def test_it_may_be_a_part_of_another_chart(tmp_path: Path) -> None:
+    done = as_part(tmp_path, condition="chatrpc.enabled")
+    assert done.returncode == 0, done.stderr
+    release = Release("default", text=done.stdout)
+    assert release.deployment["metadata"]["name"] == "r-chatrpc"
+    assert "runAsUser" not in release.pod["securityContext"]
+
+
+def test_an_alias_that_is_no_name_is_told(tmp_path: Path) -> None:
+    assert '"r-chatEu" is no name for a Service' in as_part(tmp_path, alias="chatEu").stderr
 
 
 def test_numbers_stay_whole() -> None:
@@ -290,4 +304,4 @@ def test_the_notes_know_where_a_key_may_come_from() -> None:
 def test_the_notes_call_a_model() -> None:
     assert '"model": "gpt-4o"' in notes_of("full"), "the first of config.upstream.models"
     assert '"model": "gpt-4o-mini"' in notes_of("default", "--set=config.upstream.models=null")
-    assert '"model": "one"' in notes_of("default", "--set=config.upstream.models=one\\,two")
+    assert '"model": "one"' in notes_of("default", '--set-json=config.upstream.models=" , one, two"')

@@ -10,7 +10,7 @@ import grpc
 import pytest
 import trustme
 from cryptography import x509
-from deploy.charts import TOOLS
+from deploy.charts import needs
 from kubernetes.cluster import Cluster
 from kubernetes.release import Release
 
@@ -79,8 +79,7 @@ async def test_an_autoscaler_takes_over_as_many_as_there_are(release: Release) -
 @pytest.mark.parametrize("program", ["helm", "helm3"])
 async def test_upgrade_and_rollback_leave_the_number_to_the_autoscaler(release: Release, program: str) -> None:
     """Which scales by CPU, and has no figures here: it is kubectl that scales."""
-    if not (TOOLS / "bin" / program).exists():
-        pytest.skip(f"{program} is not in .tools/deploy/bin: it is fetched on Linux with x86-64 only")
+    needs(program)
     release.program = program
     values = {**ECHO, "autoscaling": {"enabled": True, "minReplicas": 2}}
     await changed(release, **values)

@@ -11,8 +11,8 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if not (regexMatch "^[a-z]" (include "chatrpc.fullname" $)) -}}
-{{- fail (printf "%s: names of Services begin with a letter: give a fullnameOverride" (include "chatrpc.fullname" $)) -}}
+{{- if not (regexMatch "^[a-z][a-z0-9-]*$" (include "chatrpc.fullname" $)) -}}
+{{- fail (printf "%q is no name for a Service, which is of a-z, 0-9 and -, and begins with a letter: give a fullnameOverride" (include "chatrpc.fullname" $)) -}}
 {{- end -}}
 {{- if not .tls.secret -}}
 {{- if .tls.clientCa.secret -}}
@@ -32,7 +32,7 @@
 {{- if gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas) -}}
 {{- fail "autoscaling.minReplicas is above autoscaling.maxReplicas" -}}
 {{- end -}}
-{{- if and (eq .autoscaling.signal "cpu") (not (or (dig "requests" "cpu" "" .resources) (dig "limits" "cpu" "" .resources))) -}}
+{{- if and (eq .autoscaling.signal "cpu") (not (or (.resources.requests | default dict).cpu (.resources.limits | default dict).cpu)) -}}
 {{- fail "resources.requests.cpu is needed with the signal cpu, which is a share of it" -}}
 {{- end -}}
 {{- if and (eq .autoscaling.signal "keda") (not .autoscaling.prometheus) -}}

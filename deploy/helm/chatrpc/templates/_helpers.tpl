@@ -1,5 +1,5 @@
 {{- define "chatrpc.name" -}}
-{{ .Values.nameOverride | default .Chart.Name | trunc 58 | trimSuffix "-" }}
+{{ .Values.nameOverride | default .Chart.Name | trunc 58 | trimAll "-" }}
 {{- end }}
 
 {{/* At most 46 characters: of a longer one Kubernetes would cut the hashes that it puts into the names of pods. */}}
@@ -9,7 +9,7 @@
 {{- if contains $name .Release.Name -}}
 {{- $full = .Release.Name -}}
 {{- end -}}
-{{ .Values.fullnameOverride | default $full | replace "." "-" | trunc 46 | trimSuffix "-" }}
+{{ .Values.fullnameOverride | default $full | replace "." "-" | trunc 46 | trimAll "-" }}
 {{- end }}
 
 {{- define "chatrpc.selector" -}}
