@@ -14,7 +14,7 @@ STRICT = ("apply", "--server-side", "--validate=strict", "--filename=-")
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_it_takes_every_scenario(cluster: Cluster, namespace: str, scenario: str) -> None:
-    text = rendered(scenario).replace("namespace: chat\n", f"namespace: {namespace}\n")
+    text = rendered(scenario, f"--namespace={namespace}")
     cluster.kubectl(*STRICT, input=PRIORITY_CLASS)  # of ci/full-values.yaml
     cluster.kubectl(*STRICT, input=text)
     kept = {kind: cluster.get(f"--namespace={namespace}", kind)["items"] for kind in ("deployments", "services")}
