@@ -72,25 +72,34 @@ async def test_a_rollout_and_its_rollback_lose_no_call(release: Release, service
 async def test_an_autoscaler_takes_over_as_many_as_there_are(release: Release) -> None:
     await changed(release, **ECHO, replicas=3)
     first = names(release)
-    await changed(release, **ECHO, autoscaling={"enabled": True, "minReplicas": 3})
+    scaling = {"enabled": True, "minReplicas": 3}
+    await changed(release, **ECHO, autoscaling=scaling)
     assert names(release) == first
+    await scaled(release, 4)
+    first = names(release)
+    await changed(release, **ECHO, autoscaling=scaling, config={"log": {"level": "debug"}})
+    assert (names(release), number(release)) == (first, 4)
 
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])
 async def test_upgrade_and_rollback_leave_the_number_to_the_autoscaler(release: Release, program: str) -> None:
-    """Which scales by CPU, and has no figures here: it is kubectl that scales."""
+    """Which scales by CPU, and has no figures here: in its place it is kubectl that scales."""
     needs(program)
     release.program = program
     values = {**ECHO, "autoscaling": {"enabled": True, "minReplicas": 2}}
     await changed(release, **values)
     await release.until(lambda: len(names(release)) == 2, "the fewest")
-    release.kubectl("scale", "deployment/chatrpc", "--replicas=3")
-    await release.until(lambda: len(names(release)) == 3, "three pods")
+    await scaled(release, 3)
     pods = names(release)
     await changed(release, **values, config={"log": {"level": "debug"}})
     assert (names(release), number(release)) == (pods, 3)
     await asyncio.to_thread(release.helm, "rollback", "chatrpc", "1", "--timeout=240s")
     assert (names(release), number(release)) == (pods, 3)
+
+
+async def scaled(release: Release, count: int) -> None:
+    release.kubectl("scale", "deployment/chatrpc", f"--replicas={count}")
+    await release.until(lambda: len(names(release)) == count, f"{count} pods")
 
 
 def number(release: Release) -> int:
