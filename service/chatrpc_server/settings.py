@@ -1,6 +1,7 @@
 """Every setting of the service: typed, validated together, immutable. The only place that reads `os.environ`.
 
-The model and the doors to it; `settings_sources` finds the values. Nothing is started or logged here.
+The model and the doors to it; `settings_forms` says what values look like, `settings_sources` finds them. Nothing is
+started or logged here.
 """
 
 import os
@@ -12,11 +13,22 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
-from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+from chatrpc_server.settings_forms import (
+    HeaderValue,
+    Models,
+    Name,
+    Provider,
+    Proxy,
+    Secret,
+    at_least,
+    only_with,
+    stripped,
+    url_before,
+)
 
 
 class SettingsError(Exception):
@@ -76,102 +88,12 @@ def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Form:
-    """What a text, if there is one, has to look like. `schema` is what the JSON schema tells of it."""
-
-    check: Callable[[Any], Any]
-    schema: dict[str, Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_after_validator_function(self.check, handler(source))
-
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: pydantic.GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(core), **self.schema}
-
-
-def _url_before(path: str) -> _Form:
-    """An address to which the service adds `path`. The schema lets some pass that are refused here."""
-
-    def check(text: str | None) -> str | None:
-        return text if text is None else _base_url(text, path)
-
-    pattern = r"^\s*[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[^?#\s]*)?\s*$"
-    return _Form(check, {"pattern": pattern, "not": {"type": "string", "pattern": rf"{path}/*\s*$"}})
-
-
-def _base_url(text: str, path: str) -> str:
-    try:
-        url = urlsplit(text)
-        valid = url.scheme in ("http", "https") and url.hostname and url.port != 0 and re.fullmatch(r"[!-~]+", text)
-        (url.hostname or "").encode("idna")
-    except ValueError:  # a port that is no number, a bracket left open, a name with an empty or too long part
-        valid = False
-    if not valid:
-        raise ValueError(f"must be http:// or https://, a host and the path before {path}")
-    if "@" in url.netloc or "?" in text or "#" in text:
-        raise ValueError("must not hold a user name, password, query (?…) or fragment (#…)")
-    if text.rstrip("/").endswith(path):
-        raise ValueError(f"must end before {path}, which the service adds")
-    return text.rstrip("/")
-
-
-def _made_of(pattern: str, right: str) -> _Form:
-    def check(value: str | SecretStr | None) -> str | SecretStr | None:
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if text is not None and not re.fullmatch(pattern, text):
-            raise ValueError(f"must be {right}")
-        return value
-
-    return _Form(check, {"pattern": f"^{pattern}$"})
-
-
-def _at_least(other: str) -> AfterValidator:
-    """Not below the field `other`, which is declared before."""
-
-    def check(value: float, info: pydantic.ValidationInfo) -> float:
-        if value < info.data.get(other, value):
-            raise ValueError(f"must be at least {other}, which is {info.data[other]}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _only_with(other: str, *, both: bool = False) -> AfterValidator:
-    """Of no use without the field `other`, which is declared before; `both`: nor is that one without this."""
-
-    def check(value: Path | None, info: pydantic.ValidationInfo) -> Path | None:
-        if value and not info.data.get(other, value):
-            raise ValueError(f"is of no use without {other}")
-        if both and info.data.get(other) and not value:
-            raise ValueError(f"must be given, as {other} is")
-        return value
-
-    return AfterValidator(check)
-
-
-def _split(value: object) -> object:
-    return [item for item in map(str.strip, value.split(",")) if item] if isinstance(value, str) else value
-
-
-# A line break in a header's value would begin another header.
-_in_header = _made_of(r"[!-~]+", "visible ASCII characters, without spaces or line breaks")
-_strip = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
-Secret = Annotated[SecretStr | None, _strip, _in_header, PlainSerializer(lambda _: "***", when_used="json-unless-none")]
-HeaderValue = Annotated[str | None, _in_header]
-Name = Annotated[str, _made_of("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
-Provider = Annotated[str, _made_of("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
 Listen = Annotated[Address, BeforeValidator(Address.parse), PlainSerializer(str, when_used="json")]
 OptionalListen = Annotated[
     Address | None,
     BeforeValidator(lambda value: value if value is None else Address.parse(value)),
     PlainSerializer(str, when_used="json-unless-none"),
 ]
-_Models = Annotated[tuple[Annotated[str, _made_of(r"\S+", "names without spaces")], ...], Field(max_length=50)]
-_ModelsText = Annotated[str, Field(pattern=r"^\s*([^\s,]+\s*)?(,\s*([^\s,]+\s*)?){0,49}$")]
-Models = Annotated[_Models, BeforeValidator(_split, json_schema_input_type=_ModelsText | _Models)]
-_HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
-Proxy = Annotated[str | None, _made_of(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
 
 
 def _is(default: object, description: str, **bounds: Any) -> Any:
@@ -190,7 +112,7 @@ class UpstreamSettings(_Frozen):
 
     name: Name = _is("default", "Name of this upstream in metrics.")
     provider: Provider = _is("openai", "Provider in metrics: OpenTelemetry's gen_ai.provider.name.")
-    base_url: Annotated[str, _strip, _url_before("/chat/completions")] = _is(
+    base_url: Annotated[str, stripped, url_before("/chat/completions")] = _is(
         "https://api.openai.com/v1", "Address before /chat/completions, with /v1 if it has one; else OPENAI_BASE_URL."
     )
     api_key: Secret = _is(None, "Key sent upstream; else OPENAI_API_KEY. A flag shows in `ps`: prefer the file.")
@@ -204,11 +126,11 @@ class UpstreamSettings(_Frozen):
     chunk_gap_timeout_seconds: float = _is(60, "Longest wait from one chunk to the next, in seconds.", gt=0)
     max_retries: int = _is(2, "Attempts after the first; none once the answer has begun.", ge=0)
     initial_backoff_seconds: float = _is(0.5, "Longest pause before the first retry, in seconds.", gt=0)
-    max_backoff_seconds: Annotated[float, _at_least("initial_backoff_seconds")] = _is(
+    max_backoff_seconds: Annotated[float, at_least("initial_backoff_seconds")] = _is(
         8, "Longest pause before any retry, in seconds.", gt=0
     )
     max_event_bytes: int = _is(1 << 20, "Largest event of a stream, in bytes.", gt=0)
-    max_response_bytes: Annotated[int, _at_least("max_event_bytes")] = _is(
+    max_response_bytes: Annotated[int, at_least("max_event_bytes")] = _is(
         64 << 20, "Largest answer that is no stream, in bytes.", gt=0
     )
     ca_file: Path | None = _is(None, "PEM file of the only authorities to trust; none: the usual ones.")
@@ -219,10 +141,10 @@ class TlsSettings(_Frozen):
     """TLS on `listen`. The files are read again whenever they change."""
 
     cert_file: Path | None = _is(None, "PEM file of the certificate and its chain. With it `listen` speaks TLS only.")
-    key_file: Annotated[Path | None, _only_with("cert_file", both=True)] = _is(
+    key_file: Annotated[Path | None, only_with("cert_file", both=True)] = _is(
         None, "PEM file of the certificate's private key, not encrypted."
     )
-    client_ca_file: Annotated[Path | None, _only_with("cert_file")] = _is(
+    client_ca_file: Annotated[Path | None, only_with("cert_file")] = _is(
         None, "PEM file of the authorities of callers' certificates. With it callers without one are refused."
     )
 
@@ -236,7 +158,7 @@ class LimitsSettings(_Frozen):
         600, "Age at which connections end, in seconds; calls go on. So callers find new replicas.", ge=1, le=2_147_483
     )
     min_deadline_seconds: float = _is(0.05, "Calls with less time left are refused, in seconds.", ge=0)
-    default_deadline_seconds: Annotated[float, _at_least("min_deadline_seconds")] = _is(
+    default_deadline_seconds: Annotated[float, at_least("min_deadline_seconds")] = _is(
         600, "Deadline of calls that bring none, in seconds.", gt=0
     )
 
@@ -251,7 +173,7 @@ class DrainSettings(_Frozen):
 class TracingSettings(_Frozen):
     """Traces, sent by OpenTelemetry."""
 
-    endpoint: Annotated[str | None, _strip, _url_before("/v1/traces")] = _is(
+    endpoint: Annotated[str | None, stripped, url_before("/v1/traces")] = _is(
         None, "Collector's OTLP/HTTP address before /v1/traces; else OTEL_EXPORTER_OTLP_ENDPOINT. None: no traces."
     )
     sample_ratio: float = _is(1, "Share of the traces begun here that is kept; else the caller decides.", ge=0, le=1)

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": set(),
     "lifecycle": set(),
     "ports": {"lifecycle", "settings"},
-    "settings": {"settings_sources"},
+    "settings": {"settings_forms", "settings_sources"},
+    "settings_forms": set(),
     "settings_sources": {"settings"},
 }
 """Part (a file or folder of the package) to the other parts that it may import. What is missing here is an error."""
