@@ -414,8 +414,10 @@ def test_a_long_name_is_cut_where_it_stays_a_name(name: str) -> None:
 
 
 def test_the_embedded_upstream_is_asked_directly() -> None:
-    release = Release("echo", "--set=config.upstream.proxy=http://proxy:3128")
+    proxy = "http://proxy:3128"
+    release = Release("echo", f"--set=config.upstream.proxy={proxy}")
     assert "proxy" not in release.config["upstream"]
+    assert Release("default", f"--set=config.upstream.proxy={proxy}").config["upstream"]["proxy"] == proxy
 
 
 def test_the_domain_of_the_cluster() -> None:

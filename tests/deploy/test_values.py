@@ -17,7 +17,7 @@ from deploy.charts import CHART, NAMESPACE, ROOT, SCENARIOS, TOOLS, Release, ren
 from pydantic import ValidationError
 
 from chatrpc.v1 import chat_service_pb2
-from chatrpc_server.settings import Settings, describe
+from chatrpc_server.settings import Settings, describe, load
 
 ROUTE = ("grpcRoute.enabled=true", "grpcRoute.parentRefs[0].name=internal")
 REFUSED = {
@@ -202,9 +202,12 @@ OF_THE_CHART = ("listen", "health_listen", "metrics_listen", "tls.", "upstream.a
 
 
 @pytest.mark.parametrize("path", [path for path in SETTINGS if not path.startswith(OF_THE_CHART)])
-def test_a_setting_without_a_value_is_not_given(path: str) -> None:
-    done = template(f"--set-json=config.{path}=null", *(["--set=tls.secret=x,tls.clientCa.secret=x"]))
+def test_a_setting_without_a_value_is_not_given(path: str, tmp_path: Path) -> None:
+    """Helm lets it pass, and the service takes it for its default."""
+    done = template(f"--set-json=config.{path}=null", "--set=tls.secret=x,tls.clientCa.secret=x")
     assert done.returncode == 0, done.stderr
+    (tmp_path / "chatrpc.yaml").write_text(f"{{{path.replace('.', ': {')}: null{'}' * path.count('.')}}}")
+    assert load(environ={"CHATRPC_CONFIG": str(tmp_path / "chatrpc.yaml")}) == Settings()
 
 
 @pytest.mark.parametrize(
