@@ -57,11 +57,14 @@ class Pod:
 def web_server(release: Release, namespace: str) -> Pod:
     """Somebody else's pod: it knows HTTP only."""
     hook = Rendered("default").one("Pod")["spec"]  # which is as restricted as the namespace wants it
-    (container,) = hook["containers"]
+    (model,) = hook["containers"]
     container = {
-        **{key: container[key] for key in ("resources", "securityContext")},
-        **{"name": "web", "image": "localhost/chatrpc:test", "imagePullPolicy": "Never"},
+        "name": "web",
+        "image": "localhost/chatrpc:test",
+        "imagePullPolicy": "Never",
         "command": [PYTHON, "-m", "http.server", str(WEB)],
+        "resources": model["resources"],
+        "securityContext": model["securityContext"],
     }
     pod = {
         "apiVersion": "v1",
