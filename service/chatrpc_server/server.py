@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_to_server
-from chatrpc_server import __version__
+from chatrpc_server import __version__, logs
 from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.upstream import Upstream
 from chatrpc_server.lifecycle import StartError, Stops
 from chatrpc_server.logs import Redactor
 from chatrpc_server.metrics.exporter import listen, register_process
 from chatrpc_server.metrics.instruments import Metrics
-from chatrpc_server.reload import follow
 from chatrpc_server.rpc import listeners
 from chatrpc_server.rpc.admission import Admission
 from chatrpc_server.rpc.certificates import Certificates
@@ -30,7 +30,8 @@ from chatrpc_server.rpc.layers import layers
 from chatrpc_server.rpc.observe import RPCS, Observe
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
 from chatrpc_server.sampling import sample
-from chatrpc_server.settings import Address, Settings, SettingsFile
+from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile
+from chatrpc_server.settings.watcher import differing, watch
 from chatrpc_server.upstream.observe import Observe as ObserveUpstream
 from chatrpc_server.upstream.openai import OpenAI
 from chatrpc_server.upstream.retry import Retrying
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("chatrpc.server")
 
+_LEVEL = "log.level"
 _LAST_WORDS_SECONDS = 2.0
 """How long the status of a call that has ended may take to leave."""
 
@@ -82,7 +84,8 @@ class Server:
             stack.push_async_callback(upstream.aclose)
             _go_on(stack, sample(self.metrics, settings.upstream.name, upstream.connections))
             if self._file:
-                _go_on(stack, follow(self._file, settings, self.metrics))
+                self.metrics.config_reloaded.set(time.time())
+                _go_on(stack, watch(self._file, self._changed, self._reload_failed))
             if settings.health_listen:
                 probed = listeners.server(settings.limits, shares_port=self._is_worker)
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
@@ -181,6 +184,21 @@ class Server:
             names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         return server
+
+    def _changed(self, settings: Settings) -> None:
+        """Apply what can change while the service runs, `log.level`, and name what needs a restart."""
+        others = sorted(differing(self.settings.redacted(), settings.redacted()) - {_LEVEL})
+        log.info("settings file reloaded", extra={_LEVEL: settings.log.level})
+        if others:
+            log.warning("changed settings need a restart to take effect", extra={"settings": ", ".join(others)})
+        logs.set_level(settings.log.level)
+        self.metrics.config_reloads.labels("success").inc()
+        self.metrics.config_reloaded.set(time.time())
+
+    def _reload_failed(self, error: SettingsError) -> None:
+        mistakes = "; ".join(error.mistakes)
+        log.error("settings reload failed; keeping the current settings", extra={"mistakes": mistakes})
+        self.metrics.config_reloads.labels("failure").inc()
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         if not self.settings.tls.cert_file:

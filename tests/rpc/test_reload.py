@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chatrpc_server import reload, settings
+from chatrpc_server import settings
 from chatrpc_server.server import Server
+from chatrpc_server.settings import watcher
 from support import Service
 
 FIRST = """
@@ -23,7 +24,7 @@ log: {level: warning}
 
 @asynccontextmanager
 async def _follows(file: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
-    monkeypatch.setattr(reload, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.01)
     root = logging.getLogger()
     monkeypatch.setattr(root, "level", root.level)
     file.write_text(FIRST)  # noqa: ASYNC240  # nothing runs yet
@@ -55,7 +56,9 @@ async def test_the_level_changes_at_once(
         file.write_text(FIRST.replace("warning", "error") + "workers: 2\nlimits: {max_in_flight: 1}\n")
         await _noticed(chat, "success", 2)
         assert not logging.getLogger("chatrpc.access").isEnabledFor(logging.WARNING)
-        (told,) = [record for record in caplog.records if record.message == "these settings count after a restart"]
+        (told,) = [
+            record for record in caplog.records if record.message == "changed settings need a restart to take effect"
+        ]
         assert told.settings == "limits.max_in_flight, workers"
         assert chat.server.settings.limits.max_in_flight == 1000
 

@@ -8,14 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "service" / "chatrpc_server"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"settings", "logs", "metrics", "lifecycle", "ports", "files"}
+LEAVES = {"settings", "logs", "metrics", "lifecycle", "ports"}
 """Importable from anywhere but the core."""
 
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"demo", "echo", "server", "workers"} | LEAVES,
     "demo": {"echo", "server"} | LEAVES,
-    "server": {"rpc", "upstream", "core", "sampling", "tracing", "reload"} | LEAVES,
+    "server": {"rpc", "upstream", "core", "sampling", "tracing"} | LEAVES,
     "workers": {"lifecycle"},
     "rpc": {"core"} | LEAVES,
     "upstream": {"core"} | LEAVES,
@@ -24,14 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "echo": set(),
     "metrics": {"lifecycle", "ports", "settings"},
     "sampling": {"metrics"},
-    "reload": LEAVES,
-    "files": set(),
     "logs": set(),
     "lifecycle": set(),
     "ports": {"lifecycle", "settings"},
-    "settings": {"settings_forms", "settings_sources"},
-    "settings_forms": set(),
-    "settings_sources": {"settings"},
+    "settings": set(),
 }
 """Part (a file or folder of the package) to the other parts that it may import. What is missing here is an error."""
 
@@ -45,8 +41,8 @@ ONLY_IN: dict[str, set[str]] = {
     "aiohappyeyeballs": {"upstream"},
     "aiohttp": {"echo"},
     "prometheus_client": {"metrics"},
-    "pydantic_settings": {"settings", "settings_sources"},
-    "yaml": {"settings", "settings_sources"},
+    "pydantic_settings": {"settings"},
+    "yaml": {"settings"},
     "uvloop": {"cli"},
     "opentelemetry": {"tracing"},
 }

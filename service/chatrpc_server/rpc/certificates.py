@@ -12,9 +12,9 @@ from pathlib import Path
 
 import grpc
 
-from chatrpc_server import files
 from chatrpc_server.metrics.instruments import Metrics
-from chatrpc_server.settings import TlsSettings
+from chatrpc_server.settings.files import Fingerprint, fingerprint
+from chatrpc_server.settings.model import TlsSettings
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Certificates:
             settings.client_ca_file,
         )
         self._metrics = metrics
-        self._stamp = self._stamp_now()
+        self._known = self._fingerprints()
         self._first = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -49,14 +49,14 @@ class Certificates:
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked at every handshake, by a thread of grpc's: what is new, or None for no change."""
         try:
-            stamp = self._stamp_now()
-            if stamp == self._stamp:
+            now = self._fingerprints()
+            if now == self._known:
                 return None
-            before, self._stamp = self._stamp, stamp  # files of no use are not read again until they change
+            before, self._known = self._known, now  # files of no use are not read again until they change
             configuration = self._read()
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in _PASSING:
-                self._stamp = before
+                self._known = before
             # Such as a certificate that is new already beside a key that is still the old one.
             log.error("the TLS files have changed and are of no use: the old ones stay", extra={"cause": str(error)})
             self._metrics.tls_reloads.labels("failure").inc()
@@ -65,9 +65,9 @@ class Certificates:
         self._metrics.tls_reloads.labels("success").inc()
         return configuration
 
-    def _stamp_now(self) -> list[files.Stamp]:
+    def _fingerprints(self) -> list[Fingerprint]:
         """Tells whether the files are still the same."""
-        return [files.stamp(file) for file in (self._cert_file, self._key_file, self._client_ca_file) if file]
+        return [fingerprint(file) for file in (self._cert_file, self._key_file, self._client_ca_file) if file]
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         chain = _pem("cert_file", self._cert_file, b"CERTIFICATE-----")

@@ -4,19 +4,21 @@ The library builds and merges the values. Added here is what it lacks: where eac
 the nearest name for an unknown one. No message repeats a value: what was put in the wrong place may be a secret.
 """
 
+import os
 import re
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict
 
-from chatrpc_server.settings import Address, SettingRow, Settings, SettingsError
+from chatrpc_server.settings.address import Address
+from chatrpc_server.settings.model import Settings, SettingsError
 
 if TYPE_CHECKING:
     import yaml
@@ -36,6 +38,29 @@ _KINDS |= {SecretStr: "text, secret", Address: "host:port", tuple: "a list of te
 _BOUNDS = {"gt": "more than", "ge": "at least", "le": "at most", "max_length": "at most"}
 _NULL = "tag:yaml.org,2002:null"
 _Entry = tuple[str, Any, str]  # the name of a setting in its source, its value, its place as messages tell it
+
+
+class SettingsFile(NamedTuple):
+    """The YAML file of the settings, and how to load all of them anew."""
+
+    path: Path
+    load: Callable[[], Settings]
+
+
+class SettingRow(NamedTuple):
+    """One setting: its name in each source, what it takes (to be read after "must be"), default, description."""
+
+    path: str
+    env: str
+    flag: str
+    type: str
+    default: str
+    description: str
+
+
+def describe() -> list[SettingRow]:
+    """Every setting, in the order of the model."""
+    return list(rows().values())
 
 
 @cache
@@ -71,13 +96,24 @@ def _text(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def file(args: Namespace, environ: Mapping[str, str]) -> str:
+def settings_file(
+    args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
+) -> SettingsFile | None:
+    """The file that `load` reads with the same arguments, if there is one."""
+    path = _file(args or Namespace(), environ)
+    return SettingsFile(Path(path), partial(load, args, dict(environ), unknown)) if path else None
+
+
+def _file(args: Namespace, environ: Mapping[str, str]) -> str:
     """The path of the YAML file; empty for none."""
     return str(getattr(args, "config", None) or environ.get("CHATRPC_CONFIG", ""))
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """See `settings.add_flags`."""
+    """Adds `--config` and a flag for each setting; `load` finds there what was given.
+
+    Abbreviations are switched off: `--upstream.m` would change its meaning with the next setting.
+    """
     by_flag = {row.flag: row for row in rows().values()}
     readable = {"Address": "host:port", "SecretStr": "str", "tuple[str,...]": "a,b,c"}
 
@@ -174,7 +210,7 @@ class _Search:
         return self._take((entry for entry in given if entry[1]), paths)
 
     def file(self) -> dict[str, Any]:
-        path = file(self._args, self._environ)
+        path = _file(self._args, self._environ)
         root = _root(path) if path else None
         if isinstance(root, str):  # settings depend on each other: without the file's, right ones would be called wrong
             raise SettingsError([*self.mistakes, root])
@@ -255,9 +291,16 @@ class _Loaded(BaseSettings, Settings):
         )
 
 
-def load(args: Namespace, environ: Mapping[str, str], unknown: Sequence[str]) -> Settings:
-    """See `settings.load`."""
-    search = _Search(args, environ, unknown)
+def load(
+    args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
+) -> Settings:
+    """Settings from all sources: defaults < `OPENAI_*`, `OTEL_*` < YAML file < `CHATRPC_*` < flags.
+
+    Secrets' files are read; relative paths begin in the working directory. `args` comes from a parser that went through
+    `add_flags`; `unknown` is what `parse_known_args` left over: told here with the nearest flag and without its value.
+    Raises SettingsError with the mistakes of all sources.
+    """
+    search = _Search(args or Namespace(), environ, unknown)
     init: dict[str, Any] = {"search": search}
     try:
         settings = Settings(**dict(_Loaded(**init)))

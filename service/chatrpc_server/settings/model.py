@@ -1,23 +1,18 @@
 """Every setting of the service: typed, validated together, immutable. The only place that reads `os.environ`.
 
-The model and the doors to it; `settings_forms` says what values look like, `settings_sources` finds them. Nothing is
+The model and the doors to it; `settings/fields` says what values look like, `settings/sources` finds them. Nothing is
 started or logged here.
 """
 
-import os
-import re
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from chatrpc_server.settings_forms import (
+from chatrpc_server.settings.address import Address
+from chatrpc_server.settings.fields import (
     HeaderValue,
     Models,
     Name,
@@ -37,42 +32,6 @@ class SettingsError(Exception):
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = tuple(mistakes)
         super().__init__("\n".join(self.mistakes))
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: a host name or IP address (IPv6 without its brackets) and a TCP port, 0 for any free one."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: object) -> "Address":
-        """From `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`. Raises ValueError, saying what would be right."""
-        if isinstance(text, Address):
-            return text
-        pattern = r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)):([0-9]{1,5})"
-        match = re.fullmatch(pattern, str(text))
-        try:
-            if match and match[1]:
-                IPv6Address(match[1])
-            elif match and re.fullmatch(r"[0-9.]+", match[2]):
-                IPv4Address(match[2])
-        except ValueError:
-            match = None
-        if not match or int(match[3]) > 65535:
-            raise ValueError("must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)")
-        return cls(match[1] or match[2], int(match[3]))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it. Of names only `localhost` counts: others are not looked up."""
-        if ":" in self.host:
-            return IPv6Address(self.host).is_loopback
-        return self.host.lower() == "localhost" or re.fullmatch(r"127\.[0-9.]+", self.host) is not None
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
@@ -209,65 +168,3 @@ class Settings(_Frozen):
     def redacted(self) -> dict[str, Any]:
         """All settings in the shape of the YAML file, ready for JSON; a secret that is set is `***`."""
         return self.model_dump(mode="json")
-
-
-class SettingsFile(NamedTuple):
-    """The YAML file of the settings, and how to load all of them anew."""
-
-    path: Path
-    load: Callable[[], Settings]
-
-
-class SettingRow(NamedTuple):
-    """One setting: its name in each source, what it takes (to be read after "must be"), default, description."""
-
-    path: str
-    env: str
-    flag: str
-    type: str
-    default: str
-    description: str
-
-
-# The sources are imported where they are used: building Settings directly needs neither pydantic-settings nor YAML.
-
-
-def describe() -> list[SettingRow]:
-    """Every setting, in the order of the model."""
-    from chatrpc_server import settings_sources
-
-    return list(settings_sources.rows().values())
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    """Adds `--config` and a flag for each setting; `load` finds there what was given.
-
-    Abbreviations are switched off: `--upstream.m` would change its meaning with the next setting.
-    """
-    from chatrpc_server import settings_sources
-
-    settings_sources.add_flags(parser)
-
-
-def load(
-    args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
-) -> Settings:
-    """Settings from all sources: defaults < `OPENAI_*`, `OTEL_*` < YAML file < `CHATRPC_*` < flags.
-
-    Secrets' files are read; relative paths begin in the working directory. `args` comes from a parser that went through
-    `add_flags`; `unknown` is what `parse_known_args` left over: told here with the nearest flag and without its value.
-    Raises SettingsError with the mistakes of all sources.
-    """
-    from chatrpc_server import settings_sources
-
-    return settings_sources.load(args or Namespace(), environ, unknown)
-
-
-def settings_file(
-    args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
-) -> SettingsFile | None:
-    """The file that `load` reads with the same arguments, if there is one."""
-    from chatrpc_server import settings_sources
-
-    path = settings_sources.file(args or Namespace(), environ)
-    return SettingsFile(Path(path), partial(load, args, dict(environ), unknown)) if path else None

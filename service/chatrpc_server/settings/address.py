@@ -1,0 +1,41 @@
+"""Addresses to listen on."""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a host name or IP address (IPv6 without its brackets) and a TCP port, 0 for any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: object) -> "Address":
+        """From `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`. Raises ValueError, saying what would be right."""
+        if isinstance(text, Address):
+            return text
+        pattern = r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)):([0-9]{1,5})"
+        match = re.fullmatch(pattern, str(text))
+        try:
+            if match and match[1]:
+                IPv6Address(match[1])
+            elif match and re.fullmatch(r"[0-9.]+", match[2]):
+                IPv4Address(match[2])
+        except ValueError:
+            match = None
+        if not match or int(match[3]) > 65535:
+            raise ValueError("must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)")
+        return cls(match[1] or match[2], int(match[3]))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it. Of names only `localhost` counts: others are not looked up."""
+        if ":" in self.host:
+            return IPv6Address(self.host).is_loopback
+        return self.host.lower() == "localhost" or re.fullmatch(r"127\.[0-9.]+", self.host) is not None
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
