@@ -117,9 +117,9 @@ def _serve_alone(settings: Settings, file: SettingsFile | None) -> int:
 
 
 def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
-    from chatrpc_server.metrics.exporter import listen
-    from chatrpc_server.metrics.shared import SharedMetrics
     from chatrpc_server.ports import held
+    from chatrpc_server.telemetry.exporter import listen
+    from chatrpc_server.telemetry.multiprocess import SharedMetrics
     from chatrpc_server.workers import Workers
 
     async def run() -> None:
@@ -142,11 +142,11 @@ def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
 
 def _work(settings: Settings, file: SettingsFile | None, metrics_folder: Path, number: int, parent: "Parent") -> int:
     """What one of several workers does."""
-    from chatrpc_server.metrics import shared
     from chatrpc_server.server import Server
+    from chatrpc_server.telemetry import multiprocess
 
     _configure_logs(settings, settings.log.level, number)
-    shared.join(metrics_folder, number)
+    multiprocess.join(metrics_folder, number)
 
     async def run() -> None:
         with parent.stops() as stops:
@@ -154,7 +154,7 @@ def _work(settings: Settings, file: SettingsFile | None, metrics_folder: Path, n
 
     code = _run(run, settings.event_loop, parent.failed)
     if parent.is_gone:
-        shared.leave(metrics_folder, number)
+        multiprocess.leave(metrics_folder, number)
     return code
 
 
@@ -220,7 +220,7 @@ def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
 
 
 def _configure_logs(settings: Settings, level: str, worker: int | None = None) -> None:
-    from chatrpc_server import logs
+    from chatrpc_server.telemetry import logs
 
     logs.configure(level, settings.log.format, logs.Redactor([settings.upstream.api_key]), worker)
 

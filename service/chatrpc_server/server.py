@@ -14,13 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_to_server
-from chatrpc_server import __version__, logs
+from chatrpc_server import __version__
 from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.upstream import Upstream
 from chatrpc_server.lifecycle import StartError, Stops
-from chatrpc_server.logs import Redactor
-from chatrpc_server.metrics.exporter import listen, register_process
-from chatrpc_server.metrics.instruments import Metrics
 from chatrpc_server.rpc import listeners
 from chatrpc_server.rpc.admission import Admission
 from chatrpc_server.rpc.certificates import Certificates
@@ -29,15 +26,19 @@ from chatrpc_server.rpc.health import Health
 from chatrpc_server.rpc.layers import layers
 from chatrpc_server.rpc.observe import RPCS, Observe
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
-from chatrpc_server.sampling import sample
 from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile
 from chatrpc_server.settings.watcher import differing, watch
+from chatrpc_server.telemetry import logs
+from chatrpc_server.telemetry.event_loop import sample
+from chatrpc_server.telemetry.exporter import listen, register_process
+from chatrpc_server.telemetry.logs import Redactor
+from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.upstream.observe import Observe as ObserveUpstream
 from chatrpc_server.upstream.openai import OpenAI
 from chatrpc_server.upstream.retry import Retrying
 
 if TYPE_CHECKING:
-    from chatrpc_server.tracing.spans import Tracing
+    from chatrpc_server.telemetry.tracing import Tracing
 
 log = logging.getLogger("chatrpc.server")
 
@@ -214,7 +215,7 @@ class Server:
             return None
         try:
             # Here, not above: it is an extra.
-            from chatrpc_server.tracing.spans import Tracing
+            from chatrpc_server.telemetry.tracing import Tracing
 
             return Tracing(settings.tracing, settings.upstream, RPCS, self.metrics.model_label)
         except ModuleNotFoundError:

@@ -17,11 +17,11 @@ from prometheus.live import ROOT, Live
 from prometheus.load import TRACE_ID
 from prometheus_client import CollectorRegistry
 
-from chatrpc_server.metrics.exporter import register_process
-from chatrpc_server.metrics.instruments import Metrics
-from chatrpc_server.metrics.shared import SharedMetrics
 from chatrpc_server.rpc.observe import RPCS
 from chatrpc_server.settings import UpstreamSettings
+from chatrpc_server.telemetry.exporter import register_process
+from chatrpc_server.telemetry.metrics import Metrics
+from chatrpc_server.telemetry.multiprocess import SharedMetrics
 
 FOLDER = ROOT / "deploy" / "grafana"
 DASHBOARD = json.loads((FOLDER / "chatrpc.json").read_text())

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from chatrpc_server.lifecycle import StartError
-from chatrpc_server.metrics import exporter
 from chatrpc_server.settings import Address
+from chatrpc_server.telemetry import exporter
 from support import ANY_PORT
 
 

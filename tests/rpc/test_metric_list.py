@@ -7,8 +7,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import docs
 from chatrpc_server.core.errors import Reason
-from chatrpc_server.metrics import instruments
-from chatrpc_server.metrics.shared import SharedMetrics
+from chatrpc_server.telemetry import labels
+from chatrpc_server.telemetry.multiprocess import SharedMetrics
 from support import Service
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -16,24 +16,24 @@ LABELS = {
     "grpc_type": "`unary`, `server_stream`",
     "grpc_service": "`chatrpc.v1.ChatCompletionService`, `unknown`",
     "grpc_method": "`CreateChatCompletion`, `CreateChatCompletionStream`, `unknown` for all that nobody serves",
-    "grpc_code": instruments.GRPC_CODES,
+    "grpc_code": labels.GRPC_CODES,
     "gen_ai_operation_name": "`chat`",
     "gen_ai_provider_name": "the setting `upstream.provider`",
     "gen_ai_request_model": "those of the setting `upstream.models`, else `other`",
-    "gen_ai_token_type": instruments.TOKEN_TYPES,
+    "gen_ai_token_type": labels.TOKEN_TYPES,
     "upstream": "the setting `upstream.name`",
     "error_type": (
         "empty for a success; the `ErrorInfo.reason` of the status; `CANCELLED` or `DEADLINE_EXCEEDED` of a caller that"
         f" had gone ({len(Reason)} reasons, see `chat_error.proto`)"
     ),
     "stream": "`true`, `false`",
-    "end": instruments.STREAM_ENDS,
-    "finish_reason": instruments.FINISH_REASONS,
-    "code": instruments.HTTP_STATUSES,
+    "end": labels.STREAM_ENDS,
+    "finish_reason": labels.FINISH_REASONS,
+    "code": labels.HTTP_STATUSES,
     "attempt": "`first`, `retry`",
     "phase": "`headers`: until the response begins; `body`: from there to its end",
-    "reason": f"of rejections: {', '.join(instruments.REJECTIONS)}; of retries: `connect` or what `code` may be",
-    "kind": f"of protocol errors: {', '.join(instruments.PROTOCOL_ERRORS)}; of rate limits: requests, tokens",
+    "reason": f"of rejections: {', '.join(labels.REJECTIONS)}; of retries: `connect` or what `code` may be",
+    "kind": f"of protocol errors: {', '.join(labels.PROTOCOL_ERRORS)}; of rate limits: requests, tokens",
     "state": "`active`, `idle`",
     "role": "`server`, `client_ca`",
     "result": "`success`, `failure`",

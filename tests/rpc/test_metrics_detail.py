@@ -8,9 +8,9 @@ import pytest
 
 from chatrpc_server.core.call import Call
 from chatrpc_server.echo import Echo
-from chatrpc_server.metrics.instruments import Metrics
 from chatrpc_server.rpc.observe import RPCS
 from chatrpc_server.settings import UpstreamSettings
+from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.upstream.observe import Observe
 from support import Exchange, Script, Service, collect, failure, http, request, service, sse
 

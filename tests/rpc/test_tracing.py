@@ -19,7 +19,7 @@ from chatrpc_server.core.errors import Reason
 from chatrpc_server.echo import Echo
 from chatrpc_server.lifecycle import StartError
 from chatrpc_server.server import Server
-from chatrpc_server.tracing import delivery
+from chatrpc_server.telemetry import span_exporter
 from faults import FAULTS, base_url_of
 from support import Script, Service, collect, failure, http, outcome, request, service, settings, sse
 
@@ -35,7 +35,7 @@ KEY, PROMPT = "sk-canary-0123456789abcdef", "canary-of-the-prompt"
 def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """In the place of the one that sends."""
     exporter = InMemorySpanExporter()
-    monkeypatch.setattr(delivery, "OTLPSpanExporter", lambda _: exporter)
+    monkeypatch.setattr(span_exporter, "OTLPSpanExporter", lambda _: exporter)
     return exporter
 
 
@@ -419,7 +419,9 @@ async def test_a_collector_that_is_not_there(
 async def test_a_collector_that_never_answers(
     echo: Echo, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatrpc_server.tracing.spans.STOP_SECONDS", 0.3)  # of itself the exporter would wait for ten
+    monkeypatch.setattr(
+        "chatrpc_server.telemetry.tracing.STOP_SECONDS", 0.3
+    )  # of itself the exporter would wait for ten
     ticks = 0
 
     async def tick() -> None:
@@ -446,7 +448,7 @@ async def test_that_it_works_again_is_told(
     echo: Echo, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "chatrpc.tracing")
-    results = iter([delivery.SpanExportResult.FAILURE] * 2 + [delivery.SpanExportResult.SUCCESS] * 2)
+    results = iter([span_exporter.SpanExportResult.FAILURE] * 2 + [span_exporter.SpanExportResult.SUCCESS] * 2)
     monkeypatch.setattr(exporter, "export", lambda _: next(results))
     async with service(echo.base_url, **ON) as chat:
         for _ in range(4):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from chatrpc_server import logs
+from chatrpc_server.telemetry import logs
 
 KEY = 'key "with\\odd/marks"'
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import grpc
 
-from chatrpc_server.metrics.instruments import Metrics
 from chatrpc_server.settings.files import Fingerprint, fingerprint
 from chatrpc_server.settings.model import TlsSettings
+from chatrpc_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ import grpc
 
 from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import Reason
-from chatrpc_server.metrics.instruments import FINISH_REASONS, GRPC_CODES, OTHER, UNKNOWN_RPC, Metrics
 from chatrpc_server.rpc.pipeline import SERVICE, Context
+from chatrpc_server.telemetry.labels import FINISH_REASONS, GRPC_CODES, OTHER, UNKNOWN_RPC
+from chatrpc_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("chatrpc.access")
 

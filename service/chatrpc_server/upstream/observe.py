@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from chatrpc_server.core.call import Call, Headers
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Refused, Truncated
-from chatrpc_server.metrics.instruments import HTTP_STATUSES, OTHER, Metrics
+from chatrpc_server.telemetry.labels import HTTP_STATUSES, OTHER
+from chatrpc_server.telemetry.metrics import Metrics
 
 _LIMITS = {f"x-ratelimit-remaining-{kind}": kind for kind in ("requests", "tokens")}
 _GAPS_AT_ONCE = 16

@@ -33,9 +33,9 @@ from chatrpc_server import __version__
 from chatrpc_server.core.call import Call, Headers
 from chatrpc_server.core.errors import ChatError
 from chatrpc_server.core.watch import Watch
-from chatrpc_server.metrics.instruments import FINISH_REASONS, GRPC_CODES, OPERATION, OTHER
 from chatrpc_server.settings import TracingSettings, UpstreamSettings
-from chatrpc_server.tracing.delivery import Delivery
+from chatrpc_server.telemetry.labels import FINISH_REASONS, GRPC_CODES, OPERATION, OTHER
+from chatrpc_server.telemetry.span_exporter import Delivery
 
 STOP_SECONDS = 3.0
 """How long the last spans may take to leave. Less than workers are given to end."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from chatrpc_server.metrics.instruments import Metrics
+from chatrpc_server.telemetry.metrics import Metrics
 
 _LAG_SECONDS = 0.25
 _COUNTED_EACH = 4

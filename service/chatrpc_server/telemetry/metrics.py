@@ -18,34 +18,20 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from chatrpc_server import __version__
 from chatrpc_server.settings import UpstreamSettings
+from chatrpc_server.telemetry.labels import (
+    FINISH_REASONS,
+    GRPC_CODES,
+    HTTP_STATUSES,
+    OPERATION,
+    OTHER,
+    PROTOCOL_ERRORS,
+    REJECTIONS,
+    STREAM_ENDS,
+    TOKEN_TYPES,
+    UNKNOWN_RPC,
+)
 
-OTHER = "other"
-OPERATION = "chat"
-"""`gen_ai.operation.name`"""
-UNKNOWN_RPC = ("unary", "unknown", "unknown")
-"""Stands for all RPCs that nobody serves: their names are the callers' to make up."""
-
-# The closed sets of label values.
 # fmt: off
-GRPC_CODES = (
-    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
-    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
-    "DataLoss", "Unauthenticated",
-)
-"""In the order of their numbers, spelled as go-grpc-middleware does, on which dashboards are built."""
-STREAM_ENDS = (
-    "complete", "client_cancel", "deadline", "upstream_error", "upstream_truncated", "idle_timeout", "drain",
-    "rejected", "service_error", "worker_died",
-)
-TOKEN_TYPES = ("input", "output", "cached_input", "reasoning")
-FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", OTHER)
-HTTP_STATUSES = (
-    "200", "400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504", "529", OTHER,
-    "none", "cancelled",
-)
-PROTOCOL_ERRORS = ("bad_json", "not_a_completion", "oversize", "unexpected_content", "missing_done")
-REJECTIONS = ("in_flight", "deadline")
-
 _HANDLING_SECONDS = (.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _OPERATION_SECONDS = (.01, .02, .04, .08, .16, .32, .64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 120, 300, 600)
 _FIRST_CHUNK_SECONDS = (.02, .05, .1, .2, .3, .5, .75, 1, 1.5, 2.5, 5, 10, 20, 40, 80)

@@ -1,1 +1,0 @@
-"""Traces. The only place that imports OpenTelemetry, itself imported only where traces are wanted."""
