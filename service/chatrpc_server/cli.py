@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatrpc_server import __version__
-from chatrpc_server.lifecycle import StartError, stop_signals
+from chatrpc_server.process.lifecycle import StartError, stop_signals
 from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile, add_flags, load, settings_file
 
 if TYPE_CHECKING:
-    from chatrpc_server.workers import Parent
+    from chatrpc_server.process.workers import Parent
 
 log = logging.getLogger("chatrpc.server")
 
@@ -117,10 +117,10 @@ def _serve_alone(settings: Settings, file: SettingsFile | None) -> int:
 
 
 def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
-    from chatrpc_server.ports import held
+    from chatrpc_server.process.ports import held
+    from chatrpc_server.process.workers import Workers
     from chatrpc_server.telemetry.exporter import listen
     from chatrpc_server.telemetry.multiprocess import SharedMetrics
-    from chatrpc_server.workers import Workers
 
     async def run() -> None:
         with ExitStack() as stack:

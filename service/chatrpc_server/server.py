@@ -17,14 +17,14 @@ from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_t
 from chatrpc_server import __version__
 from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.upstream import Upstream
-from chatrpc_server.lifecycle import StartError, Stops
+from chatrpc_server.process.lifecycle import StartError, Stops
 from chatrpc_server.rpc import listeners
-from chatrpc_server.rpc.admission import Admission
 from chatrpc_server.rpc.certificates import Certificates
 from chatrpc_server.rpc.chat import ChatCompletionService
 from chatrpc_server.rpc.health import Health
 from chatrpc_server.rpc.layers import layers
-from chatrpc_server.rpc.observe import RPCS, Observe
+from chatrpc_server.rpc.layers.admission import Admission
+from chatrpc_server.rpc.layers.metrics import RPCS, CallMetrics
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
 from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile
 from chatrpc_server.settings.watcher import differing, watch
@@ -33,8 +33,8 @@ from chatrpc_server.telemetry.event_loop import sample
 from chatrpc_server.telemetry.exporter import listen, register_process
 from chatrpc_server.telemetry.logs import Redactor
 from chatrpc_server.telemetry.metrics import Metrics
-from chatrpc_server.upstream.observe import Observe as ObserveUpstream
-from chatrpc_server.upstream.openai import OpenAI
+from chatrpc_server.upstream.metrics import AttemptMetrics
+from chatrpc_server.upstream.openai import OpenAIUpstream
 from chatrpc_server.upstream.retry import Retrying
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Server:
         self._is_worker = is_worker
         self.metrics = Metrics(RPCS, settings.upstream)
         self.metrics.in_flight_limit.set(settings.limits.max_in_flight)
-        self._observe_upstream = ObserveUpstream(self.metrics, settings.upstream.name)
+        self._observe_upstream = AttemptMetrics(self.metrics, settings.upstream.name)
         self.metrics_address: Address | None = None
         self.health = Health()
         self.health_address: Address | None = None
@@ -170,7 +170,7 @@ class Server:
         )
         upstream = Retrying(upstream, backoff, self._observe_upstream.retried)
         redact = Redactor([settings.upstream.api_key])
-        observe = Observe(self.metrics, settings.upstream.name)
+        observe = CallMetrics(self.metrics, settings.upstream.name)
         pipeline = Pipeline(
             layers(observe, self.admission, redact, self.tracing),
             observe.unknown,
@@ -224,10 +224,10 @@ class Server:
         except (ValueError, RuntimeError) as error:  # of the SDK's own variables
             raise StartError(f"OTEL_*: {error}") from None
 
-    def _upstream(self) -> OpenAI:
+    def _upstream(self) -> OpenAIUpstream:
         settings, watch = self.settings.upstream, self._observe_upstream
         try:
-            return OpenAI(settings, self.tracing.watch(watch) if self.tracing else watch)
+            return OpenAIUpstream(settings, self.tracing.watch(watch) if self.tracing else watch)
         except OSError as error:  # ssl.SSLError is one
             what = f"upstream.ca_file: {settings.ca_file}: no certificates to be had from it: {error}"
             raise StartError(what) from None

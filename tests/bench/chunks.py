@@ -74,7 +74,7 @@ READS: dict[str, tuple[bytes, int]] = {
 
 def answer_turns() -> None:
     """For each line of stdin, a key of READS, prints the microseconds of an event."""
-    from chatrpc_server.core import responses
+    from chatrpc_server.core.openai import responses
 
     assert Path(responses.__file__).is_relative_to(os.environ["PYTHONPATH"]), "another core/ than asked for"
     for line in sys.stdin:

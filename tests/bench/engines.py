@@ -37,7 +37,7 @@ import aiohttp
 import httpx
 import uvloop
 
-from chatrpc_server.upstream.pool import Pool
+from chatrpc_server.upstream.http.pool import Pool
 
 CHUNKS_PER_BURST = 66
 PACE_SECONDS = 0.020

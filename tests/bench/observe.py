@@ -56,16 +56,16 @@ def unwatched(_: Any, call: Any) -> Iterator[Any]:
 def serve(variant: str) -> int:
     """Runs the service with what the variant takes away."""
     from chatrpc_server import cli
-    from chatrpc_server.rpc.observe import Observe
-    from chatrpc_server.upstream.observe import Observe as ObserveUpstream
+    from chatrpc_server.rpc.layers.metrics import CallMetrics
+    from chatrpc_server.upstream.metrics import AttemptMetrics
 
     level = "info" if variant == VARIANTS[3] else "warning"
     flags = ["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", f"--log.level={level}"]
     with contextlib.ExitStack() as stack:
         if variant.startswith("off"):
-            stack.enter_context(mock.patch.object(Observe, "__call__", unseen))
-            stack.enter_context(mock.patch.object(ObserveUpstream, "request", unwatched))
-            untold = mock.patch.object(ObserveUpstream, "gaps", return_value=contextlib.nullcontext(float))
+            stack.enter_context(mock.patch.object(CallMetrics, "__call__", unseen))
+            stack.enter_context(mock.patch.object(AttemptMetrics, "request", unwatched))
+            untold = mock.patch.object(AttemptMetrics, "gaps", return_value=contextlib.nullcontext(float))
             stack.enter_context(untold)
         # Where it listens is a line of the log, which not all of them write.
         started = mock.patch("chatrpc_server.server.Server.start", _told(_server().start))

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from chatrpc_server.core.sse import Decoder
+from chatrpc_server.core.openai.sse import Decoder
 
 BASE_BYTES = 128 << 10
 FACTORS = (1, 2, 4, 8)

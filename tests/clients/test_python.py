@@ -33,9 +33,9 @@ from chatrpc_client import (
     UnavailableError,
 )
 from chatrpc_client import requests as client_requests
-from chatrpc_server.core import requests as service_requests
-from chatrpc_server.core.assemble import assemble
-from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.core.openai import requests as service_requests
+from chatrpc_server.core.openai.assemble import assemble
+from chatrpc_server.core.openai.responses import StreamReader
 from chatrpc_server.echo import Echo
 from support import Script, Service, collect, http, service
 

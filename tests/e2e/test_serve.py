@@ -11,9 +11,9 @@ import pytest
 from e2e.process import ANY_PORTS, run, running
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server import ports
 from chatrpc_server.echo import Echo
-from chatrpc_server.lifecycle import StartError
+from chatrpc_server.process import ports
+from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings import Address
 from support import collect, request
 

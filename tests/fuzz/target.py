@@ -18,8 +18,8 @@ from zlib import crc32
 
 from google.protobuf.message import Message
 
-from chatrpc_server.core import refusals, responses, sse
 from chatrpc_server.core.errors import ChatError, InvalidResponse
+from chatrpc_server.core.openai import error_responses, responses, sse
 
 Pieces = list[bytes]
 Cut = Callable[[bytes, random.Random], Pieces]
@@ -55,7 +55,7 @@ def check_cut(data: bytes, cut: Cut) -> None:
     for payload in [data, *(payload for _, payload in events)]:
         raises_chat_errors_only(responses.response, payload)
         responses.StreamReader(UNBOUNDED).whole(payload)
-        refusals.refused(500, {}, payload, now=0.0)
+        error_responses.refused(500, {}, payload, now=0.0)
 
 
 def check_bound(pieces: Pieces, bound: int, events: list[sse.Event], whole: Outcome) -> None:

@@ -34,10 +34,10 @@ class FieldTable(NamedTuple):
 
 
 FIELD_TABLES = {
-    "core/requests.py": FieldTable(
+    "core/openai/requests.py": FieldTable(
         "_SPECIAL", '"{path}": _nothing', (chat_request_pb2.CreateChatCompletionRequest.DESCRIPTOR,)
     ),
-    "core/mapping.py": FieldTable(
+    "core/openai/mapping.py": FieldTable(
         "_WITHOUT_KEY",
         '"{path}"',
         (

@@ -29,27 +29,27 @@ PACKAGE = "service/chatrpc_server"
 LONGEST_SECONDS = 180
 
 TESTS = {
-    "core/requests.py": "tests/unit/test_requests.py tests/unit/test_requests_messages.py"
+    "core/openai/requests.py": "tests/unit/test_requests.py tests/unit/test_requests_messages.py"
     " tests/unit/test_requests_invalid.py",
-    "core/mapping.py": "tests/unit/test_mapping.py tests/unit/test_responses.py tests/unit/test_responses_stream.py"
-    " tests/unit/test_responses_tool_calls.py tests/unit/test_mapping_lossless.py",
-    "core/refusals.py": "tests/unit/test_refusals.py tests/unit/test_responses.py",
-    "core/coalesce.py": "tests/unit/test_coalesce.py",
-    "core/repeats.py": "tests/unit/test_repeats.py",
-    "core/surrogates.py": "tests/unit/test_surrogates.py tests/unit/test_responses_stream.py",
-    "rpc/statuses.py": "tests/rpc/test_bad_requests.py tests/rpc/test_upstream_errors.py"
+    "core/openai/mapping.py": "tests/unit/test_mapping.py tests/unit/test_responses.py"
+    " tests/unit/test_responses_stream.py tests/unit/test_responses_tool_calls.py tests/unit/test_mapping_lossless.py",
+    "core/openai/error_responses.py": "tests/unit/test_refusals.py tests/unit/test_responses.py",
+    "core/openai/coalesce.py": "tests/unit/test_coalesce.py",
+    "core/openai/chunk_template.py": "tests/unit/test_repeats.py",
+    "core/openai/surrogates.py": "tests/unit/test_surrogates.py tests/unit/test_responses_stream.py",
+    "rpc/layers/errors.py": "tests/rpc/test_bad_requests.py tests/rpc/test_upstream_errors.py"
     " tests/rpc/test_admission_and_drain.py tests/rpc/test_retries.py tests/rpc/test_cancel_and_deadlines.py",
 }
 """File to the tests that hold its tables, the quickest first."""
 
 EQUIVALENT = {
-    "core/requests.py fields: without ToolChoice.*": "`_tool_choice` writes them",
-    "core/requests.py fields: without FunctionCallChoice.*": "`_function_call_choice` writes them",
-    "core/requests.py fields: without MessageAudio.*": "`_message_audio` writes the id, the rest never leaves",
-    "core/requests.py fields: without Annotation.*": "annotations never leave",
-    "core/requests.py fields: without UrlCitation.*": "annotations never leave",
-    "core/requests.py fields: without FunctionCall.arguments": "`_finish_function_call` writes it at the same place",
-    "core/requests.py fields: without CustomToolCall.input": "`_finish_custom_call` writes it at the same place",
+    "core/openai/requests.py fields: without ToolChoice.*": "`_tool_choice` writes them",
+    "core/openai/requests.py fields: without FunctionCallChoice.*": "`_function_call_choice` writes them",
+    "core/openai/requests.py fields: without MessageAudio.*": "`_message_audio` writes the id, the rest never leaves",
+    "core/openai/requests.py fields: without Annotation.*": "annotations never leave",
+    "core/openai/requests.py fields: without UrlCitation.*": "annotations never leave",
+    "core/openai/requests.py fields: without FunctionCall.arguments": "`_finish_function_call` writes it there too",
+    "core/openai/requests.py fields: without CustomToolCall.input": "`_finish_custom_call` writes it at the same place",
 }
 """Mutants, by pattern, that nobody can tell from the original, and why; they are left out."""
 

@@ -17,7 +17,7 @@ from prometheus.live import ROOT, Live
 from prometheus.load import TRACE_ID
 from prometheus_client import CollectorRegistry
 
-from chatrpc_server.rpc.observe import RPCS
+from chatrpc_server.rpc.layers.metrics import RPCS
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.exporter import register_process
 from chatrpc_server.telemetry.metrics import Metrics

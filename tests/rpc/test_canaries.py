@@ -182,7 +182,7 @@ async def test_a_mistake_of_ours(rpc: str, script: Script, places: Places, monke
     def fails(request: Any, **_: Any) -> bytes:
         raise LookupError(f"{PROMPTS[1]} {KEY} {request}")
 
-    monkeypatch.setattr("chatrpc_server.core.requests.body", fails)
+    monkeypatch.setattr("chatrpc_server.core.openai.requests.body", fails)
     async with _service(script.base_url) as chat:
         ended = await _call(chat, rpc, _request("echo"))
         assert (ended.message, ended.reason) == ("internal error", "INTERNAL")

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from chatrpc_server.settings import UpstreamSettings
-from chatrpc_server.upstream import engine, pool
+from chatrpc_server.upstream.http import pool, transport
 from support import Exchange, Script, http
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 1000\r\n\r\n"
@@ -23,13 +23,13 @@ EMPTY = OK + b"content-length: 0\r\n\r\n"
 engines = pytest.mark.parametrize("name", ["httptools", "httpcore"])
 
 
-def of(script: Script, name: str, url: str = "", **settings: Any) -> engine.Transport:
+def of(script: Script, name: str, url: str = "", **settings: Any) -> transport.Transport:
     url = url or script.base_url
     chosen = UpstreamSettings(base_url=url, engine=name, **settings)
-    return engine.transport(chosen, httpx.URL(f"{url}/x"), [("user-agent", "test")])
+    return transport.transport(chosen, httpx.URL(f"{url}/x"), [("user-agent", "test")])
 
 
-async def posted(transport: engine.Transport, body: bytes = b"{}") -> "Seen":
+async def posted(transport: transport.Transport, body: bytes = b"{}") -> "Seen":
     """What comes of a request, once its connection is idle or gone."""
     answer, data, whole = await transport.post(body, []), b"", True
     try:
@@ -73,7 +73,7 @@ class Seen(NamedTuple):
     idle: int
 
 
-async def idle(transport: engine.Transport) -> int:
+async def idle(transport: transport.Transport) -> int:
     """How many connections are kept, once none is in use."""
     async with asyncio.timeout(5):
         while transport.connections()[0]:
@@ -528,7 +528,7 @@ async def test_a_connection_in_use_outlives_the_idle_ones(script: Script, monkey
     await transport.aclose()
 
 
-async def posted_beside(transport: engine.Transport) -> None:
+async def posted_beside(transport: transport.Transport) -> None:
     """A whole exchange while others are under way."""
     answer = await transport.post(b"{}", [])
     while await answer.read():

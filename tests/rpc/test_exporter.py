@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from chatrpc_server.lifecycle import StartError
+from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings import Address
 from chatrpc_server.telemetry import exporter
 from support import ANY_PORT

@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import docs
-from chatrpc_server.rpc.observe import CODE_NAMES
+from chatrpc_server.rpc.layers.metrics import CODE_NAMES
 from faults import FAULTS, RETRY_AFTER_SECONDS, UNREACHABLE, WHOLE_TEXT, base_url_of
 from support import Outcome, Service, outcome, request, service
 

@@ -8,10 +8,10 @@ import pytest
 
 from chatrpc_server.core.call import Call
 from chatrpc_server.echo import Echo
-from chatrpc_server.rpc.observe import RPCS
+from chatrpc_server.rpc.layers.metrics import RPCS
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.metrics import Metrics
-from chatrpc_server.upstream.observe import Observe
+from chatrpc_server.upstream.metrics import AttemptMetrics
 from support import Exchange, Script, Service, collect, failure, http, request, service, sse
 
 MODEL = {"gen_ai_request_model": "echo"}
@@ -204,7 +204,7 @@ def test_each_gap_is_told_once() -> None:
         labels = dict(zip(metrics.chunk_gap._labelnames, metrics.gen_ai_labels(call.model), strict=True))
         return metrics.registry.get_sample_value("gen_ai_client_operation_time_per_output_chunk_seconds_count", labels)
 
-    with Observe(metrics, settings.name).gaps(call) as note:
+    with AttemptMetrics(metrics, settings.name).gaps(call) as note:
         for _ in range(40):
             note(0.01)
         assert told() == 32

@@ -8,13 +8,13 @@ from contextlib import aclosing
 import pytest
 
 from chatrpc_server.core.errors import TimedOut
-from chatrpc_server.upstream.patience import Patience
+from chatrpc_server.upstream.idle_timeout import IdleTimeout
 
 LONG = 60.0
 
 
-def patience() -> Patience:
-    return Patience("nothing for {:g} s")
+def patience() -> IdleTimeout:
+    return IdleTimeout("nothing for {:g} s")
 
 
 async def test_a_wait_that_is_too_long() -> None:

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 from walker import prune, to_json
 
-from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.core.openai.responses import StreamReader
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 from support import Script, Service, collect, failure, http, request, service
 

@@ -9,11 +9,11 @@ import pytest
 from chatrpc.v1.chat_request_pb2 import StreamOptions
 from chatrpc_server.core.call import Call
 from chatrpc_server.echo import Echo
-from chatrpc_server.rpc.observe import RPCS
+from chatrpc_server.rpc.layers.metrics import RPCS
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.metrics import Metrics
-from chatrpc_server.upstream.observe import Observe
-from chatrpc_server.upstream.openai import OpenAI
+from chatrpc_server.upstream.metrics import AttemptMetrics
+from chatrpc_server.upstream.openai import OpenAIUpstream
 from support import Exchange, Script, Service, collect, failure, http, request, service, sse
 
 
@@ -196,7 +196,7 @@ async def test_a_slow_reader_is_no_silence_of_the_upstream(script: Script) -> No
     settings = UpstreamSettings(
         base_url=script.base_url, first_chunk_timeout_seconds=0.3, chunk_gap_timeout_seconds=0.3
     )
-    upstream = OpenAI(settings, Observe(Metrics(RPCS, settings), settings.name))
+    upstream = OpenAIUpstream(settings, AttemptMetrics(Metrics(RPCS, settings), settings.name))
     call = Call(id="1", method="CreateChatCompletionStream", started=0, deadline=0)
     async with aclosing(upstream.stream(request(), call)) as batches:
         assert await anext(batches)

@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 from chatrpc_server.core.errors import Reason
 from chatrpc_server.echo import Echo
-from chatrpc_server.lifecycle import StartError
+from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.server import Server
 from chatrpc_server.telemetry import span_exporter
 from faults import FAULTS, base_url_of
@@ -389,7 +389,7 @@ async def test_nothing_of_what_the_upstream_says(answered: str, script: Script, 
 async def test_an_error_that_nobody_foresaw(
     echo: Echo, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("chatrpc_server.core.responses.response", lambda *_: 1 / 0)
+    monkeypatch.setattr("chatrpc_server.core.openai.responses.response", lambda *_: 1 / 0)
     async with service(echo.base_url, **ON) as chat:
         assert (await failure(chat.stub.CreateChatCompletion(request()))).code is grpc.StatusCode.INTERNAL
         call, (attempt,) = await spans(chat)

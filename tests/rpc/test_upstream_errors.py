@@ -280,7 +280,7 @@ async def test_an_error_whose_body_is_cut_off_keeps_its_status(
 async def test_an_unforeseen_exception_tells_nothing(
     script: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from chatrpc_server.core import responses
+    from chatrpc_server.core.openai import responses
 
     def broken(body: bytes) -> None:
         raise ValueError("secret detail")

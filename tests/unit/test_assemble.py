@@ -1,4 +1,4 @@
-"""core/assemble.py: a stream put together again."""
+"""core/openai/assemble.py: a stream put together again."""
 
 import json
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from walker import to_json
 
-from chatrpc_server.core import responses
 from chatrpc_server.core.errors import ChatError, Reason
+from chatrpc_server.core.openai import responses
 
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 

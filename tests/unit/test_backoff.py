@@ -12,19 +12,19 @@ from chatrpc_server.core.errors import (
     ChatError,
     DeadlineExceeded,
     Draining,
+    ErrorResponse,
     InvalidRequest,
     InvalidResponse,
     Overloaded,
     Reason,
-    Refused,
     TimedOut,
     Truncated,
     Unreachable,
 )
 
 
-def refused(status: int, reason: Reason = Reason.UPSTREAM_ERROR, **fields: object) -> Refused:
-    return Refused(reason, status, UpstreamError(message="m"), **fields)  # type: ignore[arg-type]
+def refused(status: int, reason: Reason = Reason.UPSTREAM_ERROR, **fields: object) -> ErrorResponse:
+    return ErrorResponse(reason, status, UpstreamError(message="m"), **fields)  # type: ignore[arg-type]
 
 
 ERRORS: dict[str, tuple[ChatError, bool]] = {

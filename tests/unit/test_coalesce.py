@@ -21,7 +21,7 @@ from chatrpc.v1.chat_response_pb2 import (
     ToolCallDelta,
     Usage,
 )
-from chatrpc_server.core.coalesce import coalesce
+from chatrpc_server.core.openai.coalesce import coalesce
 from chatrpc_server.core.upstream import ChatChunk
 
 COMMON: dict[str, Any] = {

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatrpc_server.core import jsontext
-from chatrpc_server.core.jsontext import Raw
+from chatrpc_server.core.openai import jsontext
+from chatrpc_server.core.openai.jsontext import Raw
 
 DEEP = 9999
 REFUSED = "refused"

@@ -13,7 +13,7 @@ from chatrpc.v1 import chat_request_pb2
 from chatrpc.v1 import chat_response_pb2 as answers
 from chatrpc.v1.chat_message_pb2 import ChatMessage, ContentPart, FunctionCall
 from chatrpc.v1.chat_response_pb2 import Delta, TokenLogprob, Usage
-from chatrpc_server.core import mapping
+from chatrpc_server.core.openai import mapping
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
 HIGH, LOW = "\ud83d", "\ude00"  # the halves of 😀

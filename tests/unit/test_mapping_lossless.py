@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatrpc.v1 import chat_message_pb2, chat_response_pb2
-from chatrpc_server.core import mapping, responses
-from chatrpc_server.core.errors import InvalidResponse, Refused, UpstreamFault
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, UpstreamFault
+from chatrpc_server.core.openai import mapping, responses
 
 KINDS = {
     descriptor.name: GetMessageClass(descriptor)
@@ -160,7 +160,7 @@ def test_any_depth_is_kept_or_refused(body: str, depth: int) -> None:
         responses.response(data)
     except UpstreamFault as error:
         fault = error
-    kept = Refused if "error" in body else type(None)
+    kept = ErrorResponse if "error" in body else type(None)
     assert isinstance(fault, (kept, InvalidResponse) if depth > 300 else kept)
     assert isinstance(reader.error, (kept, InvalidResponse) if depth > 300 else kept)
     assert depth < 5000 or isinstance(fault, InvalidResponse)

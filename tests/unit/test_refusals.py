@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
-from chatrpc_server.core.errors import InvalidResponse, Reason, Refused
-from chatrpc_server.core.refusals import (
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason
+from chatrpc_server.core.openai.error_responses import (
     FIELD_BYTES,
     MESSAGE_BYTES,
     RAW_BODY_BYTES,
@@ -22,10 +22,10 @@ NOW = 1_700_000_000.0
 """Tue, 14 Nov 2023 22:13:20 GMT."""
 
 
-def refusal(status: int = 400, body: Any = b"", headers: dict[str, str] | None = None) -> Refused:
+def refusal(status: int = 400, body: Any = b"", headers: dict[str, str] | None = None) -> ErrorResponse:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     error = refused(status, headers or {}, data, NOW)
-    assert isinstance(error, Refused)
+    assert isinstance(error, ErrorResponse)
     assert (error.status, error.detail.http_status, error.in_success) == (status, status, False)
     assert error.message == error.detail.message
     return error

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatrpc_server.core import repeats
-from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.core.openai import chunk_template
+from chatrpc_server.core.openai.responses import StreamReader
 from chatrpc_server.core.upstream import ChatChunk
 
 PLAIN = b'{"id":"i","choices":[{"index":0,"delta":{"content":%s}}]}'
@@ -28,7 +28,7 @@ def quoted(text: str) -> bytes:
     return json.dumps(text, ensure_ascii=False).encode()
 
 
-class Counting(repeats.Repeats):
+class Counting(chunk_template.ChunkTemplate):
     """Counts the chunks that it took for repeated."""
 
     count = 0
@@ -49,7 +49,7 @@ class Counting(repeats.Repeats):
         return texts
 
 
-class Never(repeats.Repeats):
+class Never(chunk_template.ChunkTemplate):
     """Has everything decoded."""
 
     def only(self, data: bytes) -> ChatChunk | None:
@@ -59,7 +59,7 @@ class Never(repeats.Repeats):
         return [], at
 
 
-def reader_with(kind: type[repeats.Repeats], limit: int = 10_000, **options: Any) -> StreamReader:
+def reader_with(kind: type[chunk_template.ChunkTemplate], limit: int = 10_000, **options: Any) -> StreamReader:
     reader = StreamReader(limit, **options)
     reader._repeats = kind(limit)
     return reader
@@ -130,7 +130,7 @@ def test_two_halves_of_a_pair_that_come_together_are_one() -> None:
     halves = [rb'"\ud83d"', rb'"\ude00"']
     read = b"".join(event(PLAIN % text) for text in [b'"a"', *halves, b'"b"'])
     for options in ({}, {"coalesce": True}):
-        assert heard(reader_with(repeats.Repeats, **options), [read, DONE]) == heard(
+        assert heard(reader_with(chunk_template.ChunkTemplate, **options), [read, DONE]) == heard(
             reader_with(Never, **options), [read, DONE]
         )
 
@@ -208,7 +208,7 @@ def test_an_event_of_another_type_is_decoded() -> None:
 
 def test_what_never_repeats_is_not_looked_at_for_ever() -> None:
     """As with obfuscation: a lesson costs as much as a chunk."""
-    different = [PLAIN.replace(b'"i"', b'"%d"' % number) % b'"a"' for number in range(repeats._LESSONS)]
+    different = [PLAIN.replace(b'"i"', b'"%d"' % number) % b'"a"' for number in range(chunk_template._LESSONS)]
     assert repeated(*different, *[PLAIN % b'"a"'] * 5) == 0
     assert repeated(*different[1:], *[PLAIN % b'"a"'] * 5) == 4
     used = [PLAIN % b'"a"'] * 2
@@ -297,7 +297,7 @@ def test_a_run_that_holds_no_text_is_looked_at_once() -> None:
 def test_a_reused_message_does_not_grow() -> None:
     reader = StreamReader(1 << 20, reuse=True)
     reader.feed(event(PLAIN % b'"a"'))
-    messages = [reader.feed(event(PLAIN % b'"b"'))[0] for _ in range(3 * repeats._USES)]
+    messages = [reader.feed(event(PLAIN % b'"b"'))[0] for _ in range(3 * chunk_template._USES)]
     assert len(set(map(id, messages))) == 3
 
 
@@ -384,6 +384,6 @@ def streams(draw: st.DrawFn) -> Stream:
 @given(streams(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([70, 100, 10_000]))
 def test_nobody_can_tell(stream: Stream, coalesce: bool, reuse: bool, drop: bool, limit: int) -> None:
     options: dict[str, Any] = {"coalesce": coalesce, "reuse": reuse, "drop_usage_chunk": drop}
-    told = heard(reader_with(repeats.Repeats, limit, **options), stream.reads())
+    told = heard(reader_with(chunk_template.ChunkTemplate, limit, **options), stream.reads())
     decoded = heard(reader_with(Never, limit, **options), stream.reads())
     assert told == decoded

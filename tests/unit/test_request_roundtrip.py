@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc_client.requests import from_json
-from chatrpc_server.core import requests, responses
+from chatrpc_server.core.openai import requests, responses
 from chatrpc_server.core.upstream import ChatRequest
 
 # Any request.

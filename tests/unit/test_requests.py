@@ -28,7 +28,7 @@ from chatrpc.v1.chat_request_pb2 import (
     UserLocation,
     WebSearchOptions,
 )
-from chatrpc_server.core import requests
+from chatrpc_server.core.openai import requests
 from chatrpc_server.core.upstream import ChatRequest
 
 X = '{"x":null}'  # an extra key with a value that only extra_json can send

@@ -22,8 +22,8 @@ from chatrpc.v1.chat_request_pb2 import (
     UserLocation,
     WebSearchOptions,
 )
-from chatrpc_server.core import requests
 from chatrpc_server.core.errors import InvalidRequest, Reason
+from chatrpc_server.core.openai import requests
 from chatrpc_server.core.upstream import ChatRequest
 
 NAN, INFINITE = float("nan"), float("inf")

@@ -23,7 +23,7 @@ from chatrpc.v1.chat_message_pb2 import (
     UrlCitation,
 )
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
-from chatrpc_server.core import mapping, requests
+from chatrpc_server.core.openai import mapping, requests
 from chatrpc_server.core.upstream import ChatRequest
 
 X = '{"x":null}'  # an extra key with a value that only extra_json can send

@@ -7,8 +7,8 @@ import pytest
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_response_pb2 import Choice, Usage
-from chatrpc_server.core import responses
-from chatrpc_server.core.errors import InvalidResponse, Reason, Refused
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason
+from chatrpc_server.core.openai import responses
 from chatrpc_server.core.upstream import ChatResponse
 
 HI = ChatResponse(choices=[Choice(message=ChatMessage(role="assistant", content="hi"))])
@@ -90,7 +90,7 @@ ERRORS: dict[str, tuple[Any, Reason, str]] = {
 @pytest.mark.parametrize(("source", "reason", "message"), ERRORS.values(), ids=ERRORS)
 def test_error_in_success(source: Any, reason: Reason, message: str) -> None:
     body = json.dumps(source).encode()
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ErrorResponse) as caught:
         responses.response(body)
     error = caught.value
     assert (error.reason, error.message, error.in_success) == (reason, message, True)

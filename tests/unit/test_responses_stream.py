@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from chatrpc.v1.chat_message_pb2 import ContentPart
 from chatrpc.v1.chat_response_pb2 import ChunkChoice, Delta, Usage
-from chatrpc_server.core.errors import InvalidResponse, Reason, Refused, Truncated
-from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, Truncated
+from chatrpc_server.core.openai.responses import StreamReader
 from chatrpc_server.core.upstream import ChatChunk
 
 LIMIT = 1000
@@ -230,7 +230,7 @@ def test_end(data: bytes, whole: bool) -> None:
 def test_the_last_event_may_be_an_error() -> None:
     reader, chunks = fed([A + event({"error": "m"})[:-2]])
     assert texts(chunks) == ["a"]
-    assert isinstance(reader.error, Refused)
+    assert isinstance(reader.error, ErrorResponse)
 
 
 def test_the_last_event_needs_no_blank_line() -> None:
@@ -261,7 +261,7 @@ def test_6_half_a_pair_in_an_answer_in_one_piece() -> None:
 def test_an_error_in_one_piece() -> None:
     reader = StreamReader(LIMIT)
     assert reader.whole(b'{"error":"m"}') == []
-    assert isinstance(reader.error, Refused)
+    assert isinstance(reader.error, ErrorResponse)
 
 
 def test_after_done_nothing_counts() -> None:
@@ -298,13 +298,13 @@ def test_failure(data: bytes, reason: Reason, message: str) -> None:
     assert reader.error is not None
     assert (reader.error.reason, reader.done) == (reason, False)
     assert reader.error.message.endswith(message)
-    if isinstance(reader.error, Refused):
+    if isinstance(reader.error, ErrorResponse):
         assert (reader.error.in_success, reader.error.detail.http_status) == (True, 200)
 
 
 def test_an_error_after_the_finish_is_an_error() -> None:
     reader, _ = fed([A + END + event({"error": "m"}) + DONE])
-    assert isinstance(reader.error, Refused)
+    assert isinstance(reader.error, ErrorResponse)
 
 
 EVERYTHING = [data for data, _ in SURFACES.values()] + [data for data, _ in ENDS.values()]

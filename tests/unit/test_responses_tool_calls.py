@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chatrpc_server.core.responses import StreamReader
+from chatrpc_server.core.openai.responses import StreamReader
 
 
 def call(id: Any = None, name: Any = None, arguments: Any = None, **more: Any) -> dict[str, Any]:  # noqa: A002

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatrpc_server.core import sse
 from chatrpc_server.core.errors import InvalidResponse
+from chatrpc_server.core.openai import sse
 
 Events = list[sse.Event]
 BOM = b"\xef\xbb\xbf"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatrpc_server.core.surrogates import SurrogateJoiner, well_formed
+from chatrpc_server.core.openai.surrogates import SurrogateJoiner, well_formed
 
 HIGH, LOW, LOST = "\ud83d", "\ude00", "\ufffd"  # of 😀
 

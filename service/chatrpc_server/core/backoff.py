@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from chatrpc_server.core.errors import ChatError, Reason, Refused, Unreachable
+from chatrpc_server.core.errors import ChatError, ErrorResponse, Reason, Unreachable
 
 _RETRIED_STATUSES = {408, 409, 429}
 
@@ -29,7 +29,7 @@ class Backoff:
 
 def is_transient(error: ChatError) -> bool:
     """Could the very same request succeed a moment later?"""
-    if isinstance(error, Refused):
+    if isinstance(error, ErrorResponse):
         if error.reason is Reason.INSUFFICIENT_QUOTA:
             return False
         if error.should_retry is not None:

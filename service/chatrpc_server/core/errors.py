@@ -11,13 +11,13 @@
     └── UpstreamFault          the upstream's
         ├── Unreachable          no connection, or it broke before the response began
         ├── TimedOut             silence for longer than the settings allow
-        ├── Refused              an HTTP error status, or an error object where a completion should be
+        ├── ErrorResponse        an HTTP error status, or an error object where a completion should be
         ├── InvalidResponse      not what the chat completions API sends
         └── Truncated            the response ended before the completion did
 
-`reason` is the `google.rpc.ErrorInfo.reason` that the caller sees; `rpc/statuses.py` holds the table from reasons to
-gRPC codes. Messages may be shown to the caller, so they never hold a key; they are never logged, since an upstream may
-quote a prompt in them.
+`reason` is the `google.rpc.ErrorInfo.reason` that the caller sees; `rpc/layers/errors.py` maps reasons to gRPC codes.
+Messages may be shown to the caller, so they never hold a key; they are never logged, since an upstream may quote a
+prompt in them.
 """
 
 from enum import StrEnum
@@ -154,7 +154,7 @@ class Truncated(UpstreamFault):
     reason = Reason.UPSTREAM_STREAM_TRUNCATED
 
 
-class Refused(UpstreamFault):
+class ErrorResponse(UpstreamFault):
     """The upstream answered with an error.
 
     `detail` is what it said. `status` is the HTTP status that the error amounts to: the response's own or, for an error

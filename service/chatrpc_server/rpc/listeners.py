@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from chatrpc_server import ports
+from chatrpc_server.process import ports
 from chatrpc_server.settings import Address, LimitsSettings
 
 

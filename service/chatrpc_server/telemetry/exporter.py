@@ -11,7 +11,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from chatrpc_server import ports
+from chatrpc_server.process import ports
 from chatrpc_server.settings import Address
 
 _POLL_SECONDS = 0.1

@@ -23,7 +23,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from chatrpc_server.lifecycle import StartError
+from chatrpc_server.process.lifecycle import StartError
 
 _IN_FLIGHT = "chatrpc_rpcs_in_flight"
 _PARENT = "parent"

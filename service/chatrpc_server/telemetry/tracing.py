@@ -1,8 +1,8 @@
-"""Traces, by OpenTelemetry: a span for each call, and in it one for each HTTP request to the upstream.
+"""OpenTelemetry traces: one span per call, with one child span per HTTP request to the upstream.
 
-A layer around each call, and a `Watch` around another. Names are those of the GenAI, RPC and HTTP semantic conventions.
-No span ever holds a prompt, an answer, a key or what an upstream said: why something failed is told by its
-`ErrorInfo.reason`.
+A layer around each call, and an `UpstreamObserver` around another observer. Names follow the GenAI, RPC and HTTP
+semantic conventions. No span holds a prompt, a completion, a key or an upstream's error text: the `ErrorInfo.reason`
+gives the cause of a failure.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from opentelemetry.util.types import AttributeValue
 from chatrpc_server import __version__
 from chatrpc_server.core.call import Call, Headers
 from chatrpc_server.core.errors import ChatError
-from chatrpc_server.core.watch import Watch
+from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.settings import TracingSettings, UpstreamSettings
 from chatrpc_server.telemetry.labels import FINISH_REASONS, GRPC_CODES, OPERATION, OTHER
 from chatrpc_server.telemetry.span_exporter import Delivery
@@ -109,7 +109,7 @@ class Tracing:
             if span.is_recording():
                 self._end(span, call)
 
-    def watch(self, inner: Watch) -> Watch:
+    def watch(self, inner: UpstreamObserver) -> UpstreamObserver:
         """`inner`, with a span around each request."""
         return _Attempts(inner, self._tracer, self._of_attempt)
 
@@ -152,16 +152,16 @@ class Tracing:
 
 
 class _Attempts:
-    """A `Watch` around another: a span for each HTTP request, whose id the upstream gets as its parent."""
+    """A `UpstreamObserver` around another: a span for each HTTP request, whose id the upstream gets as its parent."""
 
-    def __init__(self, inner: Watch, tracer: Tracer, attributes: dict[str, AttributeValue]) -> None:
+    def __init__(self, inner: UpstreamObserver, tracer: Tracer, attributes: dict[str, AttributeValue]) -> None:
         self._inner = inner
         self._tracer = tracer
         self._attributes = attributes
 
     @contextmanager
     def request(self, call: Call) -> Iterator[Headers]:
-        """See `Watch`. Of calls that are not sampled the headers are those of the call."""
+        """See `UpstreamObserver`. Of calls that are not sampled the headers are those of the call."""
         if not (isinstance(call.span, Span) and call.span.is_recording()):
             with self._inner.request(call) as headers:
                 yield headers
@@ -193,7 +193,7 @@ class _Attempts:
             span.end()
 
     def gaps(self, call: Call) -> AbstractContextManager[Callable[[float], None]]:
-        """See `Watch`."""
+        """See `UpstreamObserver`."""
         return self._inner.gaps(call)
 
 

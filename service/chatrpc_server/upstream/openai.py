@@ -14,14 +14,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 
 from chatrpc_server import __version__
-from chatrpc_server.core import refusals, requests, responses
 from chatrpc_server.core.call import Call, Headers
-from chatrpc_server.core.errors import InvalidResponse, Refused, TimedOut, Truncated, Unreachable
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, TimedOut, Truncated, Unreachable
+from chatrpc_server.core.observer import UpstreamObserver
+from chatrpc_server.core.openai import error_responses, requests, responses
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
-from chatrpc_server.core.watch import Watch
 from chatrpc_server.settings import UpstreamSettings
-from chatrpc_server.upstream import engine
-from chatrpc_server.upstream.patience import Patience
+from chatrpc_server.upstream.http import transport
+from chatrpc_server.upstream.idle_timeout import IdleTimeout
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +36,17 @@ _SHOWN_CHARACTERS = 64
 """So much of the upstream's headers the caller may see."""
 
 
-class OpenAI:
+class OpenAIUpstream:
     """An upstream behind a transport of its own, which it closes. `watch` is told of each request.
 
     Raises OSError for a useless `ca_file`.
     """
 
-    def __init__(self, settings: UpstreamSettings, watch: Watch) -> None:
+    def __init__(self, settings: UpstreamSettings, watch: UpstreamObserver) -> None:
         self._settings = settings
         self._watch = watch
         url = httpx.URL(f"{settings.base_url.rstrip('/')}/chat/completions")
-        self._transport = engine.transport(settings, url, _headers(settings))
+        self._transport = transport.transport(settings, url, _headers(settings))
         self._asks_usage = True
 
     async def aclose(self) -> None:
@@ -82,7 +82,7 @@ class OpenAI:
         )
         call.finish_reasons = reader.finish_reasons
         async with AsyncExitStack() as stack:
-            patience = await stack.enter_async_context(Patience("the upstream sent no chunk for {:g} s"))
+            patience = await stack.enter_async_context(IdleTimeout("the upstream sent no chunk for {:g} s"))
             patience.wait(settings.first_chunk_timeout_seconds)
             answer = await self._open_stream(request, call, stack)
             body = _Body(answer, call)
@@ -118,14 +118,14 @@ class OpenAI:
                 raise reader.error
             await body.drain()
 
-    async def _open_stream(self, request: ChatRequest, call: Call, stack: AsyncExitStack) -> engine.Answer:
+    async def _open_stream(self, request: ChatRequest, call: Call, stack: AsyncExitStack) -> transport.Answer:
         """Begins a stream, asking for its usage unless this upstream has been found to reject that."""
         ask_usage = self._asks_usage
         body = requests.body(request, stream=True, ask_usage=ask_usage)
         try:
             return await stack.enter_async_context(self._open(body, call))
-        except Refused as error:
-            if not ask_usage or request.stream_options.include_usage or not refusals.rejects_usage(error):
+        except ErrorResponse as error:
+            if not ask_usage or request.stream_options.include_usage or not error_responses.rejects_usage(error):
                 raise
         body = requests.body(request, stream=True, ask_usage=False)
         answer = await stack.enter_async_context(self._open(body, call))
@@ -135,7 +135,7 @@ class OpenAI:
         return answer
 
     @asynccontextmanager
-    async def _open(self, body: bytes, call: Call) -> AsyncIterator[engine.Answer]:
+    async def _open(self, body: bytes, call: Call) -> AsyncIterator[transport.Answer]:
         """Sends one request; what it gives is a success, its body not yet read. Closes it, whatever happens."""
         call.attempts += 1
         call.upstream_status, call.upstream_request_id, call.response_metadata = None, "", ()
@@ -148,7 +148,7 @@ class OpenAI:
             finally:
                 await answer.aclose()
 
-    async def _send(self, body: bytes, headers: Headers, call: Call) -> engine.Answer:
+    async def _send(self, body: bytes, headers: Headers, call: Call) -> transport.Answer:
         started = time.monotonic()
         try:
             return await self._transport.post(body, headers)
@@ -186,7 +186,7 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     return headers
 
 
-def _note_headers(answer: engine.Answer, call: Call) -> None:
+def _note_headers(answer: transport.Answer, call: Call) -> None:
     """Keeps the status, and what the caller may see of the headers, as gRPC metadata."""
     headers, call.upstream_status = answer.headers, answer.status
     shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
@@ -202,11 +202,11 @@ def _is_plain(value: str) -> bool:
     return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
-async def _check(answer: engine.Answer, call: Call) -> None:
+async def _check(answer: transport.Answer, call: Call) -> None:
     """Raises what a response that is no success amounts to."""
     if answer.status != 200:
         body = await _Body(answer, call).read(_ERROR_BODY_BYTES, keep_start=True)
-        raise refusals.refused(answer.status, answer.headers, body, time.time())
+        raise error_responses.refused(answer.status, answer.headers, body, time.time())
     encoding = answer.headers.get("content-encoding", "").lower()
     if encoding in _COMPRESSIONS:
         raise InvalidResponse(
@@ -216,14 +216,14 @@ async def _check(answer: engine.Answer, call: Call) -> None:
         raise InvalidResponse("the upstream answered with an HTML page", "unexpected_content")
 
 
-def _media_type(answer: engine.Answer) -> str:
+def _media_type(answer: transport.Answer) -> str:
     return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class _Body:
     """The body of an answer. What it waits for it adds to the call's waiting time."""
 
-    def __init__(self, answer: engine.Answer, call: Call) -> None:
+    def __init__(self, answer: transport.Answer, call: Call) -> None:
         self._answer = answer
         self._call = call
 

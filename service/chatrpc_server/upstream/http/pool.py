@@ -11,7 +11,7 @@ import aiohappyeyeballs
 import httpx
 
 from chatrpc_server.core.call import Headers
-from chatrpc_server.upstream.http1 import Connection, Exchange
+from chatrpc_server.upstream.http.http1 import Connection, Exchange
 
 _IDLE_SECONDS = 15.0
 """Servers close what is idle, often after a minute or so; a request that crosses with that would be lost."""

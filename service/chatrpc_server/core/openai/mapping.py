@@ -12,8 +12,8 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from chatrpc_server.core import jsontext
-from chatrpc_server.core.surrogates import well_formed
+from chatrpc_server.core.openai import jsontext
+from chatrpc_server.core.openai.surrogates import well_formed
 
 JsonObject = dict[str, Any]
 Setter = Callable[[Any, Any], bool]

@@ -8,8 +8,8 @@ import httpx
 
 from chatrpc_server.core.call import Headers
 from chatrpc_server.settings import UpstreamSettings
-from chatrpc_server.upstream.httpcore_transport import HttpcoreTransport
-from chatrpc_server.upstream.pool import Pool
+from chatrpc_server.upstream.http.httpx_transport import HttpxTransport
+from chatrpc_server.upstream.http.pool import Pool
 
 
 class Answer(Protocol):
@@ -54,7 +54,7 @@ def transport(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> T
     """
     tls = _tls(settings) if url.scheme == "https" else None
     arguments = url, headers, tls, settings.proxy, settings.connect_timeout_seconds
-    return HttpcoreTransport(*arguments) if settings.engine == "httpcore" else Pool(*arguments)
+    return HttpxTransport(*arguments) if settings.engine == "httpcore" else Pool(*arguments)
 
 
 def _tls(settings: UpstreamSettings) -> ssl.SSLContext:

@@ -15,8 +15,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from chatrpc.v1 import chat_message_pb2, chat_request_pb2
-from chatrpc_server.core import jsontext
 from chatrpc_server.core.errors import InvalidRequest
+from chatrpc_server.core.openai import jsontext
 from chatrpc_server.core.upstream import ChatRequest
 
 JsonObject = dict[str, Any]

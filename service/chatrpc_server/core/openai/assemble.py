@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage, ToolCall
 from chatrpc.v1.chat_response_pb2 import Choice, Delta, ToolCallDelta
-from chatrpc_server.core import jsontext
+from chatrpc_server.core.openai import jsontext
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "moderation_json")

@@ -8,15 +8,15 @@ admission    turns away what this process cannot take, before any work is done
 
 from collections.abc import Callable, Sequence
 
-from chatrpc_server.rpc.admission import Admission
-from chatrpc_server.rpc.observe import Observe
+from chatrpc_server.rpc.layers.admission import Admission
+from chatrpc_server.rpc.layers.errors import ErrorStatus
+from chatrpc_server.rpc.layers.metrics import CallMetrics
 from chatrpc_server.rpc.pipeline import Layer
-from chatrpc_server.rpc.statuses import Statuses
 
 
 def layers(
-    observe: Observe, admission: Admission, redact: Callable[[str], str], tracing: Layer | None = None
+    observe: CallMetrics, admission: Admission, redact: Callable[[str], str], tracing: Layer | None = None
 ) -> Sequence[Layer]:
     """The layers of one server."""
-    always = (observe, Statuses(redact), admission)
+    always = (observe, ErrorStatus(redact), admission)
     return (tracing, *always) if tracing else always

@@ -11,7 +11,7 @@ from types import TracebackType
 from chatrpc_server.core.errors import TimedOut
 
 
-class Patience:
+class IdleTimeout:
     """As a context: raises `TimedOut` in it when a wait has been too long. `message` has a place for the seconds."""
 
     def __init__(self, message: str) -> None:
@@ -32,7 +32,7 @@ class Patience:
         """From now on nothing is."""
         self._until = math.inf
 
-    async def __aenter__(self) -> "Patience":
+    async def __aenter__(self) -> "IdleTimeout":
         task = asyncio.current_task()
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()

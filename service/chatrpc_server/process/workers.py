@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from chatrpc_server.lifecycle import StartError, Stops, on_stop_signals, stop_signals
+from chatrpc_server.process.lifecycle import StartError, Stops, on_stop_signals, stop_signals
 
 log = logging.getLogger("chatrpc.workers")
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from chatrpc_server.core.call import Call, Headers
 
 
-class Watch(Protocol):
+class UpstreamObserver(Protocol):
     """Metrics, tracing: each is around the next, and none raises anything of its own."""
 
     def request(self, call: Call) -> AbstractContextManager[Headers]:

@@ -8,8 +8,8 @@ its own text. That takes a third of the time, a fifth where one read brings seve
 from typing import Any
 
 from chatrpc.v1.chat_response_pb2 import Delta
-from chatrpc_server.core import jsontext, mapping
-from chatrpc_server.core.coalesce import coalesce
+from chatrpc_server.core.openai import jsontext, mapping
+from chatrpc_server.core.openai.coalesce import coalesce
 from chatrpc_server.core.upstream import ChatChunk
 
 _KEYS = (b'"content":"', b'"content": "')
@@ -22,7 +22,7 @@ _USES = 1000
 _BACKSLASH = ord("\\")
 
 
-class Repeats:
+class ChunkTemplate:
     """What one stream repeats."""
 
     def __init__(self, max_event_bytes: int) -> None:

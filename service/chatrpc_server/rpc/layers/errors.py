@@ -19,8 +19,8 @@ from google.rpc.status_pb2 import Status
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.call import Call
-from chatrpc_server.core.errors import ChatError, InvalidRequest, Reason, Refused
-from chatrpc_server.core.refusals import clip
+from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, Reason
+from chatrpc_server.core.openai.error_responses import clip
 from chatrpc_server.rpc.pipeline import Context
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ _ABORT_SECONDS = 2.0
 """How long the status of a call may wait to be sent."""
 
 
-class Statuses:
+class ErrorStatus:
     """`redact` takes keys out of a text."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:
@@ -106,7 +106,7 @@ class Statuses:
 
 def code_of(error: ChatError) -> grpc.StatusCode:
     """The gRPC code for an exception."""
-    if error.reason is Reason.UPSTREAM_ERROR and isinstance(error, Refused) and error.status < 500:
+    if error.reason is Reason.UPSTREAM_ERROR and isinstance(error, ErrorResponse) and error.status < 500:
         return grpc.StatusCode.FAILED_PRECONDITION
     return CODES[error.reason]
 
@@ -127,25 +127,25 @@ def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Sta
             field=redact(field), description=clip(redact(description), _DESCRIPTION_BYTES), reason=error.reason
         )
         _add(status, details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, Refused) and error.status in (402, 429):
+    if isinstance(error, ErrorResponse) and error.status in (402, 429):
         description = clip(message, _DESCRIPTION_BYTES)
         violations = [details_pb2.QuotaFailure.Violation(subject="upstream", description=description)]
         _add(status, details_pb2.QuotaFailure(violations=violations))
     _add(status, details_pb2.RequestInfo(request_id=call.upstream_request_id or call.id))
-    if isinstance(error, Refused):
+    if isinstance(error, ErrorResponse):
         _add(status, _upstream_error(status, error.detail, ours, redact))
     return status
 
 
 def _reason_shown(error: ChatError) -> Reason:
-    return Reason.STREAM_ERROR if isinstance(error, Refused) and error.in_success else error.reason
+    return Reason.STREAM_ERROR if isinstance(error, ErrorResponse) and error.in_success else error.reason
 
 
 def _error_info(error: ChatError) -> details_pb2.ErrorInfo:
     info = details_pb2.ErrorInfo(reason=_reason_shown(error), domain=DOMAIN)
     if info.reason != error.reason:
         info.metadata["mapped_reason"] = error.reason
-    if isinstance(error, Refused):
+    if isinstance(error, ErrorResponse):
         info.metadata["http_status"] = str(error.detail.http_status)
     return info
 
@@ -153,7 +153,7 @@ def _error_info(error: ChatError) -> details_pb2.ErrorInfo:
 def _violation(error: ChatError) -> tuple[str, str]:
     if isinstance(error, InvalidRequest):
         return error.field, error.description
-    if isinstance(error, Refused) and error.status in (400, 422):
+    if isinstance(error, ErrorResponse) and error.status in (400, 422):
         return error.detail.param, error.message
     return "", ""
 

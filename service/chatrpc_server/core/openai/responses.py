@@ -9,13 +9,13 @@ from typing import Any
 from google.protobuf.message import Message
 
 from chatrpc.v1.chat_response_pb2 import ChunkChoice, Usage
-from chatrpc_server.core import jsontext, mapping, sse
-from chatrpc_server.core.assemble import assemble
-from chatrpc_server.core.coalesce import coalesce
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
-from chatrpc_server.core.refusals import error_in_success
-from chatrpc_server.core.repeats import Repeats
-from chatrpc_server.core.surrogates import SurrogateJoiner
+from chatrpc_server.core.openai import jsontext, mapping, sse
+from chatrpc_server.core.openai.assemble import assemble
+from chatrpc_server.core.openai.chunk_template import ChunkTemplate
+from chatrpc_server.core.openai.coalesce import coalesce
+from chatrpc_server.core.openai.error_responses import error_in_success
+from chatrpc_server.core.openai.surrogates import SurrogateJoiner
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
 _DONE = b"[DONE]"
@@ -26,7 +26,7 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 def response(body: bytes) -> ChatResponse:
     """The message of a unary answer.
 
-    Raises `Refused` if the body is an error although the status was 200, and `InvalidResponse` if it is neither.
+    Raises `ErrorResponse` if the body is an error although the status was 200, and `InvalidResponse` if it is neither.
     """
     try:
         source, _ = _loads(body)
@@ -82,7 +82,7 @@ class StreamReader:
         """JSON that came without any framing, whatever the response was labelled."""
         self._drop_usage_chunk = drop_usage_chunk
         self._coalesce, self._reuse = coalesce, reuse
-        self._repeats = Repeats(max_event_bytes)
+        self._repeats = ChunkTemplate(max_event_bytes)
         self._may_be_one = False
         """Could the next bytes be one event that repeats, and nothing else?"""
         self._surrogates = SurrogateJoiner()

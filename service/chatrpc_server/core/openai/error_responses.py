@@ -12,9 +12,9 @@ from math import nan
 from typing import Any
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
-from chatrpc_server.core import jsontext
-from chatrpc_server.core.errors import InvalidResponse, Reason, Refused, UpstreamFault
-from chatrpc_server.core.surrogates import well_formed
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, UpstreamFault
+from chatrpc_server.core.openai import jsontext
+from chatrpc_server.core.openai.surrogates import well_formed
 
 MESSAGE_BYTES = 2048
 RAW_BODY_BYTES = 4096
@@ -95,7 +95,7 @@ def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: floa
     error = _error_object(_loads(body), certain=True)
     detail = _detail(http_status, error, body)
     detail.request_id = clip(headers.get("x-request-id", ""), FIELD_BYTES)
-    return Refused(
+    return ErrorResponse(
         _reason(http_status, detail),
         http_status,
         detail,
@@ -104,7 +104,7 @@ def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: floa
     )
 
 
-def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> Refused | None:
+def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> ErrorResponse | None:
     """The exception for JSON with status 200 that holds an error where a completion should be, else None.
 
     `certain`: it is known to be one (an `error` event), whatever it looks like.
@@ -114,10 +114,12 @@ def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> Refu
         return None
     detail = _detail(200, error, body)
     status = _status_of(detail)
-    return Refused(_reason(status, detail) if status else Reason.STREAM_ERROR, status or 500, detail, in_success=True)
+    return ErrorResponse(
+        _reason(status, detail) if status else Reason.STREAM_ERROR, status or 500, detail, in_success=True
+    )
 
 
-def rejects_usage(error: Refused) -> bool:
+def rejects_usage(error: ErrorResponse) -> bool:
     """Is it `stream_options`, which not every server knows, that the upstream complains about?"""
     said = (error.detail.param, error.message, error.detail.raw_body)
     return error.status in (400, 422) and any("stream_options" in text or "include_usage" in text for text in said)

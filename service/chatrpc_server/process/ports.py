@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from chatrpc_server.lifecycle import StartError
+from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings import Address
 
 NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}

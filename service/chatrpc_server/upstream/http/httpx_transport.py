@@ -19,7 +19,7 @@ from chatrpc_server.core.call import Headers
 _T = TypeVar("_T")
 
 
-class HttpcoreTransport(httpx.AsyncHTTPTransport):
+class HttpxTransport(httpx.AsyncHTTPTransport):
     """What it gives is closed even while the call is being cancelled, however often."""
 
     def __init__(

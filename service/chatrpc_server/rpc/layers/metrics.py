@@ -29,7 +29,7 @@ _ROUNDED_UP = 0.01
 CODE_NAMES = {code: GRPC_CODES[code.value[0]] for code in grpc.StatusCode}
 
 
-class Observe:
+class CallMetrics:
     """Writes the metrics of calls to the given upstream."""
 
     def __init__(self, metrics: Metrics, upstream: str) -> None:

@@ -1,0 +1,1 @@
+"""What this process owns: worker processes, signals, TCP ports."""

@@ -1,0 +1,1 @@
+"""HTTP towards the upstream: a port, `transport`, and two clients behind it."""
