@@ -463,7 +463,7 @@ async def test_that_it_works_again_is_told(
 
 async def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
-        if name.startswith("chatrpc_server.tracing."):
+        if name in ("chatrpc_server.telemetry.tracing", "chatrpc_server.telemetry.span_exporter"):
             monkeypatch.delitem(sys.modules, name)
         elif name.split(".")[0] == "opentelemetry":
             monkeypatch.setitem(sys.modules, name, None)
