@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Script, Service, service
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_conformance import LANGUAGES, driven, written
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from chatrpc_server.server import Server
 from chatrpc_server.settings import Address
 from support import Service, service, settings

@@ -21,8 +21,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
+from chatrpc_echo import Echo
 from chatrpc_server.core.errors import Reason
-from chatrpc_server.echo import Echo
 from support import Answer, Exchange, Script, Service, http, service
 
 ROOT = Path(__file__).parents[2]

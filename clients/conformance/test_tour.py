@@ -11,7 +11,7 @@ import pytest
 import trustme
 from test_conformance import LANGUAGES, built
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Service, service
 
 pytestmark = pytest.mark.timeout(1000)

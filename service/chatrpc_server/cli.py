@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _directives() -> str:
-    from chatrpc_server.echo import DIRECTIVES
+    from chatrpc_echo import DIRECTIVES
 
     lines = [f"  {name}{description}" for name, description in DIRECTIVES.items()]
     return "\n".join(["directives in model names, such as echo:pace=0.05,truncate=3:", *lines])
@@ -167,7 +167,7 @@ def _demo(args: _Namespace, unknown: Sequence[str]) -> int:
 
 
 def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
-    from chatrpc_server.echo import Echo
+    from chatrpc_echo import Echo
 
     _refuse(unknown)
     try:

@@ -15,7 +15,7 @@ from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from chatrpc_server.process.lifecycle import stop_signals
 from chatrpc_server.server import Server
 from chatrpc_server.settings import Settings

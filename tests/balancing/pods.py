@@ -11,7 +11,7 @@ from typing import Any
 from e2e.process import Process, running
 
 from callers import unary
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
 DRAIN_DELAY_SECONDS = 3

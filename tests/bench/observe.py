@@ -32,7 +32,7 @@ import grpc
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import request
 
 UNARY_CALLS, STREAMS, CHUNKS, AT_ONCE = 100, 4, 400, 4

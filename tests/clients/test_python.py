@@ -33,10 +33,10 @@ from chatrpc_client import (
     UnavailableError,
 )
 from chatrpc_client import requests as client_requests
+from chatrpc_echo import Echo
 from chatrpc_server.core.openai import requests as service_requests
 from chatrpc_server.core.openai.assemble import assemble
 from chatrpc_server.core.openai.responses import StreamReader
-from chatrpc_server.echo import Echo
 from support import Script, Service, collect, http, service
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello!"}]

@@ -15,7 +15,7 @@ from threading import Timer
 
 import pytest
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Service
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from urllib.request import urlopen
 import pytest
 from e2e.process import ANY_PORTS, run, running
 
+from chatrpc_echo import Echo
 from chatrpc_server import __version__
-from chatrpc_server.echo import Echo
 
 KEY = "sk-canary-0123456789abcdef"
 

@@ -10,7 +10,7 @@ import pytest
 from e2e.process import Process, running
 
 from callers import README, calling, load
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 
 CALLERS = 16
 

@@ -11,7 +11,7 @@ import pytest
 from e2e.process import ANY_PORTS, run, running
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from chatrpc_server.process import ports
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings import Address

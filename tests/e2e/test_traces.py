@@ -13,7 +13,7 @@ import pytest
 from e2e.process import ANY_PORTS, Process, run, running
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import collect, request
 
 RECEIVER = [sys.executable, str(Path(__file__).parents[1] / "otlp_receiver.py")]

@@ -19,7 +19,7 @@ from e2e.process import ANY_PORTS, Process, run, running
 from prometheus_client.parser import text_string_to_metric_families
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Outcome, outcome, request
 
 LONG = request(model="echo:pieces=25,pace=0.1")

@@ -16,7 +16,7 @@ from kubernetes.release import Release
 
 from callers import README, calling, load, unary, until
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import request
 
 pytestmark = pytest.mark.timeout(400)

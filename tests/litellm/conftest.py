@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Service, service
 
 collect_ignore_glob = [] if "LITELLM_BASE_URL" in os.environ else ["test_*.py"]

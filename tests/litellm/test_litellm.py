@@ -11,7 +11,7 @@ import pytest
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage, ContentPart, ImageUrl
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest, FunctionDefinition, Tool
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Service, collect, failure, request, service
 
 Code = grpc.StatusCode

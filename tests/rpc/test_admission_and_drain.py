@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Service, collect, failure, request, service
 
 Code = grpc.StatusCode

@@ -13,7 +13,7 @@ from chatrpc.v1.chat_request_pb2 import (
     Tool,
     ToolChoice,
 )
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Service, failure, request, service
 
 BAD: list[tuple[str, CreateChatCompletionRequest, str, str]] = [

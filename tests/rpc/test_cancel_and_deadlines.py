@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from chatrpc.v1.chat_request_pb2 import StreamOptions
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Answer, Exchange, Script, Service, failure, request, service
 
 Code = grpc.StatusCode

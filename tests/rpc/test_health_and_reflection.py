@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Service, failure, service
 
 Status = health_pb2.HealthCheckResponse

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Script, Service, collect, failure, http, request, service, sse
 
 ANSWER = b'{"choices": []}'

@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from support import Script, Service, collect, failure, http, request, service, sse
 
 RPC = {"grpc_service": "chatrpc.v1.ChatCompletionService"}

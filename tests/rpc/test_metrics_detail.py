@@ -6,8 +6,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from chatrpc_echo import Echo
 from chatrpc_server.core.call import Call
-from chatrpc_server.echo import Echo
 from chatrpc_server.rpc.layers.metrics import RPCS
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.metrics import Metrics

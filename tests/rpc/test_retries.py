@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from faults import chunk
 from support import Exchange, Script, Service, collect, failure, http, outcome, request, service, sse
 

@@ -7,8 +7,8 @@ from contextlib import aclosing
 import pytest
 
 from chatrpc.v1.chat_request_pb2 import StreamOptions
+from chatrpc_echo import Echo
 from chatrpc_server.core.call import Call
-from chatrpc_server.echo import Echo
 from chatrpc_server.rpc.layers.metrics import RPCS
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.metrics import Metrics

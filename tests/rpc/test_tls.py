@@ -15,7 +15,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_server.echo import Echo
+from chatrpc_echo import Echo
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.server import Server
 from support import ANY_PORT, Service, outcome, request, service, settings

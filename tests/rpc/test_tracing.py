@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.openmetrics.exposition import generate_latest
 
+from chatrpc_echo import Echo
 from chatrpc_server.core.errors import Reason
-from chatrpc_server.echo import Echo
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.server import Server
 from chatrpc_server.telemetry import span_exporter

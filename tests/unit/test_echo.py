@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatrpc_server.echo import DIRECTIVES, Echo, answers, directives, errors, validation, wire
-from chatrpc_server.echo.instances import NoInstanceError, instance
-from chatrpc_server.echo.pieces import cut_before, split
+from chatrpc_echo import DIRECTIVES, Echo, answers, directives, errors, validation, wire
+from chatrpc_echo.instances import NoInstanceError, instance
+from chatrpc_echo.pieces import cut_before, split
 
 PATIENCE_SECONDS = 5.0
 WEATHER = {

@@ -9,7 +9,7 @@ misbehave) → `answers` (what to say; with `tools`, `instances`, `pieces`) → 
 how it breaks off). `errors` has OpenAI's words.
 """
 
-from chatrpc_server.echo.directives import DIRECTIVES
-from chatrpc_server.echo.server import Echo, Received
+from chatrpc_echo.directives import DIRECTIVES
+from chatrpc_echo.server import Echo, Received
 
 __all__ = ["DIRECTIVES", "Echo", "Received"]

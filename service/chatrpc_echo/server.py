@@ -16,8 +16,8 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
-from chatrpc_server.echo import answers, delivery, errors, validation, wire
-from chatrpc_server.echo.directives import Behaviour, behaviour_of
+from chatrpc_echo import answers, delivery, errors, validation, wire
+from chatrpc_echo.directives import Behaviour, behaviour_of
 
 _MOST_REQUESTS_KEPT = 1000
 _MOST_COUNTERS_KEPT = 10_000

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from chatrpc_server.echo import pieces
-from chatrpc_server.echo.directives import Behaviour
-from chatrpc_server.echo.errors import ApiError
-from chatrpc_server.echo.instances import NoInstanceError, instance
-from chatrpc_server.echo.tools import ToolCall, calls
+from chatrpc_echo import pieces
+from chatrpc_echo.directives import Behaviour
+from chatrpc_echo.errors import ApiError
+from chatrpc_echo.instances import NoInstanceError, instance
+from chatrpc_echo.tools import ToolCall, calls
 
 _LONGEST_ECHO = 400
 _ATTACHMENTS = {"image_url": "image", "input_audio": "audio clip", "file": "file", "video_url": "video"}

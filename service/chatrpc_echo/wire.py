@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from chatrpc_server.echo.answers import Answer, Choice
-from chatrpc_server.echo.tools import ToolCall
+from chatrpc_echo.answers import Answer, Choice
+from chatrpc_echo.tools import ToolCall
 
 CREATED = 1_700_000_000
 """Unix seconds, in every answer: the same request gets the same bytes."""

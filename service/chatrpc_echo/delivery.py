@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from aiohttp import web
 
-from chatrpc_server.echo import errors, wire
-from chatrpc_server.echo.answers import Answer
-from chatrpc_server.echo.directives import Behaviour
+from chatrpc_echo import errors, wire
+from chatrpc_echo.answers import Answer
+from chatrpc_echo.directives import Behaviour
 
 # An unpaced stream would keep the loop to itself, and not notice that the caller left: it yields after so many chunks.
 _CHUNKS_PER_TURN = 32

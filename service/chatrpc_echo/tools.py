@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from chatrpc_server.echo.errors import ApiError
-from chatrpc_server.echo.instances import NoInstanceError, instance
-from chatrpc_server.echo.validation import missing, require_object
+from chatrpc_echo.errors import ApiError
+from chatrpc_echo.instances import NoInstanceError, instance
+from chatrpc_echo.validation import missing, require_object
 
 
 @dataclass(frozen=True, slots=True)

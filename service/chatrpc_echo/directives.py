@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from chatrpc_server.echo.errors import ApiError
+from chatrpc_echo.errors import ApiError
 
 _PREFIX = "echo"
 _Value = TypeVar("_Value")

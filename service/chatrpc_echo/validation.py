@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from chatrpc_server.echo.errors import ApiError
+from chatrpc_echo.errors import ApiError
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 
