@@ -94,7 +94,7 @@ bench-core: $(INSTALLED) ## CPU a chunk against an earlier revision (ARGS=<git r
 bench-engines: $(INSTALLED) ## the HTTP engines side by side (ARGS=--quick)
 	$(BIN)/python tests/bench/engines.py $(ARGS)
 
-bench-cancel: $(INSTALLED) ## how soon the upstream sees a cancel, in every phase of a call (ARGS="--engine httpcore")
+bench-cancel: $(INSTALLED) ## how soon the upstream sees a cancel, in every phase of a call (ARGS="--http-client httpx")
 	$(BIN)/python tests/bench/cancel.py $(ARGS)
 
 bench-observe: $(INSTALLED) ## what metrics and access lines cost

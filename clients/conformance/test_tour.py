@@ -62,7 +62,7 @@ async def test_it_shows_everything(language: str) -> None:
     names = ["unary", "stream", "deadline", "cancel", "error", "tools", "image"]
     assert [line.split()[0] for line in out.splitlines()] == names
     assert "\ndeadline  DEADLINE_EXCEEDED\ncancel    stopped after 3 messages\n" in out
-    assert "\nerror     RESOURCE_EXHAUSTED RATE_LIMIT_EXCEEDED, again in 7 s, upstream's HTTP status 429\n" in out
+    assert "\nerror     RESOURCE_EXHAUSTED UPSTREAM_RATE_LIMITED, again in 7 s, upstream's HTTP status 429\n" in out
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

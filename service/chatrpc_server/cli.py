@@ -132,7 +132,10 @@ def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
             metrics = stack.enter_context(SharedMetrics(settings.workers))
             exporter = listen(metrics.registry, settings.metrics_listen)
             stack.callback(exporter.close)
-            log.info("metrics", extra={"metrics": f"http://{exporter.address}/metrics"})
+            log.info(
+                "serving metrics of all workers",
+                extra={"event": "metrics_serving", "metrics": f"http://{exporter.address}/metrics"},
+            )
             work = partial(_work, settings.model_copy(update=addresses), file, metrics.folder)
             drain_seconds = settings.drain.delay_seconds + settings.drain.grace_seconds
             await Workers(settings.workers, work, drain_seconds, metrics).run()

@@ -98,6 +98,7 @@ class Server:
         log.info(
             "serving",
             extra={
+                "event": "serving",
                 "listen": str(self.address),
                 "health": str(self.health_address) if self.health_address else None,
                 "metrics": f"http://{self.metrics_address}/metrics" if self.metrics_address else None,
@@ -111,7 +112,7 @@ class Server:
     async def drain(self) -> None:
         """Lets balancers take note, then lets calls finish; what is left after the grace ends with UNAVAILABLE."""
         settings = self.settings.drain
-        log.info("draining", extra={"in_flight": self.admission.in_flight})
+        log.info("draining", extra={"event": "draining", "in_flight": self.admission.in_flight})
         self.metrics.draining.set(1)
         self.health.set_serving(False)
         await asyncio.sleep(settings.delay_seconds)
@@ -119,14 +120,17 @@ class Server:
         self.health.end_watches()  # they would hold the stop up until its grace is over
         done, _ = await asyncio.wait((stopping,), timeout=settings.grace_seconds)
         if not done and self.admission.in_flight:
-            log.warning("ending calls that outlast the grace", extra={"in_flight": self.admission.in_flight})
+            log.warning(
+                "drain grace expired; cancelling calls in flight",
+                extra={"event": "drain_grace_expired", "in_flight": self.admission.in_flight},
+            )
             self.admission.end_calls()
         await stopping
 
     async def stop(self) -> None:
         """Ends everything now."""
         await self._running.aclose()
-        log.info("stopped")
+        log.info("stopped", extra={"event": "stopped"})
 
     async def run(self, stops: Stops, started: Callable[[], None] = lambda: None) -> None:
         """Serves until told to stop, then drains; told again, it stops at once. Raises `StartError`."""
@@ -189,16 +193,22 @@ class Server:
     def _changed(self, settings: Settings) -> None:
         """Apply what can change while the service runs, `log.level`, and name what needs a restart."""
         others = sorted(differing(self.settings.redacted(), settings.redacted()) - {_LEVEL})
-        log.info("settings file reloaded", extra={_LEVEL: settings.log.level})
+        log.info("settings file reloaded", extra={"event": "config_reloaded", _LEVEL: settings.log.level})
         if others:
-            log.warning("changed settings need a restart to take effect", extra={"settings": ", ".join(others)})
+            log.warning(
+                "changed settings need a restart to take effect",
+                extra={"event": "config_restart_required", "settings": ", ".join(others)},
+            )
         logs.set_level(settings.log.level)
         self.metrics.config_reloads.labels("success").inc()
         self.metrics.config_reloaded.set(time.time())
 
     def _reload_failed(self, error: SettingsError) -> None:
         mistakes = "; ".join(error.mistakes)
-        log.error("settings reload failed; keeping the current settings", extra={"mistakes": mistakes})
+        log.error(
+            "settings reload failed; keeping the current settings",
+            extra={"event": "config_reload_failed", "mistakes": mistakes},
+        )
         self.metrics.config_reloads.labels("failure").inc()
 
     def _credentials(self) -> grpc.ServerCredentials | None:
@@ -249,7 +259,11 @@ def _go_on(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
 
     def ended(_: object) -> None:
         if not task.cancelled():
-            log.error("something that was to go on has ended", exc_info=task.exception())
+            log.error(
+                "background task stopped unexpectedly",
+                extra={"event": "background_task_failed"},
+                exc_info=task.exception(),
+            )
 
     async def end() -> None:
         task.cancel()

@@ -124,7 +124,7 @@ THEIRS = {"date", "server", "x-envoy-upstream-service-time"}
 async def test_all_arrives_as_without_envoy(proxied: Proxied, pods: list[Pod]) -> None:
     """Also, what the service has answered is not asked again."""
     models = ["echo", "echo:status=429,retry_after=7", "echo:status=503", "echo:pieces=9,truncate=3", "nobody's"]
-    reasons = ["", "RATE_LIMIT_EXCEEDED", "UPSTREAM_UNAVAILABLE", "UPSTREAM_STREAM_TRUNCATED", "MODEL_NOT_FOUND"]
+    reasons = ["", "UPSTREAM_RATE_LIMITED", "UPSTREAM_UNAVAILABLE", "UPSTREAM_TRUNCATED", "UPSTREAM_MODEL_NOT_FOUND"]
     metadata = (*OURS.items(), ONE_BY_ONE)
     seen = []
     for target in (f"{pods[0].host}:{pods[0].port}", (await proxied(pods)).target):

@@ -1,6 +1,6 @@
 """How fast does a cancel reach the upstream? From the caller's end of a call to the upstream's end of its connection.
 
-    python tests/bench/cancel.py [--trials N] [--engine httptools|httpcore] [--json FILE]
+    python tests/bench/cancel.py [--trials N] [--http-client builtin|httpx] [--json FILE]
 
 What it measures: the service is a process of its own; its caller and its upstream are this one, so that one clock tells
 when the call ended and when the upstream saw its connection closed. In each phase of a call, on a fresh connection:
@@ -269,7 +269,9 @@ def progress(text: str) -> None:
 
 async def rows(trials: int, engine: str) -> list[Row]:
     async with Upstream() as upstream:
-        with running("serve", *ANY_PORTS, f"--upstream.engine={engine}", OPENAI_BASE_URL=upstream.base_url) as process:
+        with running(
+            "serve", *ANY_PORTS, f"--upstream.http-client={engine}", OPENAI_BASE_URL=upstream.base_url
+        ) as process:
             target = process.log("serving")["listen"]
             async with grpc.aio.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
                 stub = ChatCompletionServiceStub(channel)
@@ -291,13 +293,15 @@ def table(measured: Sequence[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200, help="calls for each row; default: %(default)s")
-    parser.add_argument("--engine", choices=("httptools", "httpcore"), default="httptools", help="default: %(default)s")
+    parser.add_argument("--http-client", choices=("builtin", "httpx"), default="builtin", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single figure there")
     options = parser.parse_args()
-    measured = asyncio.run(rows(options.trials, options.engine))
-    print(f"**{options.engine}**\n\n{table(measured)}")
+    measured = asyncio.run(rows(options.trials, options.http_client))
+    print(f"**{options.http_client}**\n\n{table(measured)}")
     if options.json:
-        options.json.write_text(json.dumps({"engine": options.engine, "rows": [vars(each) for each in measured]}))
+        options.json.write_text(
+            json.dumps({"http_client": options.http_client, "rows": [vars(each) for each in measured]})
+        )
     return 0 if all(len(each.milliseconds) == each.trials for each in measured) else 1
 
 

@@ -46,7 +46,7 @@ def serving() -> float:
 def workers() -> float:
     started = time.monotonic()
     with running("serve", "--workers=2", *ANY_PORTS) as process:
-        process.log("workers started")
+        process.log("workers_started")
         return time.monotonic() - started
 
 

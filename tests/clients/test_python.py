@@ -160,13 +160,13 @@ async def test_parameters_reach_the_upstream(client: Client, echo: Echo) -> None
 
 
 ERRORS: dict[str, tuple[type[ChatError], str]] = {
-    "echo:status=400": (InvalidRequestError, "INVALID_REQUEST"),
-    "echo:code=context_length_exceeded": (InvalidRequestError, "CONTEXT_LENGTH_EXCEEDED"),
-    "echo:code=model_not_found": (NotFoundError, "MODEL_NOT_FOUND"),
+    "echo:status=400": (InvalidRequestError, "UPSTREAM_INVALID_REQUEST"),
+    "echo:code=context_length_exceeded": (InvalidRequestError, "UPSTREAM_CONTEXT_LENGTH_EXCEEDED"),
+    "echo:code=model_not_found": (NotFoundError, "UPSTREAM_MODEL_NOT_FOUND"),
     "echo:status=403": (PermissionDeniedError, "UPSTREAM_FORBIDDEN"),
-    "echo:status=402": (PreconditionError, "INSUFFICIENT_BALANCE"),
+    "echo:status=402": (PreconditionError, "UPSTREAM_INSUFFICIENT_BALANCE"),
     "echo:status=409": (PreconditionError, "UPSTREAM_CONFLICT"),
-    "echo:status=429,retry_after=7": (RateLimitError, "RATE_LIMIT_EXCEEDED"),
+    "echo:status=429,retry_after=7": (RateLimitError, "UPSTREAM_RATE_LIMITED"),
     "echo:status=401": (InternalError, "UPSTREAM_UNAUTHENTICATED"),
     "echo:status=503": (UnavailableError, "UPSTREAM_UNAVAILABLE"),
     "echo:status=504": (DeadlineError, "UPSTREAM_TIMEOUT"),
@@ -207,14 +207,14 @@ async def test_what_came_before_a_truncation_stays(client: Client) -> None:
     with client.stream(model="echo:pieces=9,truncate=3", messages=HELLO) as stream:
         with pytest.raises(UnavailableError) as raised:
             await asyncio.to_thread(list, stream)
-        assert raised.value.reason == "UPSTREAM_STREAM_TRUNCATED"
+        assert raised.value.reason == "UPSTREAM_TRUNCATED"
     assert (stream.so_far.text, stream.so_far.finish_reasons) == ("1 2 3", {})
 
 
 async def test_an_error_in_the_stream(client: Client) -> None:
     with pytest.raises(RateLimitError) as raised:
         await asyncio.to_thread(streamed, client, model="echo:error=2,code=rate_limit_exceeded", messages=HELLO)
-    assert (raised.value.reason, raised.value.mapped_reason) == ("STREAM_ERROR", "RATE_LIMIT_EXCEEDED")
+    assert (raised.value.reason, raised.value.mapped_reason) == ("UPSTREAM_ERROR_BODY", "UPSTREAM_RATE_LIMITED")
     assert raised.value.upstream_status == 200
 
 
@@ -238,7 +238,7 @@ async def test_leaving_a_stream_cancels_it(
         with client.stream(model="echo:pieces=99,pace=0.1", messages=HELLO) as stream:
             await asyncio.to_thread(next, stream)
     async with asyncio.timeout(5):
-        while not chat.value("chatrpc_streams_ended_total", end="client_cancel"):
+        while not chat.value("chatrpc_streams_ended_total", outcome="client_cancel"):
             await asyncio.sleep(0.01)
 
 
@@ -253,7 +253,7 @@ async def test_an_async_stream_that_broke_stays_broken(async_client: AsyncClient
     assert raised.value.request_id  # it came before the answer: there are no trailers to read it from
     stream = async_client.stream(model="echo:pieces=9,truncate=2", messages=HELLO)
     for _ in range(2):
-        with pytest.raises(UnavailableError, match="UPSTREAM_STREAM_TRUNCATED"):
+        with pytest.raises(UnavailableError, match="UPSTREAM_TRUNCATED"):
             _ = [chunk async for chunk in stream]
 
 

@@ -64,9 +64,9 @@ async def test_json(chat: Service) -> None:
     [
         (
             "echo:status=429,retry_after=7",
-            r"RESOURCE_EXHAUSTED \(RATE_LIMIT_EXCEEDED\): .*; try again in 7 s; .*429; .*",
+            r"RESOURCE_EXHAUSTED \(UPSTREAM_RATE_LIMITED\): .*; try again in 7 s; .*429; .*",
         ),
-        ("echo:pieces=9,truncate=2", r"UNAVAILABLE \(UPSTREAM_STREAM_TRUNCATED\): .*"),
+        ("echo:pieces=9,truncate=2", r"UNAVAILABLE \(UPSTREAM_TRUNCATED\): .*"),
         ("echo:delay=9", r"DEADLINE_EXCEEDED.*"),
     ],
 )

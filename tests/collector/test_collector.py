@@ -76,7 +76,7 @@ async def test_a_collector_takes_them(echo: Echo, collector: Process, endpoint: 
             assert await failure(stub.CreateChatCompletion(request(model="echo:status=401"), metadata=metadata))
         process.signal()
         assert process.wait() == 0
-        assert "traces are lost" not in process.output
+        assert "traces_lost" not in process.output
     collector.signal()
     assert collector.wait() == 0
     spans = told(collector.lines)

@@ -105,7 +105,7 @@ async def test_nobody_takes_them(echo: Echo) -> None:
             assert process.wait() == 0
     warnings = [line for line in process.lines if '"warning"' in line or '"error"' in line]
     assert len(warnings) == 1
-    assert "traces are lost" in warnings[0]
+    assert "traces_lost" in warnings[0]
     assert "Traceback" not in process.output
 
 

@@ -35,10 +35,10 @@ class Service:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self._metrics = process.log("metrics")["metrics"]
+        self._metrics = process.log("metrics_serving")["metrics"]
         self.workers = sorted((process.log("serving") for _ in range(2)), key=lambda line: line["worker"])
         self.listen = self.workers[0]["listen"]
-        process.log("workers started")
+        process.log("workers_started")
 
     def pids(self) -> set[int]:
         """Of the workers that live."""
@@ -123,15 +123,15 @@ async def test_a_crash_costs_only_the_calls_it_held(workers: Service) -> None:
         os.kill(workers.workers[0]["pid"], signal.SIGKILL)
         outcomes = await asyncio.gather(*calls)
         assert _codes(outcomes) == {Code.OK, Code.UNAVAILABLE}
-    ended = workers.process.log("a worker ended")
-    assert (ended["worker"], ended["how"], ended["restart_in_seconds"]) == (0, "SIGKILL", 0.5)
+    ended = workers.process.log("worker_exited")
+    assert (ended["worker"], ended["cause"], ended["restart_in_seconds"]) == (0, "SIGKILL", 0.5)
     again = workers.process.log("serving")
     assert (again["worker"], again["listen"]) == (0, workers.listen)
-    workers.process.log("a worker started again")
+    workers.process.log("worker_restarted")
     os.kill(again["pid"], signal.SIGKILL)
-    assert workers.process.log("a worker ended")["restart_in_seconds"] == 1.0, "and then it takes its time"
+    assert workers.process.log("worker_exited")["restart_in_seconds"] == 1.0, "and then it takes its time"
     workers.workers[0] = workers.process.log("serving")
-    workers.process.log("a worker started again")
+    workers.process.log("worker_restarted")
     async with calls_on_both(workers) as calls:
         workers.process.signal(signal.SIGTERM)
         assert _codes(await asyncio.gather(*calls)) == {Code.OK}, "the new one has its share"
@@ -143,9 +143,9 @@ async def test_a_signal_to_one_worker_lets_it_drain(workers: Service) -> None:
         for _ in range(2):  # a second one is no second word of the parent's
             os.kill(workers.workers[1]["pid"], signal.SIGTERM)
         assert _codes(await asyncio.gather(*calls)) == {Code.OK}
-    ended = workers.process.log("a worker ended")
-    assert (ended["worker"], ended["how"]) == (1, "exit code 0")
-    workers.process.log("a worker started again")
+    ended = workers.process.log("worker_exited")
+    assert (ended["worker"], ended["cause"]) == (1, "exit code 0")
+    workers.process.log("worker_restarted")
 
 
 async def test_a_worker_that_does_not_drain_is_killed(echo: Echo) -> None:
@@ -164,11 +164,11 @@ async def test_what_cannot_be_started_again_is_tried_again(workers: Service) -> 
     limits = resource.prlimit(parent, resource.RLIMIT_NOFILE)
     resource.prlimit(parent, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{parent}/fd")), limits[1]))
     os.kill(workers.workers[0]["pid"], signal.SIGRTMIN + 1)
-    ended = await asyncio.to_thread(workers.process.log, "a worker ended")
-    assert ended["how"] == f"signal {signal.SIGRTMIN + 1}"
-    assert "Too many open files" in (await asyncio.to_thread(workers.process.log, "a worker ended"))["how"]
+    ended = await asyncio.to_thread(workers.process.log, "worker_exited")
+    assert ended["cause"] == f"signal {signal.SIGRTMIN + 1}"
+    assert "Too many open files" in (await asyncio.to_thread(workers.process.log, "worker_exited"))["cause"]
     resource.prlimit(parent, resource.RLIMIT_NOFILE, limits)
-    await asyncio.to_thread(workers.process.log, "a worker started again")
+    await asyncio.to_thread(workers.process.log, "worker_restarted")
     workers.process.signal(signal.SIGTERM)
     assert await asyncio.to_thread(workers.process.wait) == 0
     assert "Traceback" not in workers.process.output
@@ -201,18 +201,18 @@ async def test_metrics_are_one_truth_and_outlive_a_worker(workers: Service) -> N
                 await asyncio.sleep(0.05)
         os.kill(workers.workers[0]["pid"], signal.SIGKILL)
         await asyncio.gather(*calls)
-        await asyncio.to_thread(workers.process.log, "a worker ended")
+        await asyncio.to_thread(workers.process.log, "worker_exited")
         assert workers.value("chatrpc_rpcs_in_flight") == 0
         started = workers.value("grpc_server_started_total")
         assert started == len(calls) == workers.value("grpc_server_handled_total")
         assert workers.value("grpc_server_handled_total", grpc_code="Unavailable") == held
-        assert workers.value("chatrpc_streams_ended_total", end="worker_died") == held
-        assert workers.value("chatrpc_workers_ended_total") == 1
-        await asyncio.to_thread(workers.process.log, "a worker started again")
+        assert workers.value("chatrpc_streams_ended_total", outcome="worker_exited") == held
+        assert workers.value("chatrpc_worker_unexpected_exits_total") == 1
+        await asyncio.to_thread(workers.process.log, "worker_restarted")
         workers.workers[0] = {"pid": await asyncio.to_thread(_last_serving, workers.process)}
         owners = {path.stem.rpartition("_")[2] for path in folder.iterdir()}
         assert owners == {"0", "1"}, "no file of a process that is gone"
-        assert workers.value("chatrpc_workers_running") == 2 == workers.value("chatrpc_workers")
+        assert workers.value("chatrpc_workers_running") == 2 == workers.value("chatrpc_workers_desired")
         for worker in ("0", "1", "parent"):
             assert workers.value("process_resident_memory_bytes", worker=worker) > 1e7
     async with calls_on_both(workers) as more:
@@ -230,9 +230,9 @@ def test_the_settings_file_is_followed_by_all(tmp_path: Path) -> None:
     file = tmp_path / "chatrpc.yaml"
     file.write_text("log: {level: info}\n")
     with running("serve", "--workers=2", *ANY_PORTS, f"--config={file}") as process:
-        process.log("workers started")
+        process.log("workers_started")
         file.write_text("log: {level: debug}\nworkers: 3\n")
-        changed = [process.log("the settings file has changed") for _ in range(2)]
+        changed = [process.log("config_reloaded") for _ in range(2)]
         assert {line["worker"] for line in changed} == {0, 1}
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
@@ -266,7 +266,7 @@ def test_metrics_whose_port_is_taken_end_all() -> None:
 def test_health_of_any_worker() -> None:
     with running("serve", "--workers=2", *ANY_PORTS, "--health-listen=127.0.0.1:0") as process:
         health = process.log("serving")["health"]
-        process.log("workers started")
+        process.log("workers_started")
         result = run("healthcheck", f"--health-listen={health}")
         assert (result.returncode, result.stdout) == (0, "SERVING\n")
         process.signal(signal.SIGTERM)

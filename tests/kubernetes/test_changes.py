@@ -153,7 +153,7 @@ async def test_a_new_log_level_counts_in_the_pods_that_run(release: Release) -> 
 
     def told() -> bool:
         logs = release.kubectl("logs", "--selector=app.kubernetes.io/name=chatrpc", "--container=chatrpc", "--tail=-1")
-        return logs.count('"event":"the settings file has changed"') == 2
+        return logs.count('"event":"config_reloaded"') == 2
 
     await release.until(told, "both pods have a new log level", 180)
 

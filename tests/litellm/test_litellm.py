@@ -173,15 +173,15 @@ async def test_rate_limits_are_shown(chat: Service, echo: Echo) -> None:
 
 # LiteLLM's `code` is the HTTP status as text, so reasons that need a code of OpenAI's are not to be had.
 ERRORS = [
-    ("unknown", Code.INVALID_ARGUMENT, "INVALID_REQUEST", 400, "no healthy deployments"),
-    ("too-long", Code.INVALID_ARGUMENT, "INVALID_REQUEST", 400, "context window"),
-    ("rate-limited", Code.RESOURCE_EXHAUSTED, "RATE_LIMIT_EXCEEDED", 429, "rate limit"),
+    ("unknown", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", 400, "no healthy deployments"),
+    ("too-long", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", 400, "context window"),
+    ("rate-limited", Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", 429, "rate limit"),
     ("broken", Code.INTERNAL, "UPSTREAM_INTERNAL", 500, "internal server error"),
-    ("overloaded", Code.UNAVAILABLE, "OVERLOADED", 529, "mock error"),
+    ("overloaded", Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", 529, "mock error"),
     ("echo:status=401", Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED", 401, "credentials"),
     ("echo:status=404", Code.NOT_FOUND, "UPSTREAM_NOT_FOUND", 404, "does not exist"),
     ("echo:status=503", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", 503, "overloaded"),
-    ("echo:code=insufficient_quota", Code.RESOURCE_EXHAUSTED, "RATE_LIMIT_EXCEEDED", 429, "quota"),
+    ("echo:code=insufficient_quota", Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", 429, "quota"),
 ]
 
 
@@ -199,7 +199,7 @@ async def test_error(
 
 async def test_error_amid_a_stream(chat: Service, echo: Echo) -> None:
     failed = await failure(chat.stub.CreateChatCompletionStream(request("Hi", "echo:error=2")))
-    assert (failed.code, failed.reason) == (Code.INTERNAL, "STREAM_ERROR")
+    assert (failed.code, failed.reason) == (Code.INTERNAL, "UPSTREAM_ERROR_BODY")
     assert texts(failed.messages) == {0: "You said:"}
     assert failed.details["UpstreamError"].http_status == 200
 
@@ -207,7 +207,7 @@ async def test_error_amid_a_stream(chat: Service, echo: Echo) -> None:
 KEYS = [
     ("none", None, Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
     # Other keys than its master key LiteLLM looks up in a database; without one it says 400.
-    ("wrong", "sk-canary-of-a-wrong-key", Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    ("wrong", "sk-canary-of-a-wrong-key", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
 ]
 
 

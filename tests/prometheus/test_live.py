@@ -11,7 +11,7 @@ from prometheus.promql import label_values, operands, rules
 
 WITHOUT_DATA = {
     'absent(up{job="chatrpc"})': "the target is there",
-    "sum by (job, instance) (increase(chatrpc_workers_ended_total[30m]))": "only with --workers",
+    "sum by (job, instance) (increase(chatrpc_worker_unexpected_exits_total[30m]))": "only with --workers",
     'process_start_time_seconds{worker=~"parent"}': "only with --workers",
 }
 EXPRESSIONS = [rule["expr"] for rule in rules()]

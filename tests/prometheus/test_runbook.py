@@ -10,7 +10,7 @@ from prometheus.live import MISSING, PATH, ROOT, Live, tool
 
 TEXT = (ROOT / "docs" / "runbook.md").read_text()
 SERVICE = "\n".join(file.read_text() for file in (ROOT / "service" / "chatrpc_server").rglob("*.py"))
-WITHOUT_DATA = {"sum by (instance) (increase(chatrpc_workers_ended_total[30m]))": "only with --workers"}
+WITHOUT_DATA = {"sum by (instance) (increase(chatrpc_worker_unexpected_exits_total[30m]))": "only with --workers"}
 
 
 def questions(language: str) -> list[str]:

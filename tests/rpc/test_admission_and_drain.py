@@ -62,7 +62,7 @@ async def test_what_outlasts_the_grace_is_told(echo: Echo) -> None:
         for failed in await asyncio.gather(*failing):
             assert (failed.code, failed.reason) == (Code.UNAVAILABLE, "SERVER_DRAINING")
             assert "RetryInfo" in failed.details
-        assert chat.value("chatrpc_streams_ended_total", end="drain") == 1
+        assert chat.value("chatrpc_streams_ended_total", outcome="drain") == 1
         for received in echo.requests:
             await received.disconnected.wait()
 

@@ -133,4 +133,4 @@ async def test_roles_are_the_upstreams_to_judge(chat: Service) -> None:
 
 async def test_unknown_model(chat: Service) -> None:
     failed = await failure(chat.stub.CreateChatCompletion(request(model="gpt-9")))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND")

@@ -141,10 +141,10 @@ async def test_through_every_fault(rpc: str, places: Places) -> None:
             places.check(chat, await _call(chat, rpc, _request(fault)))
 
 
-@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
+@pytest.mark.parametrize("engine", ["builtin", "httpx"])
 @pytest.mark.parametrize("rpc", RPCS)
 async def test_through_every_answer(rpc: str, engine: str, script: Script, places: Places) -> None:
-    async with service(script.base_url, upstream={**SERVICE, "engine": engine, "max_retries": 0}) as chat:
+    async with service(script.base_url, upstream={**SERVICE, "http_client": engine, "max_retries": 0}) as chat:
         for answer in ANSWERS.values():
             script.answers(answer)
             places.check(chat, await _call(chat, rpc, _request("echo")))

@@ -22,10 +22,10 @@ PHASES = [
 phases = pytest.mark.parametrize(("rpc", "model"), [p[1:] for p in PHASES], ids=[p[0] for p in PHASES])
 
 
-@pytest.fixture(params=["httptools", "httpcore"])
+@pytest.fixture(params=["builtin", "httpx"])
 async def patient(echo: Echo, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
     """A service that does not retry, so that each call is one request; over either engine."""
-    async with service(echo.base_url, upstream={"max_retries": 0, "engine": request.param}) as running:
+    async with service(echo.base_url, upstream={"max_retries": 0, "http_client": request.param}) as running:
         yield running
 
 
@@ -122,12 +122,12 @@ def _endless(sent: list[int]) -> Answer:
     return answer
 
 
-@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
+@pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_cancel_while_the_caller_does_not_read(script: Script, engine: str) -> None:
     """The message that waits to be written is given up, and the upstream with it."""
     closed: list[int] = []
     script.answers(_endless(closed))
-    async with service(script.base_url, upstream={"engine": engine}) as chat, asyncio.timeout(10):
+    async with service(script.base_url, upstream={"http_client": engine}) as chat, asyncio.timeout(10):
         call = chat.stub.CreateChatCompletionStream(request())
         await call.read()
         await asyncio.sleep(0.3)  # until the buffers on the way are full

@@ -20,12 +20,12 @@ from support import Exchange, Script, http
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 1000\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
 EMPTY = OK + b"content-length: 0\r\n\r\n"
-engines = pytest.mark.parametrize("name", ["httptools", "httpcore"])
+engines = pytest.mark.parametrize("name", ["builtin", "httpx"])
 
 
 def of(script: Script, name: str, url: str = "", **settings: Any) -> transport.Transport:
     url = url or script.base_url
-    chosen = UpstreamSettings(base_url=url, engine=name, **settings)
+    chosen = UpstreamSettings(base_url=url, http_client=name, **settings)
     return transport.transport(chosen, httpx.URL(f"{url}/x"), [("user-agent", "test")])
 
 
@@ -163,7 +163,7 @@ async def test_the_connection_ends(script: Script, name: str, response: bytes, b
         async with asyncio.timeout(5):
             while transport.connections() != (0, 0):
                 await asyncio.sleep(0.001)
-                if name == "httpcore":  # sees it only when it looks for one
+                if name == "httpx":  # sees it only when it looks for one
                     break
     await transport.aclose()
 
@@ -186,8 +186,8 @@ NO_HTTP: dict[str, bytes] = {
     [
         pytest.param(name, response, id=f"{case}-{name}")
         for case, response in NO_HTTP.items()
-        for name in ("httptools", "httpcore")
-        if (case, name) != ("interim responses without end", "httpcore")  # it bounds each by itself
+        for name in ("builtin", "httpx")
+        if (case, name) != ("interim responses without end", "httpx")  # it bounds each by itself
     ],
 )
 async def test_no_http(script: Script, name: str, response: bytes) -> None:
@@ -233,7 +233,7 @@ async def test_nothing_behind_a_response_is_taken_for_one(script: Script, more: 
         await exchange.closed_by_peer()
 
     script.answers(says_more, EMPTY)
-    transport = of(script, "httptools")
+    transport = of(script, "builtin")
     answer = await transport.post(b"{}", [])
     assert (answer.status, "x-request-id" in answer.headers) == (200, False)
     assert [await answer.read(), await answer.read()] == [b"abc", b""]
@@ -256,7 +256,7 @@ async def test_trailers_without_end_are_not_kept(script: Script) -> None:
             await exchange.send(b"y" * 10_000)
 
     script.answers(answer)
-    transport = of(script, "httptools")
+    transport = of(script, "builtin")
     async with asyncio.timeout(5):
         assert (await posted(transport))[2:] == (b"abc", False, 0)
     await transport.aclose()
@@ -340,7 +340,7 @@ async def test_an_answer_before_all_of_the_request_was_sent(closes: bool) -> Non
             await asyncio.Event().wait()
 
     async with serving(refuses) as port, asyncio.timeout(10):
-        transport = of(Script(), "httptools", f"http://127.0.0.1:{port}")
+        transport = of(Script(), "builtin", f"http://127.0.0.1:{port}")
         for number in (1, 2):
             seen = await posted(transport, bytes(64 << 20))
             assert (seen.status, seen.body, seen.idle, connections) == (413, b"abc", 0, number)
@@ -382,7 +382,7 @@ async def test_a_body_that_ends_because_we_close_is_not_whole(script: Script) ->
         await exchange.closed_by_peer()
 
     script.answers(answer)
-    transport = of(script, "httptools")
+    transport = of(script, "builtin")
     answer_ = await transport.post(b"{}", [])
     assert await answer_.read() == b"abc"
     await transport.aclose()
@@ -449,7 +449,7 @@ async def test_a_connection_that_is_lost_before_it_is_used(script: Script, monke
         return transport, connection
 
     monkeypatch.setattr(loop, "create_connection", loses)
-    transport = of(script, "httptools")
+    transport = of(script, "builtin")
     async with asyncio.timeout(5):
         with pytest.raises(httpx.ConnectError):
             await transport.post(b"{}", [])
@@ -484,7 +484,7 @@ async def test_an_idle_connection_is_used_again_and_ends_in_time(
     monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.2)
     script, settings = any_script
     script.answers(THREE)
-    transport = of(script, "httptools", **settings)
+    transport = of(script, "builtin", **settings)
     for _ in range(5):
         assert (await posted(transport)).idle == 1
     both = await asyncio.gather(*(transport.post(b"{}", []) for _ in range(2)))
@@ -516,7 +516,7 @@ async def test_a_connection_in_use_outlives_the_idle_ones(script: Script, monkey
         await exchange.send(b"c")
 
     script.answers(slow, THREE)
-    transport = of(script, "httptools")
+    transport = of(script, "builtin")
     answer = await transport.post(b"{}", [])
     await posted_beside(transport)
     async with asyncio.timeout(5):
@@ -544,7 +544,7 @@ async def test_a_connection_that_is_just_being_ended_is_not_used(
     monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.05)
     script, settings = any_script
     script.answers(THREE)
-    transport = of(script, "httptools", **settings)
+    transport = of(script, "builtin", **settings)
     assert isinstance(transport, pool.Pool)
     assert (await posted(transport)).idle == 1
     kept = transport._idle[0]
@@ -633,7 +633,7 @@ async def test_a_tunnel(authority: trustme.CA, tmp_path: Path, name: str, establ
 )
 async def test_how_a_tunnel_is_asked_for(host: str, named: str) -> None:
     async with Proxy(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n") as proxy:
-        transport = of(Script(), "httptools", f"https://{host}", proxy=proxy.url)
+        transport = of(Script(), "builtin", f"https://{host}", proxy=proxy.url)
         with pytest.raises(httpx.ProxyError, match="403"):
             await transport.post(b"{}", [])
         assert proxy.heads == [f"CONNECT {named} HTTP/1.1\r\nhost: {named}\r\n\r\n".encode()]
@@ -659,7 +659,7 @@ async def test_no_tunnel(response: bytes | None, behind: bool, error: type[Excep
 
     async with serving(plain) as port, Proxy(response, behind and port) as proxy, asyncio.timeout(5):
         settings = {"proxy": proxy.url, "connect_timeout_seconds": 0.1 if error is httpx.ConnectTimeout else 5}
-        transport = of(Script(), "httptools", "https://localhost", **settings)
+        transport = of(Script(), "builtin", "https://localhost", **settings)
         with pytest.raises(error):
             await transport.post(b"{}", [])
         assert await idle(transport) == 0
@@ -672,7 +672,7 @@ async def test_whenever_a_tunnel_is_cancelled_nothing_stays_open(authority: trus
     async with Script(authority.issue_cert("localhost")) as script:
         script.answers(Exchange.closed_by_peer)
         async with Proxy(ESTABLISHED, int(script.base_url.split(":")[2].partition("/")[0])) as proxy:
-            transport = of(script, "httptools", ca_file=tmp_path / "ca.pem", proxy=proxy.url)
+            transport = of(script, "builtin", ca_file=tmp_path / "ca.pem", proxy=proxy.url)
             for turns in range(60):
                 sending = asyncio.create_task(transport.post(b"{}", []))
                 for _ in range(turns):
@@ -700,7 +700,7 @@ async def test_a_handshake_that_never_ends(name: str) -> None:
 
 @pytest.mark.parametrize("value", ["a\r\nx: y", "a\nx: y", "a\rx: y"])
 async def test_a_header_is_one_line(script: Script, value: str) -> None:
-    transport = of(script, "httptools")
+    transport = of(script, "builtin")
     with pytest.raises(ValueError, match="more than one line"):
         await transport.post(b"{}", [("x-request-id", value)])
     await transport.aclose()

@@ -60,9 +60,9 @@ MODELS = list(PHASES)
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("engine", "calls"), [("httptools", 10_000), ("httpcore", 1_200)])
+@pytest.mark.parametrize(("engine", "calls"), [("builtin", 10_000), ("httpx", 1_200)])
 async def test_nothing_is_left_of_cancelled_calls(engine: str, calls: int) -> None:
-    async with Upstream() as upstream, service(upstream.base_url, upstream={"engine": engine}) as chat:
+    async with Upstream() as upstream, service(upstream.base_url, upstream={"http_client": engine}) as chat:
         caller = Caller(chat, upstream)
         await caller.cancels(WARM_UP_CALLS)  # what a sound service keeps is there after these
         held = await caller.held()
@@ -74,10 +74,10 @@ async def test_nothing_is_left_of_cancelled_calls(engine: str, calls: int) -> No
         assert min(grown_bytes) < GROWN_BYTES, f"grown by {grown_bytes} bytes"
 
 
-@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
+@pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_nothing_is_left_of_expired_calls(engine: str) -> None:
     """An expired deadline cancels a call twice, in the service: gRPC does, and the timeout of the service's own."""
-    async with Upstream() as upstream, service(upstream.base_url, upstream={"engine": engine}) as chat:
+    async with Upstream() as upstream, service(upstream.base_url, upstream={"http_client": engine}) as chat:
         caller = Caller(chat, upstream)
         await caller.cancels(AT_ONCE)
         held = await caller.held()
@@ -111,7 +111,7 @@ def _check_counts(chat: Service, calls: int) -> None:
         assert chat.value("grpc_server_handling_seconds_count", grpc_method=rpc) == started
         stream = str(rpc == STREAMING).lower()
         assert chat.value("gen_ai_client_operation_duration_seconds_count", stream=stream) == started
-    assert chat.value("chatrpc_streams_ended_total", end="client_cancel") == started
+    assert chat.value("chatrpc_streams_ended_total", outcome="client_cancel") == started
     assert chat.value("chatrpc_rpcs_in_flight") == 0
     assert chat.value("chatrpc_upstream_retries_total") == 0
 

@@ -12,6 +12,12 @@ from chatrpc_server.telemetry.multiprocess import SharedMetrics
 from support import Service
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def _listed(values: tuple[str, ...]) -> str:
+    return ", ".join(values)
+
+
 LABELS = {
     "grpc_type": "`unary`, `server_stream`",
     "grpc_service": "`chatrpc.v1.ChatCompletionService`, `unknown`",
@@ -27,12 +33,12 @@ LABELS = {
         f" had gone ({len(Reason)} reasons, see `chat_error.proto`)"
     ),
     "stream": "`true`, `false`",
-    "end": labels.STREAM_ENDS,
+    "outcome": f"of streams: {_listed(labels.STREAM_OUTCOMES)}; of HTTP requests: {_listed(labels.ATTEMPT_OUTCOMES)}",
     "finish_reason": labels.FINISH_REASONS,
-    "code": labels.HTTP_STATUSES,
+    "code": f"an HTTP status: {_listed(labels.HTTP_STATUSES)}; empty without a response",
     "attempt": "`first`, `retry`",
     "phase": "`headers`: until the response begins; `body`: from there to its end",
-    "reason": f"of rejections: {', '.join(labels.REJECTIONS)}; of retries: `connect` or what `code` may be",
+    "reason": labels.REJECTIONS,
     "kind": f"of protocol errors: {', '.join(labels.PROTOCOL_ERRORS)}; of rate limits: requests, tokens",
     "state": "`active`, `idle`",
     "role": "`server`, `client_ca`",

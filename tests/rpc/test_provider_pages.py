@@ -314,7 +314,7 @@ async def test_page(case: Case, script: Script, tmp_path: Path) -> None:
         if case.status != "200 OK":
             failed = await failure(call)
             error = case.answer["error"]
-            assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+            assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST")
             assert failed.message == error["message"]
             said = as_json(failed.details["UpstreamError"])
             assert json.loads(said.pop("raw_body")) == case.answer

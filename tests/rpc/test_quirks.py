@@ -32,7 +32,7 @@ GONE = object()
 Code = grpc.StatusCode
 INVALID = (Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE")
 ONE_BY_ONE = (("x-chatrpc-coalesce", "off"),)
-TRUNCATED = (Code.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED")
+TRUNCATED = (Code.UNAVAILABLE, "UPSTREAM_TRUNCATED")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def refused(http: str, code: Code, reason: str, says: str) -> Quirk:
 
 def erred(code: Code, mapped: str, says: str, delivered: int = 1) -> Quirk:
     """An error object inside of a 200."""
-    return Quirk(end=(code, "STREAM_ERROR"), mapped=mapped, says=says, delivered=delivered)
+    return Quirk(end=(code, "UPSTREAM_ERROR_BODY"), mapped=mapped, says=says, delivered=delivered)
 
 
 DEEP = '{"a":' * 30 + "[" * 30 + "18446744073709551617" + "]" * 30 + "}" * 30
@@ -174,39 +174,43 @@ QUIRKS: dict[str, Quirk] = {
     ),
     "whole-answer.json": Quirk({"choices.0.message.tool_calls.1.function.arguments": "{}"}),
     # Errors inside of streams.
-    "error-object.sse": erred(Code.RESOURCE_EXHAUSTED, "RATE_LIMIT_EXCEEDED", "slow down"),
-    "error-object-eof.sse": erred(Code.RESOURCE_EXHAUSTED, "RATE_LIMIT_EXCEEDED", "slow down"),
+    "error-object.sse": erred(Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", "slow down"),
+    "error-object-eof.sse": erred(Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", "slow down"),
     "error-beside-choices.sse": erred(Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", "gone"),
     "error-unknown-code.sse": erred(Code.INTERNAL, "", "oops"),
     "error-text.sse": erred(Code.INTERNAL, "", "oops"),
-    "error-flat.sse": erred(Code.INVALID_ARGUMENT, "INVALID_REQUEST", "too long"),
+    "error-flat.sse": erred(Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", "too long"),
     "error-list.sse": erred(Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", "busy"),
     "error-field.sse": erred(Code.INTERNAL, "UPSTREAM_INTERNAL", "oops"),
-    "error-event.sse": erred(Code.UNAVAILABLE, "OVERLOADED", "busy"),
+    "error-event.sse": erred(Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", "busy"),
     "error-event-text.sse": erred(Code.INTERNAL, "", "out of memory"),
     "error-after-finish.sse": erred(Code.INTERNAL, "UPSTREAM_INTERNAL", "late", 2),
     # Bodies of error statuses.
-    "error-openai.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "INVALID_REQUEST", "no such key"),
-    "error-quota.json": refused("429 Slow", Code.RESOURCE_EXHAUSTED, "INSUFFICIENT_QUOTA", "pay first"),
-    "error-code-number.json": refused("429 Slow", Code.RESOURCE_EXHAUSTED, "RATE_LIMIT_EXCEEDED", "slow down"),
+    "error-openai.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", "no such key"),
+    "error-quota.json": refused("429 Slow", Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA_EXHAUSTED", "pay first"),
+    "error-code-number.json": refused("429 Slow", Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", "slow down"),
     "error-text.json": refused("404 Not Found", Code.NOT_FOUND, "UPSTREAM_NOT_FOUND", "no such key"),
-    "error-text-beside.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "INVALID_REQUEST", "Bad Request"),
-    "error-message.json": refused("422 Odd", Code.INVALID_ARGUMENT, "UNPROCESSABLE", "Malformed input request"),
-    "error-flat.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "INVALID_REQUEST", "too long"),
+    "error-text-beside.json": refused(
+        "400 Bad Request", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", "Bad Request"
+    ),
+    "error-message.json": refused(
+        "422 Odd", Code.INVALID_ARGUMENT, "UPSTREAM_UNPROCESSABLE", "Malformed input request"
+    ),
+    "error-flat.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", "too long"),
     "error-detail.json": refused("403 Forbidden", Code.PERMISSION_DENIED, "UPSTREAM_FORBIDDEN", "Not authenticated"),
     "error-detail-list.json": refused(
         "422 Odd",
         Code.INVALID_ARGUMENT,
-        "UNPROCESSABLE",
+        "UPSTREAM_UNPROCESSABLE",
         '[{"loc":["body","n"],"msg":"field required","type":"missing"}]',
     ),
-    "error-list.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "INVALID_REQUEST", UNKNOWN_FIELD),
+    "error-list.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", UNKNOWN_FIELD),
     "error-html.html": refused(
         "502 Bad Gateway", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", "the upstream answered with HTTP 502 Bad Gateway"
     ),
     "error-empty.json": refused("500 Oh", Code.INTERNAL, "UPSTREAM_INTERNAL", "HTTP 500 Internal Server Error"),
     "error-null-fields.json": refused(
-        "529 Full", Code.UNAVAILABLE, "OVERLOADED", "the upstream answered with HTTP 529"
+        "529 Full", Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", "the upstream answered with HTTP 529"
     ),
     "error-surrogate.json": refused("418 Teapot", Code.FAILED_PRECONDITION, "UPSTREAM_ERROR", HALF_A_PAIR),
     "error-openrouter.json": refused(
@@ -216,12 +220,12 @@ QUIRKS: dict[str, Quirk] = {
 
 IN_SUCCESS: dict[str, tuple[Code, str]] = {
     # Error bodies that come with a 200 as well: the code, and the reason that the error amounts to.
-    "error-openai.json": (Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
-    "error-quota.json": (Code.RESOURCE_EXHAUSTED, "INSUFFICIENT_QUOTA"),
-    "error-code-number.json": (Code.RESOURCE_EXHAUSTED, "RATE_LIMIT_EXCEEDED"),
+    "error-openai.json": (Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
+    "error-quota.json": (Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA_EXHAUSTED"),
+    "error-code-number.json": (Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED"),
     "error-text.json": (Code.INTERNAL, ""),
-    "error-flat.json": (Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
-    "error-list.json": (Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    "error-flat.json": (Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
+    "error-list.json": (Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
     "error-null-fields.json": (Code.INTERNAL, ""),
     "error-openrouter.json": (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
 }

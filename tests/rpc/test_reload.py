@@ -56,10 +56,8 @@ async def test_the_level_changes_at_once(
         file.write_text(FIRST.replace("warning", "error") + "workers: 2\nlimits: {max_in_flight: 1}\n")
         await _noticed(chat, "success", 2)
         assert not logging.getLogger("chatrpc.access").isEnabledFor(logging.WARNING)
-        (told,) = [
-            record for record in caplog.records if record.message == "changed settings need a restart to take effect"
-        ]
-        assert told.settings == "limits.max_in_flight, workers"
+        (warning,) = [record for record in caplog.records if record.event == "config_restart_required"]
+        assert warning.settings == "limits.max_in_flight, workers"
         assert chat.server.settings.limits.max_in_flight == 1000
 
 
@@ -81,7 +79,7 @@ async def test_a_file_of_no_use_changes_nothing(
         file.unlink() if content is None else file.write_text(content)
         await _noticed(chat, "failure", 1)
         assert logging.getLogger().level == level
-        (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
-        assert mistake.replace("FILE", str(file)) in told.mistakes
+        (error,) = [record for record in caplog.records if record.event == "config_reload_failed"]
+        assert mistake.replace("FILE", str(file)) in error.mistakes
         file.write_text(FIRST)
         await _noticed(chat, "success", 1)

@@ -157,7 +157,7 @@ async def test_connections_are_used_again(script: Script) -> None:
     assert (len(script.exchanges), script.connections) == (4, 1)
 
 
-@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
+@pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_every_engine_streams(script: Script, engine: str) -> None:
     """As it comes, not at the end: the second chunk is sent when the caller has the first."""
     first = asyncio.Event()
@@ -168,7 +168,7 @@ async def test_every_engine_streams(script: Script, engine: str) -> None:
         await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
 
     script.answers(answer)
-    async with service(script.base_url, upstream={"engine": engine}) as chat, asyncio.timeout(10):
+    async with service(script.base_url, upstream={"http_client": engine}) as chat, asyncio.timeout(10):
         async for message in chat.stub.CreateChatCompletionStream(request()):
             first.set()
             finish_reason = message.choices[0].finish_reason

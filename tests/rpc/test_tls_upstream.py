@@ -37,17 +37,17 @@ async def base_url(authority: trustme.CA) -> AsyncIterator[str]:
     server.close()
 
 
-@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
+@pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_a_stranger_is_not_trusted(base_url: str, engine: str) -> None:
-    async with service(base_url, upstream={"engine": engine, "max_retries": 0}) as chat:
+    async with service(base_url, upstream={"http_client": engine, "max_retries": 0}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNREACHABLE")
 
 
-@pytest.mark.parametrize("engine", ["httptools", "httpcore"])
+@pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_the_named_authority_is_trusted(
     base_url: str, authority: trustme.CA, tmp_path: Path, engine: str
 ) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    async with service(base_url, upstream={"engine": engine, "ca_file": tmp_path / "ca.pem"}) as chat:
+    async with service(base_url, upstream={"http_client": engine, "ca_file": tmp_path / "ca.pem"}) as chat:
         assert await chat.stub.CreateChatCompletion(request())

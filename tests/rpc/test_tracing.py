@@ -153,9 +153,9 @@ async def test_retries_are_seen(echo: Echo, spans: Spans, rpc: str) -> None:
 @pytest.mark.parametrize(
     ("model", "limits", "code", "error_type", "is_error", "attempt"),
     [
-        ("echo:status=400", {}, 3, "INVALID_REQUEST", False, (400, "INVALID_REQUEST")),
+        ("echo:status=400", {}, 3, "UPSTREAM_INVALID_REQUEST", False, (400, "UPSTREAM_INVALID_REQUEST")),
         ("echo:status=401", {}, 13, "UPSTREAM_UNAUTHENTICATED", True, (401, "UPSTREAM_UNAUTHENTICATED")),
-        ("echo:status=429", {}, 8, "RATE_LIMIT_EXCEEDED", False, (429, "RATE_LIMIT_EXCEEDED")),
+        ("echo:status=429", {}, 8, "UPSTREAM_RATE_LIMITED", False, (429, "UPSTREAM_RATE_LIMITED")),
         ("echo:status=503", {}, 14, "UPSTREAM_UNAVAILABLE", True, (503, "UPSTREAM_UNAVAILABLE")),
         ("echo:delay=60", {"default_deadline_seconds": 0.2}, 4, "DEADLINE_EXCEEDED", True, (None, "CANCELLED")),
         ("echo", {"min_deadline_seconds": 30, "default_deadline_seconds": 30}, 4, "DEADLINE_EXCEEDED", True, None),
@@ -411,7 +411,7 @@ async def test_a_collector_that_is_not_there(
         async with asyncio.timeout(20), service(echo.base_url, tracing={"endpoint": endpoint}) as chat:
             for _ in range(5):
                 assert await chat.stub.CreateChatCompletion(request())
-    lines = [r for r in caplog.records if r.name.startswith(("opentelemetry", "urllib3")) or "traces" in r.message]
+    lines = [r for r in caplog.records if r.name.startswith(("opentelemetry", "urllib3")) or r.event == "traces_lost"]
     assert [(line.name, line.levelname) for line in lines] == [("chatrpc.tracing", "WARNING")]
     assert vars(lines[0])["collector"] == f"{endpoint}/v1/traces"
 
@@ -440,7 +440,7 @@ async def test_a_collector_that_never_answers(
             await server.stop()
         ticking.cancel()
     assert ticks > 5, "the loop was blocked"
-    (line,) = [record for record in caplog.records if "traces" in record.message]
+    (line,) = [record for record in caplog.records if record.event == "traces_lost"]
     assert vars(line)["cause"] == "not within 0.3 s"
 
 
@@ -457,8 +457,8 @@ async def test_that_it_works_again_is_told(
                 while chat.value("chatrpc_rpcs_in_flight"):
                     await asyncio.sleep(0.001)
             chat.server.tracing.provider.force_flush()  # type: ignore[union-attr]
-    lines = [record.message for record in caplog.records if record.name == "chatrpc.tracing"]
-    assert lines == ["traces are lost: they cannot be delivered", "traces are delivered again"]
+    events = [record.event for record in caplog.records if record.name == "chatrpc.tracing"]
+    assert events == ["traces_lost", "traces_resumed"]
 
 
 async def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,33 +19,33 @@ CHUNK = json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"content": "He
 END = json.dumps({"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}).encode()
 
 STATUSES = [
-    ("400 Bad Request", {}, Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
-    ("400 Bad Request", {"code": "context_length_exceeded"}, Code.INVALID_ARGUMENT, "CONTEXT_LENGTH_EXCEEDED"),
-    ("400 Bad Request", {"code": "content_filter"}, Code.INVALID_ARGUMENT, "CONTENT_FILTERED"),
+    ("400 Bad Request", {}, Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
+    ("400 Bad Request", {"code": "context_length_exceeded"}, Code.INVALID_ARGUMENT, "UPSTREAM_CONTEXT_LENGTH_EXCEEDED"),
+    ("400 Bad Request", {"code": "content_filter"}, Code.INVALID_ARGUMENT, "UPSTREAM_CONTENT_FILTERED"),
     ("401 Unauthorized", {"code": "invalid_api_key"}, Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
-    ("402 Payment Required", {}, Code.FAILED_PRECONDITION, "INSUFFICIENT_BALANCE"),
+    ("402 Payment Required", {}, Code.FAILED_PRECONDITION, "UPSTREAM_INSUFFICIENT_BALANCE"),
     ("403 Forbidden", {}, Code.PERMISSION_DENIED, "UPSTREAM_FORBIDDEN"),
-    ("403 Forbidden", {"code": "moderation"}, Code.PERMISSION_DENIED, "MODERATED"),
+    ("403 Forbidden", {"code": "moderation"}, Code.PERMISSION_DENIED, "UPSTREAM_MODERATED"),
     ("404 Not Found", {}, Code.NOT_FOUND, "UPSTREAM_NOT_FOUND"),
-    ("404 Not Found", {"code": "model_not_found"}, Code.NOT_FOUND, "MODEL_NOT_FOUND"),
+    ("404 Not Found", {"code": "model_not_found"}, Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND"),
     ("405 Method Not Allowed", {}, Code.UNIMPLEMENTED, "UPSTREAM_UNIMPLEMENTED"),
     ("408 Request Timeout", {}, Code.DEADLINE_EXCEEDED, "UPSTREAM_TIMEOUT"),
     ("409 Conflict", {}, Code.ABORTED, "UPSTREAM_CONFLICT"),
-    ("413 Content Too Large", {}, Code.INVALID_ARGUMENT, "REQUEST_TOO_LARGE"),
-    ("415 Unsupported Media Type", {}, Code.INVALID_ARGUMENT, "UNPROCESSABLE"),
-    ("422 Unprocessable Content", {}, Code.INVALID_ARGUMENT, "UNPROCESSABLE"),
+    ("413 Content Too Large", {}, Code.INVALID_ARGUMENT, "UPSTREAM_REQUEST_TOO_LARGE"),
+    ("415 Unsupported Media Type", {}, Code.INVALID_ARGUMENT, "UPSTREAM_UNPROCESSABLE"),
+    ("422 Unprocessable Content", {}, Code.INVALID_ARGUMENT, "UPSTREAM_UNPROCESSABLE"),
     ("418 I'm a teapot", {}, Code.FAILED_PRECONDITION, "UPSTREAM_ERROR"),
-    ("429 Too Many Requests", {"code": "rate_limit_exceeded"}, Code.RESOURCE_EXHAUSTED, "RATE_LIMIT_EXCEEDED"),
-    ("429 Too Many Requests", {"code": "insufficient_quota"}, Code.RESOURCE_EXHAUSTED, "INSUFFICIENT_QUOTA"),
+    ("429 Too Many Requests", {"code": "rate_limit_exceeded"}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED"),
+    ("429 Too Many Requests", {"code": "insufficient_quota"}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA_EXHAUSTED"),
     ("500 Internal Server Error", {}, Code.INTERNAL, "UPSTREAM_INTERNAL"),
     ("501 Not Implemented", {}, Code.UNIMPLEMENTED, "UPSTREAM_UNIMPLEMENTED"),
     ("502 Bad Gateway", {}, Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
     ("503 Service Unavailable", {}, Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
-    ("503 Service Unavailable", {"code": "overloaded"}, Code.UNAVAILABLE, "OVERLOADED"),
+    ("503 Service Unavailable", {"code": "overloaded"}, Code.UNAVAILABLE, "UPSTREAM_OVERLOADED"),
     ("504 Gateway Timeout", {}, Code.DEADLINE_EXCEEDED, "UPSTREAM_TIMEOUT"),
     ("507 Insufficient Storage", {}, Code.INTERNAL, "UPSTREAM_ERROR"),
     ("524 A Timeout Occurred", {}, Code.DEADLINE_EXCEEDED, "UPSTREAM_TIMEOUT"),
-    ("529 Site is overloaded", {}, Code.UNAVAILABLE, "OVERLOADED"),
+    ("529 Site is overloaded", {}, Code.UNAVAILABLE, "UPSTREAM_OVERLOADED"),
 ]
 
 
@@ -110,7 +110,7 @@ BODIES = [
     ("html-502", http(HTML, "502 Bad Gateway", "text/html"), Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
     ("redirect", http(b"", "302 Found", location="http://127.0.0.1:1/"), Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
     ("gzip", http(b"\x1f\x8b", content_encoding="gzip"), Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
-    ("error-in-200", http(error_body("slow down", code=429)), Code.RESOURCE_EXHAUSTED, "STREAM_ERROR"),
+    ("error-in-200", http(error_body("slow down", code=429)), Code.RESOURCE_EXHAUSTED, "UPSTREAM_ERROR_BODY"),
     ("not-http", b"what?\r\n\r\n", Code.UNAVAILABLE, "UPSTREAM_UNREACHABLE"),
 ]
 
@@ -130,7 +130,7 @@ async def test_a_bare_error_in_a_stream_is_told_whatever_its_label(script: Scrip
     script.answers(http(b"\n" + error_body("slow down", code=429), content_type=label))
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request()))
-    assert (failed.code, failed.reason, failed.message) == (Code.RESOURCE_EXHAUSTED, "STREAM_ERROR", "slow down")
+    assert (failed.code, failed.reason, failed.message) == (Code.RESOURCE_EXHAUSTED, "UPSTREAM_ERROR_BODY", "slow down")
 
 
 UNARY_BODIES = [
@@ -142,7 +142,7 @@ UNARY_BODIES = [
         "cut",
         b'HTTP/1.1 200 OK\r\ncontent-length: 99\r\nconnection: close\r\n\r\n{"choices"',
         Code.UNAVAILABLE,
-        "UPSTREAM_STREAM_TRUNCATED",
+        "UPSTREAM_TRUNCATED",
     ),
 ]
 
@@ -166,19 +166,19 @@ def cut(*events: bytes) -> bytes:
 
 
 STREAMS = [
-    ("eof-without-finish", sse(CHUNK, done=False), 1, Code.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED"),
-    ("connection-cut", cut(CHUNK), 1, Code.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED"),
+    ("eof-without-finish", sse(CHUNK, done=False), 1, Code.UNAVAILABLE, "UPSTREAM_TRUNCATED"),
+    ("connection-cut", cut(CHUNK), 1, Code.UNAVAILABLE, "UPSTREAM_TRUNCATED"),
     ("cut-inside-event", sse(CHUNK, CHUNK[:20], done=False), 1, Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
-    ("nothing", sse(done=False), 0, Code.UNAVAILABLE, "UPSTREAM_STREAM_TRUNCATED"),
-    ("error-object", sse(CHUNK, error_body("boom", code=502)), 1, Code.UNAVAILABLE, "STREAM_ERROR"),
+    ("nothing", sse(done=False), 0, Code.UNAVAILABLE, "UPSTREAM_TRUNCATED"),
+    ("error-object", sse(CHUNK, error_body("boom", code=502)), 1, Code.UNAVAILABLE, "UPSTREAM_ERROR_BODY"),
     (
         "error-known",
         sse(CHUNK, error_body("x", code="rate_limit_exceeded")),
         1,
         Code.RESOURCE_EXHAUSTED,
-        "STREAM_ERROR",
+        "UPSTREAM_ERROR_BODY",
     ),
-    ("error-unknown", sse(CHUNK, error_body("boom", code="odd")), 1, Code.INTERNAL, "STREAM_ERROR"),
+    ("error-unknown", sse(CHUNK, error_body("boom", code="odd")), 1, Code.INTERNAL, "UPSTREAM_ERROR_BODY"),
     ("garbage", sse(CHUNK, b"garbage"), 1, Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
     ("huge-event", sse(CHUNK, b" " * 2000), 1, Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
     (
@@ -186,7 +186,7 @@ STREAMS = [
         sse(CHUNK, END, CHUNK.replace(b'"index": 0', b'"index": 1'), done=False),
         3,
         Code.UNAVAILABLE,
-        "UPSTREAM_STREAM_TRUNCATED",
+        "UPSTREAM_TRUNCATED",
     ),
 ]
 
@@ -220,7 +220,7 @@ async def test_stream_that_ends_well(script: Script, answer: bytes) -> None:
 async def test_unreachable() -> None:
     async with service("http://127.0.0.1:1/v1") as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
-        assert chat.value("chatrpc_upstream_retries_total", reason="connect") == 2
+        assert chat.value("chatrpc_upstream_retries_total", code="", outcome="no_response") == 2
     assert (failed.code, failed.reason) == (Code.UNAVAILABLE, "UPSTREAM_UNREACHABLE")
 
 
@@ -292,4 +292,4 @@ async def test_an_unforeseen_exception_tells_nothing(
     assert (failed.code, failed.reason, failed.message) == (Code.INTERNAL, "INTERNAL", "internal error")
     assert failed.details["RequestInfo"].request_id == "mine"
     assert "secret detail" not in str(failed)
-    assert any(record.message == "unexpected error" and record.exc_info for record in caplog.records)
+    assert any(record.event == "unexpected_error" and record.exc_info for record in caplog.records)

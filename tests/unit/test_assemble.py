@@ -182,8 +182,8 @@ def test_head_usage_and_several_choices() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (sse(choice({"content": "a"}), done=False), Reason.UPSTREAM_STREAM_TRUNCATED),
-        (sse(choice({"content": "a"}), {"error": {"message": "no", "code": 429}}), Reason.RATE_LIMIT_EXCEEDED),
+        (sse(choice({"content": "a"}), done=False), Reason.UPSTREAM_TRUNCATED),
+        (sse(choice({"content": "a"}), {"error": {"message": "no", "code": 429}}), Reason.UPSTREAM_RATE_LIMITED),
         (b"data: what\n\n", Reason.UPSTREAM_INVALID_RESPONSE),
     ],
     ids=["truncated", "error", "garbage"],

@@ -30,10 +30,10 @@ def refused(status: int, reason: Reason = Reason.UPSTREAM_ERROR, **fields: objec
 ERRORS: dict[str, tuple[ChatError, bool]] = {
     **{str(status): (refused(status), False) for status in (400, 401, 402, 403, 404, 405, 413, 415, 422, 499)},
     **{str(status): (refused(status), True) for status in (408, 409, 429, 500, 501, 502, 503, 504, 520, 529)},
-    "rate limit": (refused(429, Reason.RATE_LIMIT_EXCEEDED), True),
-    "quota": (refused(429, Reason.INSUFFICIENT_QUOTA), False),
+    "rate limit": (refused(429, Reason.UPSTREAM_RATE_LIMITED), True),
+    "quota": (refused(429, Reason.UPSTREAM_QUOTA_EXHAUSTED), False),
     "quota, whatever the upstream asks for": (
-        refused(429, Reason.INSUFFICIENT_QUOTA, should_retry=True, retry_after_seconds=1.0),
+        refused(429, Reason.UPSTREAM_QUOTA_EXHAUSTED, should_retry=True, retry_after_seconds=1.0),
         False,
     ),
     "the upstream says yes": (refused(400, should_retry=True), True),

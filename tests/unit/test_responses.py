@@ -74,16 +74,16 @@ def test_no_completion(body: bytes, message: str) -> None:
 
 
 ERRORS: dict[str, tuple[Any, Reason, str]] = {
-    "object": ({"error": {"message": "m", "code": 429}}, Reason.RATE_LIMIT_EXCEEDED, "m"),
+    "object": ({"error": {"message": "m", "code": 429}}, Reason.UPSTREAM_RATE_LIMITED, "m"),
     "object beside choices": (
         {"error": {"message": "m", "code": 502}, "choices": []},
         Reason.UPSTREAM_UNAVAILABLE,
         "m",
     ),
-    "text": ({"error": "m"}, Reason.STREAM_ERROR, "m"),
-    "flat": ({"object": "error", "message": "m", "code": 400}, Reason.INVALID_REQUEST, "m"),
-    "list": ([{"error": {"message": "m", "code": 400}}], Reason.INVALID_REQUEST, "m"),
-    "empty object": ({"error": {}}, Reason.STREAM_ERROR, "the upstream sent an error without a message"),
+    "text": ({"error": "m"}, Reason.UPSTREAM_ERROR_BODY, "m"),
+    "flat": ({"object": "error", "message": "m", "code": 400}, Reason.UPSTREAM_INVALID_REQUEST, "m"),
+    "list": ([{"error": {"message": "m", "code": 400}}], Reason.UPSTREAM_INVALID_REQUEST, "m"),
+    "empty object": ({"error": {}}, Reason.UPSTREAM_ERROR_BODY, "the upstream sent an error without a message"),
 }
 
 

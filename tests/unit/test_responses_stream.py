@@ -224,7 +224,7 @@ def test_end(data: bytes, whole: bool) -> None:
         assert reader.error is None
     else:
         assert isinstance(reader.error, Truncated)
-        assert (reader.error.message, reader.error.reason) == (TRUNCATED, Reason.UPSTREAM_STREAM_TRUNCATED)
+        assert (reader.error.message, reader.error.reason) == (TRUNCATED, Reason.UPSTREAM_TRUNCATED)
 
 
 def test_the_last_event_may_be_an_error() -> None:
@@ -272,16 +272,16 @@ def test_after_done_nothing_counts() -> None:
 
 INVALID = Reason.UPSTREAM_INVALID_RESPONSE
 FAILURES: dict[str, tuple[bytes, Reason, str]] = {
-    "error object": (event({"error": {"message": "m", "code": 429}}), Reason.RATE_LIMIT_EXCEEDED, "m"),
+    "error object": (event({"error": {"message": "m", "code": 429}}), Reason.UPSTREAM_RATE_LIMITED, "m"),
     "error beside choices": (chunk(choice("x"), error={"message": "m", "code": 502}), Reason.UPSTREAM_UNAVAILABLE, "m"),
-    "error text": (event({"error": "m"}), Reason.STREAM_ERROR, "m"),
-    "error list": (event([{"error": {"message": "m", "code": 400}}]), Reason.INVALID_REQUEST, "m"),
+    "error text": (event({"error": "m"}), Reason.UPSTREAM_ERROR_BODY, "m"),
+    "error list": (event([{"error": {"message": "m", "code": 400}}]), Reason.UPSTREAM_INVALID_REQUEST, "m"),
     "flat error": (event({"object": "error", "message": "m", "code": 500}), Reason.UPSTREAM_INTERNAL, "m"),
-    "error event": (b"event: error\n" + event({"message": "m"}), Reason.STREAM_ERROR, "m"),
-    "error event, detail": (b"event: error\n" + event({"detail": "m"}), Reason.STREAM_ERROR, "m"),
-    "error event, JSON text": (b"event: error\n" + event("m"), Reason.STREAM_ERROR, "m"),
-    "error event, plain text": (b"event: error\ndata: m\xff\n\n", Reason.STREAM_ERROR, "m\ufffd"),
-    "error event, null": (b"event: error\n" + event(None), Reason.STREAM_ERROR, "an error without a message"),
+    "error event": (b"event: error\n" + event({"message": "m"}), Reason.UPSTREAM_ERROR_BODY, "m"),
+    "error event, detail": (b"event: error\n" + event({"detail": "m"}), Reason.UPSTREAM_ERROR_BODY, "m"),
+    "error event, JSON text": (b"event: error\n" + event("m"), Reason.UPSTREAM_ERROR_BODY, "m"),
+    "error event, plain text": (b"event: error\ndata: m\xff\n\n", Reason.UPSTREAM_ERROR_BODY, "m\ufffd"),
+    "error event, null": (b"event: error\n" + event(None), Reason.UPSTREAM_ERROR_BODY, "an error without a message"),
     "error field of llama.cpp": (b'error: {"message":"m","code":503}\n\n', Reason.UPSTREAM_UNAVAILABLE, "m"),
     "garbage": (b"data: <html>\n\n", INVALID, "an event that is not JSON (6 bytes)"),
     "an object cut short": (END[:-5] + b"\n\n", INVALID, "an event that is not JSON (62 bytes)"),

@@ -67,10 +67,10 @@ func (e *Error) Code() codes.Code { return e.status.Code() }
 // CodeName is the code as the contract spells it: DEADLINE_EXCEEDED, where Code prints as DeadlineExceeded.
 func (e *Error) CodeName() string { return code.Code(e.Code()).String() }
 
-// Reason is such as RATE_LIMIT_EXCEEDED, or empty.
+// Reason is such as UPSTREAM_RATE_LIMITED, or empty.
 func (e *Error) Reason() string { return e.Info.GetReason() }
 
-// MappedReason is what an error inside a stream (STREAM_ERROR) amounts to, or empty.
+// MappedReason is what an error inside a stream (UPSTREAM_ERROR_BODY) amounts to, or empty.
 func (e *Error) MappedReason() string { return e.Info.GetMetadata()["mapped_reason"] }
 
 // Message is what went wrong, in words.

@@ -13,9 +13,9 @@ use crate::v1::UpstreamError;
 pub struct ChatError {
     pub code: Code,
     pub message: String,
-    /// Such as `RATE_LIMIT_EXCEEDED`. Empty if the status is of gRPC itself, which gives no details.
+    /// Such as `UPSTREAM_RATE_LIMITED`. Empty if the status is of gRPC itself, which gives no details.
     pub reason: String,
-    /// For `STREAM_ERROR` what the upstream's error amounts to, if it is known.
+    /// For `UPSTREAM_ERROR_BODY` what the upstream's error amounts to, if it is known.
     pub mapped_reason: String,
     /// So much later another try may succeed. None: nobody said.
     pub retry_after: Option<Duration>,

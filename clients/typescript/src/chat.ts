@@ -124,9 +124,9 @@ export class ChatError extends Error {
   readonly code: status;
   /** What went wrong, in words. */
   readonly details: string;
-  /** Such as `RATE_LIMIT_EXCEEDED`. Empty if the status is of gRPC itself. */
+  /** Such as `UPSTREAM_RATE_LIMITED`. Empty if the status is of gRPC itself. */
   readonly reason: string = "";
-  /** For `STREAM_ERROR` what the upstream's error amounts to, if it is known. */
+  /** For `UPSTREAM_ERROR_BODY` what the upstream's error amounts to, if it is known. */
   readonly mappedReason: string = "";
   /** After this time another try may succeed. Unset: nobody said. */
   readonly retryAfterMs?: number;

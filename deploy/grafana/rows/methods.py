@@ -35,8 +35,9 @@ PANELS = (
     Panel(
         "Failures by reason",
         "Calls that did not end OK, by the reason that their callers were given (ErrorInfo), else by their code.",
-        "INTERNAL: ours. UPSTREAM_*, OVERLOADED, STREAM_ERROR: the upstream's, but UPSTREAM_UNAUTHENTICATED is our "
-        "key. IN_FLIGHT_LIMIT: our capacity. RATE_LIMIT_EXCEEDED, INSUFFICIENT_*: our account. The rest: callers'.",
+        "INTERNAL: ours. UPSTREAM_UNAUTHENTICATED: our key. UPSTREAM_RATE_LIMITED, UPSTREAM_QUOTA_EXHAUSTED, "
+        "UPSTREAM_INSUFFICIENT_BALANCE: our account. Other UPSTREAM_*: reported or caused by the upstream. "
+        "IN_FLIGHT_LIMIT: our capacity. The rest: callers'.",
         "reqps",
         {"{{error_type}}": rate(f"{_OPERATION}_count", f'{MODEL_AND_UPSTREAM}, error_type!=""', "error_type")},
         kind="bars",

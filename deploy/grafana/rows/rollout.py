@@ -113,9 +113,9 @@ PANELS = (
         "Running under meant for longer than a start takes; any that ended.",
         "short",
         {
-            "meant": total("chatrpc_workers"),
+            "meant": total("chatrpc_workers_desired"),
             "running": total("chatrpc_workers_running"),
-            "ended unasked": f"sum(increase(chatrpc_workers_ended_total{{{SERVICE}}}[$__rate_interval]))",
+            "ended unasked": f"sum(increase(chatrpc_worker_unexpected_exits_total{{{SERVICE}}}[$__rate_interval]))",
         },
         height=7,
         none="no --workers",

@@ -10,8 +10,8 @@ TITLE = "SLO and budget: is it healthy, how fast, who is to blame, what does it 
 _FAILED = f"{KNOWN}, {FAULTS}"
 _HANDLED = "grpc_server_handled_total"
 _ENDED = "chatrpc_streams_ended_total"
-_BROKEN = f'{SERVICE}, end!~"complete|client_cancel|rejected"'
-_TAKEN_ON = f'{SERVICE}, end!="rejected"'
+_BROKEN = f'{SERVICE}, outcome!~"complete|client_cancel|rejected"'
+_TAKEN_ON = f'{SERVICE}, outcome!="rejected"'
 _BUDGET = 0.001
 """The target is 99.9 % of calls without a failure that is ours."""
 

@@ -52,10 +52,10 @@ PANELS = (
     Panel(
         "How streams end",
         "Streams by their end.",
-        "upstream_truncated, upstream_error, idle_timeout: the upstream. service_error, worker_died: ours. deadline: "
+        "upstream_truncated, upstream_error, idle_timeout: the upstream. service_error, worker_exited: ours. deadline: "
         "callers give too little time. drain: the grace of a rollout is too short. rejected: a limit.",
         "reqps",
-        {"{{end}}": f"{rate('chatrpc_streams_ended_total', by='end')} > 0"},
+        {"{{outcome}}": f"{rate('chatrpc_streams_ended_total', by='outcome')} > 0"},
         kind="bars",
         colours={
             "complete": "green",
@@ -64,7 +64,7 @@ PANELS = (
             "idle_timeout": "orange",
             "upstream_error": "red",
             "upstream_truncated": "dark-red",
-            "service_error|worker_died": "purple",
+            "service_error|worker_exited": "purple",
             "drain|rejected": "light-blue",
         },
         none="no streams",

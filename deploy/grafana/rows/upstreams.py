@@ -6,22 +6,23 @@ from queries import UPSTREAM, quantiles, rate, share
 TITLE = "Upstreams"
 
 _REQUESTS = "chatrpc_upstream_requests_total"
+_PROTOCOL_ERRORS = "chatrpc_upstream_protocol_errors_total"
 _SECONDS = "chatrpc_upstream_request_seconds"
-_BLAMED = f'{UPSTREAM}, code=~"401|403|408|429|5..|none"'
+_BLAMED = f'{UPSTREAM}, code=~"(401|403|408|429|5..)?", outcome!="cancelled"'
 
 FAILED_SHARE = share(
-    f"({rate(_REQUESTS, _BLAMED, 'upstream')} + {rate('chatrpc_protocol_errors_total', UPSTREAM, 'upstream')})",
+    f"({rate(_REQUESTS, _BLAMED, 'upstream')} + {rate(_PROTOCOL_ERRORS, UPSTREAM, 'upstream')})",
     rate(_REQUESTS, UPSTREAM, "upstream"),
 )
 
 PANELS = (
     Panel(
         "Responses by code",
-        "HTTP requests by the status of their response. none: none came, as the upstream is out of reach. "
-        "cancelled: the call ended before it.",
-        "429: rate limits. 5xx, none: the upstream is ill. 401, 403: the key. Other 4xx: callers' requests.",
+        "HTTP requests by the status of their response. no_response: the upstream gave none. "
+        "cancelled: the call ended before a response.",
+        "429: rate limits. 5xx, no_response: the upstream is ill. 401, 403: the key. Other 4xx: callers' requests.",
         "reqps",
-        {"{{upstream}} {{code}}": f"{rate(_REQUESTS, UPSTREAM, 'upstream, code')} > 0"},
+        {"{{upstream}} {{outcome}} {{code}}": f"{rate(_REQUESTS, UPSTREAM, 'upstream, outcome, code')} > 0"},
         kind="bars",
         colours={
             " 200$": "green",
@@ -30,8 +31,8 @@ PANELS = (
             " 429$": "orange",
             " 5..$": "red",
             " 50[234]$": "dark-red",
-            " none$": "purple",
-            " cancelled$": "blue",
+            " no_response $": "purple",
+            " cancelled $": "blue",
         },
         none="no requests",
     ),
@@ -47,10 +48,14 @@ PANELS = (
     ),
     Panel(
         "Retries",
-        "Further attempts a second, by what they follow: an HTTP status, or no response (connect).",
+        "Further attempts per second, by the outcome and status of the attempt before.",
         "More than a tenth of the requests: callers wait longer, and the upstream has more to bear.",
         "reqps",
-        {"{{upstream}} after {{reason}}": rate("chatrpc_upstream_retries_total", UPSTREAM, "upstream, reason")},
+        {
+            "{{upstream}} after {{outcome}} {{code}}": rate(
+                "chatrpc_upstream_retries_total", UPSTREAM, "upstream, outcome, code"
+            )
+        },
         kind="bars",
     ),
     Panel(
@@ -85,7 +90,7 @@ PANELS = (
         "Any for long: a wrong base_url, a proxy that answers itself, or a provider that changed.",
         "reqps",
         {
-            "{{upstream}} {{kind}}": f"{rate('chatrpc_protocol_errors_total', UPSTREAM, 'upstream, kind')} > 0",
+            "{{upstream}} {{kind}}": f"{rate(_PROTOCOL_ERRORS, UPSTREAM, 'upstream, kind')} > 0",
         },
         kind="bars",
         none="no errors",

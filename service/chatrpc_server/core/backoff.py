@@ -30,7 +30,7 @@ class Backoff:
 def is_transient(error: ChatError) -> bool:
     """Could the very same request succeed a moment later?"""
     if isinstance(error, ErrorResponse):
-        if error.reason is Reason.INSUFFICIENT_QUOTA:
+        if error.reason is Reason.UPSTREAM_QUOTA_EXHAUSTED:
             return False
         if error.should_retry is not None:
             return error.should_retry

@@ -138,7 +138,10 @@ class Workers:
                 break
             if time.monotonic() - begun > _STABLE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            log.error("a worker ended", extra={"worker": number, "how": how, "restart_in_seconds": pause})
+            log.error(
+                "worker exited unexpectedly; restarting it",
+                extra={"event": "worker_exited", "worker": number, "cause": how, "restart_in_seconds": pause},
+            )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -166,9 +169,9 @@ class Workers:
         if self._never_started:
             self._never_started.discard(number)
             if not self._never_started:
-                log.info("workers started", extra={"workers": self._count})
+                log.info("all workers serve", extra={"event": "workers_started", "workers": self._count})
         else:
-            log.info("a worker started again", extra={"worker": number})
+            log.info("worker serves again", extra={"event": "worker_restarted", "worker": number})
 
     def _stop(self, word: str) -> None:
         self._stopping.set()

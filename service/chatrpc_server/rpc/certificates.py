@@ -58,10 +58,13 @@ class Certificates:
             if isinstance(error, OSError) and error.errno in _PASSING:
                 self._known = before
             # Such as a certificate that is new already beside a key that is still the old one.
-            log.error("the TLS files have changed and are of no use: the old ones stay", extra={"cause": str(error)})
+            log.error(
+                "TLS reload failed; keeping the current certificates",
+                extra={"event": "tls_reload_failed", "cause": str(error)},
+            )
             self._metrics.tls_reloads.labels("failure").inc()
             return None
-        log.info("the TLS files have changed: new connections get the new ones")
+        log.info("TLS files reloaded; new connections use them", extra={"event": "tls_reloaded"})
         self._metrics.tls_reloads.labels("success").inc()
         return configuration
 

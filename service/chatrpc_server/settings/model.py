@@ -79,7 +79,9 @@ class UpstreamSettings(_Frozen):
     organization: HeaderValue = _is(None, "Sent as OpenAI-Organization; else OPENAI_ORG_ID.")
     project: HeaderValue = _is(None, "Sent as OpenAI-Project; else OPENAI_PROJECT_ID.")
     models: Models = _is((), "Models with a label of their own in metrics; others count as `other`.")
-    engine: Literal["httptools", "httpcore"] = _is("httptools", "HTTP transport towards the upstream.")
+    http_client: Literal["builtin", "httpx"] = _is(
+        "builtin", "HTTP client for the upstream: builtin is the fast one, httpx the plain one."
+    )
     connect_timeout_seconds: float = _is(5, "Longest wait for a connection, in seconds.", gt=0)
     first_chunk_timeout_seconds: float = _is(120, "Longest wait for the first chunk, in seconds.", gt=0)
     chunk_gap_timeout_seconds: float = _is(60, "Longest wait from one chunk to the next, in seconds.", gt=0)

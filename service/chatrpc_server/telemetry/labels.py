@@ -13,16 +13,19 @@ GRPC_CODES = (
     "DataLoss", "Unauthenticated",
 )
 """In the order of their numbers, spelled as go-grpc-middleware does, on which dashboards are built."""
-STREAM_ENDS = (
+STREAM_OUTCOMES = (
     "complete", "client_cancel", "deadline", "upstream_error", "upstream_truncated", "idle_timeout", "drain",
-    "rejected", "service_error", "worker_died",
+    "rejected", "service_error", "worker_exited",
 )
 TOKEN_TYPES = ("input", "output", "cached_input", "reasoning")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", OTHER)
 HTTP_STATUSES = (
     "200", "400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504", "529", OTHER,
-    "none", "cancelled",
 )
+NO_CODE = ""
+"""The HTTP status of a request without a response."""
+ATTEMPT_OUTCOMES = ("response", "no_response", "cancelled")
+"""Of an HTTP request: `cancelled` if the call ended before a response, `no_response` if the upstream gave none."""
 PROTOCOL_ERRORS = ("bad_json", "not_a_completion", "oversize", "unexpected_content", "missing_done")
 REJECTIONS = ("in_flight", "deadline")
 # fmt: on

@@ -1,7 +1,8 @@
 """Structured logs: one line per event, JSON for machines or text for a terminal, and no secret in either.
 
-Fields beyond the message travel in `extra=`. Prompts, completions and upstream messages are never put there at all;
-`Redactor` is the second line of defence, for keys.
+Every record of the service has an event code in `extra={"event": …}`, stable across releases, beside its sentence;
+docs/runbook.md lists the codes. Further fields travel in `extra=` too. Prompts, completions and upstream messages are
+never logged; `Redactor` is the second line of defence, for keys.
 """
 
 import json
@@ -22,6 +23,8 @@ REDACTED = "[redacted]"
 _SHORTEST_SECRET = 6
 LIBRARIES = ("httpx", "httpcore", "aiohttp", "asyncio", "grpc")
 """Below a warning these tell of addresses and headers."""
+_LIBRARY_EVENT = "library_message"
+"""The event code of records that libraries write."""
 _PLAIN = (bool, int, float)
 
 
@@ -84,7 +87,7 @@ class _Json(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"ts": _time(record), "level": record.levelname.lower(), "event": record.getMessage(), **_fields(record)}
+        line = _line(record)
         if record.exc_info and record.exc_info[1]:
             line["exception"] = without_values(record.exc_info[1])
         shown = {name: value if isinstance(value, _PLAIN) else str(value) for name, value in line.items()}
@@ -105,8 +108,12 @@ class _Text(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record).items())
-        text = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}  {fields}".rstrip()
+        line = _line(record)
+        ts, level = line.pop("ts"), line.pop("level")
+        event, message = line.pop("event"), line.pop("message", "")
+        said = f"{event}: {message}" if message else event
+        fields = " ".join(f"{name}={_plain(value)}" for name, value in line.items())
+        text = f"{ts} {level:7} {said}  {fields}".rstrip()
         if record.exc_info and record.exc_info[1]:
             text = f"{text}\n{without_values(record.exc_info[1])}"
         return self._redact(text)
@@ -128,5 +135,13 @@ def _second(unix_time: int) -> str:
     return datetime.fromtimestamp(unix_time, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+def _line(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the line's fields in order; the message is left out where it only repeats the event code."""
+    line: dict[str, Any] = {"ts": _time(record), "level": record.levelname.lower(), "event": _LIBRARY_EVENT}
+    message, event = record.getMessage(), getattr(record, "event", None)
+    if event is None:
+        line["logger"] = record.name
+    if message != event:
+        line["message"] = message
+    line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD and value is not None)
+    return line

@@ -22,11 +22,12 @@ from chatrpc_server.telemetry.labels import (
     FINISH_REASONS,
     GRPC_CODES,
     HTTP_STATUSES,
+    NO_CODE,
     OPERATION,
     OTHER,
     PROTOCOL_ERRORS,
     REJECTIONS,
-    STREAM_ENDS,
+    STREAM_OUTCOMES,
     TOKEN_TYPES,
     UNKNOWN_RPC,
 )
@@ -42,6 +43,9 @@ _TIMEOUT_SECONDS = (.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _LAG_SECONDS = (.001, .005, .01, .05, .1, .5, 1, 5)
 _TOKENS = tuple(4**power for power in range(11))
 # fmt: on
+
+_ATTEMPT_ENDS = (*((code, "response") for code in HTTP_STATUSES), (NO_CODE, "no_response"), (NO_CODE, "cancelled"))
+"""Each HTTP status goes with a response, and no status with none."""
 
 _RPC = ("grpc_type", "grpc_service", "grpc_method")
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
@@ -163,7 +167,9 @@ class Metrics:
         self.stream_bytes = self._counter(
             "chatrpc_stream_bytes", "Bytes of the messages sent in streams.", by_model, shown_models
         )
-        self.streams_ended = self._counter("chatrpc_streams_ended", "Streams by how they ended.", ["end"], STREAM_ENDS)
+        self.streams_ended = self._counter(
+            "chatrpc_streams_ended", "Streams by how they ended.", ["outcome"], STREAM_OUTCOMES
+        )
         self.finish_reasons = self._counter(
             "chatrpc_finish_reasons",
             "Choices by why the model stopped.",
@@ -173,9 +179,9 @@ class Metrics:
 
         self.upstream_requests = self._counter(
             "chatrpc_upstream_requests",
-            "HTTP requests to an upstream, by status; none: no response came; cancelled: the call ended first.",
-            ("upstream", "code", "attempt"),
-            product([upstream], HTTP_STATUSES, ["first", "retry"]),
+            "HTTP requests to an upstream, by status and outcome; without a response the status is empty.",
+            ("upstream", "code", "outcome", "attempt"),
+            [(upstream, *end, attempt) for end, attempt in product(_ATTEMPT_ENDS, ("first", "retry"))],
         )
         self.upstream_seconds = self._histogram(
             "chatrpc_upstream_request_seconds",
@@ -186,12 +192,12 @@ class Metrics:
         )
         self.retries = self._counter(
             "chatrpc_upstream_retries",
-            "Further attempts at an upstream, by what they follow: an HTTP status, or no response (connect).",
-            ("upstream", "reason"),
-            [(upstream, "connect")],
+            "Further attempts at an upstream, by the status and outcome of the attempt before.",
+            ("upstream", "code", "outcome"),
+            [(upstream, NO_CODE, "no_response")],
         )
         self.protocol_errors = self._counter(
-            "chatrpc_protocol_errors",
+            "chatrpc_upstream_protocol_errors",
             "Responses that were no chat completions, by what was wrong.",
             ("upstream", "kind"),
             product([upstream], PROTOCOL_ERRORS),

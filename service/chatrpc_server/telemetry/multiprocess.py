@@ -57,10 +57,12 @@ class SharedMetrics:
         PlatformCollector(self.registry)
         self._processes = _Processes()
         self.registry.register(self._processes)
-        Gauge("chatrpc_workers", "Worker processes that are meant to be.", registry=self.registry).set(workers)
+        Gauge("chatrpc_workers_desired", "Worker processes that are meant to be.", registry=self.registry).set(workers)
         self._running = Gauge("chatrpc_workers_running", "Worker processes there are.", registry=self.registry)
         self._ended = Counter(
-            "chatrpc_workers_ended", "Worker processes that ended though nobody had told them.", registry=self.registry
+            "chatrpc_worker_unexpected_exits",
+            "Worker processes that ended though nobody had told them.",
+            registry=self.registry,
         )
 
     def started(self, number: int, pid: int) -> None:
@@ -101,7 +103,7 @@ class SharedMetrics:
                 more = 0.0
                 if name == "grpc_server_handled_total" and labels["grpc_code"] == "Unavailable":
                     more = lost.get(labels["grpc_method"], 0.0)
-                if name == "chatrpc_streams_ended_total" and labels["end"] == "worker_died":
+                if name == "chatrpc_streams_ended_total" and labels["outcome"] == "worker_exited":
                     more = sum(calls for method, calls in lost.items() if method.endswith("Stream"))
                 if more:
                     counters.write_value(key, value + more, 0.0)  # type: ignore[no-untyped-call]

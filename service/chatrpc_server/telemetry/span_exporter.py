@@ -47,7 +47,7 @@ class Delivery(SpanExporter):
             self._failed(_said.last)
         elif self._fails:
             self._fails = False
-            log.info("traces are delivered again", extra={"collector": self._url})
+            log.info("trace export resumed", extra={"event": "traces_resumed", "collector": self._url})
         return result
 
     def give_up(self, cause: str) -> None:
@@ -66,4 +66,7 @@ class Delivery(SpanExporter):
     def _failed(self, cause: str) -> None:
         if not self._fails:
             self._fails = True
-            log.warning("traces are lost: they cannot be delivered", extra={"collector": self._url, "cause": cause})
+            log.warning(
+                "trace export failed; traces are lost until it succeeds",
+                extra={"event": "traces_lost", "collector": self._url, "cause": cause},
+            )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from chatrpc_server.core.call import Call, Headers
 from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidResponse, Truncated
-from chatrpc_server.telemetry.labels import HTTP_STATUSES, OTHER
+from chatrpc_server.telemetry.labels import HTTP_STATUSES, NO_CODE, OTHER
 from chatrpc_server.telemetry.metrics import Metrics
 
 _LIMITS = {f"x-ratelimit-remaining-{kind}": kind for kind in ("requests", "tokens")}
@@ -62,14 +62,16 @@ class AttemptMetrics:
 
     def retried(self, error: ChatError) -> None:
         """Counts the retry that follows this error."""
-        reason = _code(error.status) if isinstance(error, ErrorResponse) else "connect"
-        self._metrics.child(self._metrics.retries, self._upstream, reason).inc()
+        code = _code(error.status) if isinstance(error, ErrorResponse) else NO_CODE
+        outcome = "response" if code else "no_response"
+        self._metrics.child(self._metrics.retries, self._upstream, code, outcome).inc()
 
     def _ended(self, call: Call, seconds: float, cancelled: bool) -> None:
         metrics, child = self._metrics, self._metrics.child
         attempt = "first" if call.attempts == 1 else "retry"
-        code = "cancelled" if cancelled and call.upstream_status is None else _code(call.upstream_status)
-        child(metrics.upstream_requests, self._upstream, code, attempt).inc()
+        code = _code(call.upstream_status)
+        outcome = "response" if code else "cancelled" if cancelled else "no_response"
+        child(metrics.upstream_requests, self._upstream, code, outcome, attempt).inc()
         if call.upstream_status is None:
             return
         child(metrics.upstream_seconds, self._upstream, "headers").observe(call.upstream_seconds)
@@ -80,5 +82,7 @@ class AttemptMetrics:
 
 
 def _code(status: int | None) -> str:
-    code = "none" if status is None else str(status)
+    if status is None:
+        return NO_CODE
+    code = str(status)
     return code if code in HTTP_STATUSES else OTHER

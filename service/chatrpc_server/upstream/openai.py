@@ -130,7 +130,10 @@ class OpenAIUpstream:
         body = requests.body(request, stream=True, ask_usage=False)
         answer = await stack.enter_async_context(self._open(body, call))
         # Only now is it known: a complaint that quotes the request names stream_options too.
-        log.warning("the upstream rejects stream_options: usage of streams is not asked for any more")
+        log.warning(
+            "upstream rejects stream_options; no longer requesting usage of streams",
+            extra={"event": "upstream_usage_unsupported"},
+        )
         self._asks_usage = False
         return answer
 
@@ -158,11 +161,17 @@ class OpenAIUpstream:
         except httpx.TimeoutException as error:
             raise TimedOut("the upstream did not answer in time") from error
         except httpx.ConnectError as error:
-            log.warning("cannot connect to the upstream", extra={"cause": str(error)})
+            log.warning(
+                "cannot connect to the upstream", extra={"event": "upstream_connect_failed", "cause": str(error)}
+            )
             raise Unreachable("cannot connect to the upstream") from error
         except httpx.TransportError as error:
             # Its text may quote what the upstream sent.
-            log.warning("the upstream broke the connection", extra={"cause": type(error).__name__})
+            cause = type(error).__name__
+            log.warning(
+                "upstream closed the connection before its response",
+                extra={"event": "upstream_connection_lost", "cause": cause},
+            )
             raise Unreachable("the connection to the upstream broke before it answered") from error
         finally:
             call.upstream_seconds = time.monotonic() - started

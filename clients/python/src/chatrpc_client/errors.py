@@ -27,9 +27,9 @@ class ChatError(Exception):
         self.message = message
         """What went wrong, in words."""
         self.reason = ""
-        """Such as `RATE_LIMIT_EXCEEDED`. Empty if the status is of gRPC itself, which gives no details."""
+        """Such as `UPSTREAM_RATE_LIMITED`. Empty if the status is of gRPC itself, which gives no details."""
         self.mapped_reason = ""
-        """For `STREAM_ERROR` what the upstream's error amounts to, if it is known."""
+        """For `UPSTREAM_ERROR_BODY` what the upstream's error amounts to, if it is known."""
         self.retry_after: float | None = None
         """So many seconds later another try may succeed. None: nobody said."""
         self.fields: list[tuple[str, str]] = []

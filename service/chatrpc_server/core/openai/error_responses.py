@@ -24,18 +24,18 @@ _LONGEST_WAIT_SECONDS = 1e9
 """What asks for more says nothing, and would not fit a `google.protobuf.Duration`."""
 
 _BY_STATUS = {
-    400: Reason.INVALID_REQUEST,
+    400: Reason.UPSTREAM_INVALID_REQUEST,
     401: Reason.UPSTREAM_UNAUTHENTICATED,
-    402: Reason.INSUFFICIENT_BALANCE,
+    402: Reason.UPSTREAM_INSUFFICIENT_BALANCE,
     403: Reason.UPSTREAM_FORBIDDEN,
     404: Reason.UPSTREAM_NOT_FOUND,
     405: Reason.UPSTREAM_UNIMPLEMENTED,
     408: Reason.UPSTREAM_TIMEOUT,
     409: Reason.UPSTREAM_CONFLICT,
-    413: Reason.REQUEST_TOO_LARGE,
-    415: Reason.UNPROCESSABLE,
-    422: Reason.UNPROCESSABLE,
-    429: Reason.RATE_LIMIT_EXCEEDED,
+    413: Reason.UPSTREAM_REQUEST_TOO_LARGE,
+    415: Reason.UPSTREAM_UNPROCESSABLE,
+    422: Reason.UPSTREAM_UNPROCESSABLE,
+    429: Reason.UPSTREAM_RATE_LIMITED,
     500: Reason.UPSTREAM_INTERNAL,
     501: Reason.UPSTREAM_UNIMPLEMENTED,
     502: Reason.UPSTREAM_UNAVAILABLE,
@@ -46,21 +46,21 @@ _BY_STATUS = {
     522: Reason.UPSTREAM_UNAVAILABLE,
     523: Reason.UPSTREAM_UNAVAILABLE,
     524: Reason.UPSTREAM_TIMEOUT,
-    529: Reason.OVERLOADED,
+    529: Reason.UPSTREAM_OVERLOADED,
 }
 _BY_STATUS_AND_CODE = {
-    (400, "context_length_exceeded"): Reason.CONTEXT_LENGTH_EXCEEDED,
-    (400, "string_above_max_length"): Reason.CONTEXT_LENGTH_EXCEEDED,
-    (400, "content_filter"): Reason.CONTENT_FILTERED,
-    (400, "content_policy_violation"): Reason.CONTENT_FILTERED,
-    (400, "model_not_found"): Reason.MODEL_NOT_FOUND,
-    (403, "moderation"): Reason.MODERATED,
-    (403, "content_filter"): Reason.MODERATED,
-    (404, "model_not_found"): Reason.MODEL_NOT_FOUND,
-    (404, "DeploymentNotFound"): Reason.MODEL_NOT_FOUND,
-    (429, "insufficient_quota"): Reason.INSUFFICIENT_QUOTA,
-    (503, "overloaded_error"): Reason.OVERLOADED,
-    (503, "overloaded"): Reason.OVERLOADED,
+    (400, "context_length_exceeded"): Reason.UPSTREAM_CONTEXT_LENGTH_EXCEEDED,
+    (400, "string_above_max_length"): Reason.UPSTREAM_CONTEXT_LENGTH_EXCEEDED,
+    (400, "content_filter"): Reason.UPSTREAM_CONTENT_FILTERED,
+    (400, "content_policy_violation"): Reason.UPSTREAM_CONTENT_FILTERED,
+    (400, "model_not_found"): Reason.UPSTREAM_MODEL_NOT_FOUND,
+    (403, "moderation"): Reason.UPSTREAM_MODERATED,
+    (403, "content_filter"): Reason.UPSTREAM_MODERATED,
+    (404, "model_not_found"): Reason.UPSTREAM_MODEL_NOT_FOUND,
+    (404, "DeploymentNotFound"): Reason.UPSTREAM_MODEL_NOT_FOUND,
+    (429, "insufficient_quota"): Reason.UPSTREAM_QUOTA_EXHAUSTED,
+    (503, "overloaded_error"): Reason.UPSTREAM_OVERLOADED,
+    (503, "overloaded"): Reason.UPSTREAM_OVERLOADED,
 }
 _STATUS_OF_CODE = {
     "invalid_request_error": 400,
@@ -115,7 +115,7 @@ def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> Erro
     detail = _detail(200, error, body)
     status = _status_of(detail)
     return ErrorResponse(
-        _reason(status, detail) if status else Reason.STREAM_ERROR, status or 500, detail, in_success=True
+        _reason(status, detail) if status else Reason.UPSTREAM_ERROR_BODY, status or 500, detail, in_success=True
     )
 
 

@@ -31,15 +31,16 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 CODES = {
     Reason.INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.CONTEXT_LENGTH_EXCEEDED: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.CONTENT_FILTERED: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.REQUEST_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.UNPROCESSABLE: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Reason.MODERATED: grpc.StatusCode.PERMISSION_DENIED,
-    Reason.INSUFFICIENT_BALANCE: grpc.StatusCode.FAILED_PRECONDITION,
-    Reason.INSUFFICIENT_QUOTA: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Reason.RATE_LIMIT_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.UPSTREAM_INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UPSTREAM_CONTEXT_LENGTH_EXCEEDED: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UPSTREAM_CONTENT_FILTERED: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UPSTREAM_REQUEST_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UPSTREAM_UNPROCESSABLE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UPSTREAM_MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.UPSTREAM_MODERATED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.UPSTREAM_INSUFFICIENT_BALANCE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.UPSTREAM_QUOTA_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.UPSTREAM_RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.IN_FLIGHT_LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.RESPONSE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -53,12 +54,12 @@ CODES = {
     Reason.UPSTREAM_CONFLICT: grpc.StatusCode.ABORTED,
     Reason.UPSTREAM_INTERNAL: grpc.StatusCode.INTERNAL,
     Reason.UPSTREAM_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Reason.OVERLOADED: grpc.StatusCode.UNAVAILABLE,
+    Reason.UPSTREAM_OVERLOADED: grpc.StatusCode.UNAVAILABLE,
     Reason.UPSTREAM_ERROR: grpc.StatusCode.INTERNAL,  # FAILED_PRECONDITION for a 4xx, see `code_of`
     Reason.UPSTREAM_UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.UPSTREAM_INVALID_RESPONSE: grpc.StatusCode.INTERNAL,
-    Reason.UPSTREAM_STREAM_TRUNCATED: grpc.StatusCode.UNAVAILABLE,
-    Reason.STREAM_ERROR: grpc.StatusCode.INTERNAL,
+    Reason.UPSTREAM_TRUNCATED: grpc.StatusCode.UNAVAILABLE,
+    Reason.UPSTREAM_ERROR_BODY: grpc.StatusCode.INTERNAL,
 }
 
 MESSAGE_BYTES = 1024
@@ -84,13 +85,16 @@ class ErrorStatus:
         except ChatError as error:
             call.reason = _reason_shown(error)
             if error.reason is Reason.UPSTREAM_UNAUTHENTICATED:
-                log.error("the upstream refuses this service's key: check upstream.api_key")
+                log.error(
+                    "upstream rejected the service's API key; check upstream.api_key",
+                    extra={"event": "upstream_key_rejected"},
+                )
             await self._abort(error, call, context)
         except grpc.aio.BaseError:
             raise  # the RPC is over: its caller went away while a message was being written
         except Exception:
             call.reason = Reason.INTERNAL
-            log.exception("unexpected error", extra={"request_id": call.id})
+            log.exception("unexpected error in a call", extra={"event": "unexpected_error", "request_id": call.id})
             await self._abort(ChatError("internal error"), call, context)
 
     async def _abort(self, error: ChatError, call: Call, context: Context) -> None:
@@ -117,7 +121,7 @@ def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Sta
     message = "the upstream refuses this service's credentials" if ours else _clip_message(redact(error.message))
     status = Status(code=code_of(error).value[0], message=message)
     _add(status, _error_info(error))
-    if error.retry_after_seconds is not None and error.reason is not Reason.INSUFFICIENT_QUOTA:
+    if error.retry_after_seconds is not None and error.reason is not Reason.UPSTREAM_QUOTA_EXHAUSTED:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         _add(status, details_pb2.RetryInfo(retry_delay=delay))
@@ -138,7 +142,7 @@ def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Sta
 
 
 def _reason_shown(error: ChatError) -> Reason:
-    return Reason.STREAM_ERROR if isinstance(error, ErrorResponse) and error.in_success else error.reason
+    return Reason.UPSTREAM_ERROR_BODY if isinstance(error, ErrorResponse) and error.in_success else error.reason
 
 
 def _error_info(error: ChatError) -> details_pb2.ErrorInfo:

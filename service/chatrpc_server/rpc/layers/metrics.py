@@ -141,7 +141,7 @@ def stream_end(call: Call, code: grpc.StatusCode) -> str:
             return "complete"
         case grpc.StatusCode.CANCELLED, _:
             return "client_cancel"
-        case _, Reason.UPSTREAM_STREAM_TRUNCATED:
+        case _, Reason.UPSTREAM_TRUNCATED:
             return "upstream_truncated"
         case _, Reason.UPSTREAM_TIMEOUT:
             return "idle_timeout"
@@ -170,6 +170,7 @@ def _access_line(call: Call, upstream: str, seconds: float, overhead_seconds: fl
     log.info(
         "call",
         extra={
+            "event": "call",
             "request_id": call.id,
             "trace_id": call.trace_id or None,
             "method": call.method,

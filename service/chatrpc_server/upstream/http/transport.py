@@ -54,7 +54,7 @@ def transport(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> T
     """
     tls = _tls(settings) if url.scheme == "https" else None
     arguments = url, headers, tls, settings.proxy, settings.connect_timeout_seconds
-    return HttpxTransport(*arguments) if settings.engine == "httpcore" else Pool(*arguments)
+    return HttpxTransport(*arguments) if settings.http_client == "httpx" else Pool(*arguments)
 
 
 def _tls(settings: UpstreamSettings) -> ssl.SSLContext:

@@ -8,18 +8,18 @@
 //
 //   code                 reason                     cause
 //   INVALID_ARGUMENT     INVALID_REQUEST            the service found the request malformed; 400
-//                        CONTEXT_LENGTH_EXCEEDED    400 whose code says so
-//                        CONTENT_FILTERED           400 whose code says so
-//                        REQUEST_TOO_LARGE          413
-//                        UNPROCESSABLE              415, 422
-//   NOT_FOUND            MODEL_NOT_FOUND            404 or 400 whose code says so
+//                        UPSTREAM_CONTEXT_LENGTH_EXCEEDED    400 whose code says so
+//                        UPSTREAM_CONTENT_FILTERED           400 whose code says so
+//                        UPSTREAM_REQUEST_TOO_LARGE          413
+//                        UPSTREAM_UNPROCESSABLE              415, 422
+//   NOT_FOUND            UPSTREAM_MODEL_NOT_FOUND            404 or 400 whose code says so
 //                        UPSTREAM_NOT_FOUND         404
 //   PERMISSION_DENIED    UPSTREAM_FORBIDDEN         403
-//                        MODERATED                  403 whose code says so
-//   FAILED_PRECONDITION  INSUFFICIENT_BALANCE       402
+//                        UPSTREAM_MODERATED                  403 whose code says so
+//   FAILED_PRECONDITION  UPSTREAM_INSUFFICIENT_BALANCE       402
 //                        UPSTREAM_ERROR             any other 4xx
-//   RESOURCE_EXHAUSTED   RATE_LIMIT_EXCEEDED        429
-//                        INSUFFICIENT_QUOTA         429 whose code says so: no RetryInfo, it would be no use
+//   RESOURCE_EXHAUSTED   UPSTREAM_RATE_LIMITED        429
+//                        UPSTREAM_QUOTA_EXHAUSTED         429 whose code says so: no RetryInfo, it would be no use
 //                        IN_FLIGHT_LIMIT            this service has too many calls in flight
 //                        RESPONSE_TOO_LARGE         the answer is larger than a message may be
 //   ABORTED              UPSTREAM_CONFLICT          409
@@ -28,18 +28,18 @@
 //                        UPSTREAM_TIMEOUT           the upstream was silent for too long; 408, 504, 524
 //   UNAVAILABLE          UPSTREAM_UNREACHABLE       connecting failed, or the connection broke before the answer began
 //                        UPSTREAM_UNAVAILABLE       502, 503, 520 to 523
-//                        OVERLOADED                 529, or 503 whose code says so
-//                        UPSTREAM_STREAM_TRUNCATED  the stream broke off before the completion was whole
+//                        UPSTREAM_OVERLOADED                 529, or 503 whose code says so
+//                        UPSTREAM_TRUNCATED  the stream broke off before the completion was whole
 //                        SERVER_DRAINING            this process stops; another one will answer
 //   INTERNAL             UPSTREAM_UNAUTHENTICATED   401: the upstream refused the service's key; no caller can mend it
 //                        UPSTREAM_INTERNAL          500
 //                        UPSTREAM_ERROR             any other 5xx
 //                        UPSTREAM_INVALID_RESPONSE  the answer is no chat completion, or larger than the service takes
 //                        INTERNAL                   a fault of this service; the logs have it under the request id
-//   (see below)          STREAM_ERROR               an error object inside a 200, in a stream or not
+//   (see below)          UPSTREAM_ERROR_BODY               an error object inside a 200, in a stream or not
 //
-// STREAM_ERROR has the code of the reason that its error object amounts to, which stands in the ErrorInfo's metadata
-// under `mapped_reason` (RATE_LIMIT_EXCEEDED, say, with RESOURCE_EXHAUSTED); where the object's code tells nothing it is
+// UPSTREAM_ERROR_BODY has the code of the reason that its error object amounts to, which stands in the ErrorInfo's metadata
+// under `mapped_reason` (UPSTREAM_RATE_LIMITED, say, with RESOURCE_EXHAUSTED); where the object's code tells nothing it is
 // INTERNAL without one. CANCELLED is the caller's own doing and has no details, nor has a request over the size limit,
 // which gRPC itself refuses (RESOURCE_EXHAUSTED).
 

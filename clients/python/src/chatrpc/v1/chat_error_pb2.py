@@ -24,14 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63hatrpc/v1/chat_error.proto\x12\nchatrpc.v1\"\xcd\x01\n\rUpstreamError\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\x04type\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05param\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04\x63ode\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08raw_body\x18\x07 \x01(\t\x12\x1a\n\x12raw_body_truncated\x18\x08 \x01(\x08\x42\x07\n\x05_typeB\x08\n\x06_paramB\x07\n\x05_codeBT\n\rio.chatrpc.v1B\x0e\x43hatErrorProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\nChatrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63hatrpc/v1/chat_error.proto\x12\nchatrpc.v1\"\xcd\x01\n\rUpstreamError\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\x04type\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05param\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04\x63ode\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08raw_body\x18\x07 \x01(\t\x12\x1a\n\x12raw_body_truncated\x18\x08 \x01(\x08\x42\x07\n\x05_typeB\x08\n\x06_paramB\x07\n\x05_codeBU\n\x0e\x64\x65v.chatrpc.v1B\x0e\x43hatErrorProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\nChatrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatrpc.v1.chat_error_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.chatrpc.v1B\016ChatErrorProtoP\001Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\252\002\nChatrpc.V1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.chatrpc.v1B\016ChatErrorProtoP\001Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\252\002\nChatrpc.V1'
   _globals['_UPSTREAMERROR']._serialized_start=44
   _globals['_UPSTREAMERROR']._serialized_end=249
 # @@protoc_insertion_point(module_scope)

@@ -26,14 +26,14 @@ from chatrpc.v1 import chat_request_pb2 as chatrpc_dot_v1_dot_chat__request__pb2
 from chatrpc.v1 import chat_response_pb2 as chatrpc_dot_v1_dot_chat__response__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63hatrpc/v1/chat_service.proto\x12\nchatrpc.v1\x1a\x1d\x63hatrpc/v1/chat_request.proto\x1a\x1e\x63hatrpc/v1/chat_response.proto2\xfb\x01\n\x15\x43hatCompletionService\x12i\n\x14\x43reateChatCompletion\x12\'.chatrpc.v1.CreateChatCompletionRequest\x1a(.chatrpc.v1.CreateChatCompletionResponse\x12w\n\x1a\x43reateChatCompletionStream\x12\'.chatrpc.v1.CreateChatCompletionRequest\x1a..chatrpc.v1.CreateChatCompletionStreamResponse0\x01\x42V\n\rio.chatrpc.v1B\x10\x43hatServiceProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\nChatrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63hatrpc/v1/chat_service.proto\x12\nchatrpc.v1\x1a\x1d\x63hatrpc/v1/chat_request.proto\x1a\x1e\x63hatrpc/v1/chat_response.proto2\xfb\x01\n\x15\x43hatCompletionService\x12i\n\x14\x43reateChatCompletion\x12\'.chatrpc.v1.CreateChatCompletionRequest\x1a(.chatrpc.v1.CreateChatCompletionResponse\x12w\n\x1a\x43reateChatCompletionStream\x12\'.chatrpc.v1.CreateChatCompletionRequest\x1a..chatrpc.v1.CreateChatCompletionStreamResponse0\x01\x42W\n\x0e\x64\x65v.chatrpc.v1B\x10\x43hatServiceProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\nChatrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatrpc.v1.chat_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.chatrpc.v1B\020ChatServiceProtoP\001Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\252\002\nChatrpc.V1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.chatrpc.v1B\020ChatServiceProtoP\001Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\252\002\nChatrpc.V1'
   _globals['_CHATCOMPLETIONSERVICE']._serialized_start=109
   _globals['_CHATCOMPLETIONSERVICE']._serialized_end=360
 # @@protoc_insertion_point(module_scope)

@@ -38,7 +38,7 @@ class ChatCompletionServiceStub(object):
 
     Retries. Failed connects, 408, 409, 429 and 5xx of the upstream are tried again, twice at most, with exponential
     backoff or after the time that the upstream asks for; never past the deadline, never when quota is used up
-    (INSUFFICIENT_QUOTA), never once a message has been sent to the caller.
+    (UPSTREAM_QUOTA_EXHAUSTED), never once a message has been sent to the caller.
 
     Errors. A failed call ends with a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always hold an
     ErrorInfo whose `reason` tells the cases apart; where known also RetryInfo (when to try again), BadRequest (which
@@ -89,7 +89,7 @@ class ChatCompletionServiceServicer(object):
 
     Retries. Failed connects, 408, 409, 429 and 5xx of the upstream are tried again, twice at most, with exponential
     backoff or after the time that the upstream asks for; never past the deadline, never when quota is used up
-    (INSUFFICIENT_QUOTA), never once a message has been sent to the caller.
+    (UPSTREAM_QUOTA_EXHAUSTED), never once a message has been sent to the caller.
 
     Errors. A failed call ends with a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always hold an
     ErrorInfo whose `reason` tells the cases apart; where known also RetryInfo (when to try again), BadRequest (which
@@ -126,8 +126,8 @@ class ChatCompletionServiceServicer(object):
         """Answers with the completion as it is generated, in the upstream's order. Text is the concatenation of the deltas.
 
         The end is honest. OK means that the completion is whole: the upstream said `[DONE]`, or every choice seen had its
-        finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_STREAM_TRUNCATED. An error
-        object in the stream becomes the call's status: reason STREAM_ERROR, with the code that the error amounts to. What
+        finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error
+        object in the stream becomes the call's status: reason UPSTREAM_ERROR_BODY, with the code that the error amounts to. What
         was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
 
         Backpressure: a caller that reads slowly slows down the reading of the upstream.
@@ -194,7 +194,7 @@ class ChatCompletionService(object):
 
     Retries. Failed connects, 408, 409, 429 and 5xx of the upstream are tried again, twice at most, with exponential
     backoff or after the time that the upstream asks for; never past the deadline, never when quota is used up
-    (INSUFFICIENT_QUOTA), never once a message has been sent to the caller.
+    (UPSTREAM_QUOTA_EXHAUSTED), never once a message has been sent to the caller.
 
     Errors. A failed call ends with a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always hold an
     ErrorInfo whose `reason` tells the cases apart; where known also RetryInfo (when to try again), BadRequest (which

@@ -8,7 +8,7 @@ import com.google.rpc.BadRequest.FieldViolation;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RequestInfo;
 import com.google.rpc.RetryInfo;
-import io.chatrpc.v1.UpstreamError;
+import dev.chatrpc.v1.UpstreamError;
 import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
@@ -21,8 +21,8 @@ import java.util.Optional;
  * What a failed call says: its status with all the details that chatrpc gives.
  *
  * @param message what went wrong, in words; what gRPC itself says comes with its cause
- * @param reason such as {@code RATE_LIMIT_EXCEEDED}; empty if the status is of gRPC itself
- * @param mappedReason for {@code STREAM_ERROR} what the upstream's error amounts to, if known
+ * @param reason such as {@code UPSTREAM_RATE_LIMITED}; empty if the status is of gRPC itself
+ * @param mappedReason for {@code UPSTREAM_ERROR_BODY} what the upstream's error amounts to, if known
  * @param retryAfter when another try may succeed, if anybody said
  * @param fields what is wrong with the request
  * @param requestId the call's name in the logs of the service; empty if it was not reached
