@@ -82,26 +82,26 @@ soak: $(INSTALLED) ## ten minutes of mixed load and faults: does anything grow? 
 	tests/soak/run $(ARGS)
 
 bench: $(INSTALLED) ## the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; needs Go)
-	tests/bench/peers/run $(ARGS)
+	bench/peers/run $(ARGS)
 
 bench-quick: $(INSTALLED) ## the same with the floor and the naive wrapper only (two minutes; needs Go)
-	QUICK=1 tests/bench/peers/run $(ARGS)
+	QUICK=1 bench/peers/run $(ARGS)
 
 bench-core: $(INSTALLED) ## CPU a chunk against an earlier revision (ARGS=<git ref>), and SSE by size
-	$(BIN)/python tests/bench/chunks.py $(ARGS)
-	$(BIN)/python tests/bench/sse.py
+	$(BIN)/python bench/chunks.py $(ARGS)
+	$(BIN)/python bench/sse.py
 
 bench-engines: $(INSTALLED) ## the HTTP engines side by side (ARGS=--quick)
-	$(BIN)/python tests/bench/engines.py $(ARGS)
+	$(BIN)/python bench/engines.py $(ARGS)
 
 bench-cancel: $(INSTALLED) ## how soon the upstream sees a cancel, in every phase of a call (ARGS="--http-client httpx")
-	$(BIN)/python tests/bench/cancel.py $(ARGS)
+	$(BIN)/python bench/cancel.py $(ARGS)
 
 bench-observe: $(INSTALLED) ## what metrics and access lines cost
-	$(BIN)/python tests/bench/observe.py $(ARGS)
+	$(BIN)/python bench/observe.py $(ARGS)
 
 bench-start: $(INSTALLED) ## how long until a process serves
-	$(BIN)/python tests/bench/start.py $(ARGS)
+	$(BIN)/python bench/start.py $(ARGS)
 
 test-clients: $(INSTALLED) ## builds the clients of all languages whose toolchain is here; do they see the same? (ARGS="-k go")
 	$(BIN)/pytest clients/conformance $(ARGS)

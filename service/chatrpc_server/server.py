@@ -246,7 +246,7 @@ class Server:
 def _collect_garbage_seldom() -> None:
     """What lives now lives on: it need not be looked at again, nor need what calls leave so often.
 
-    By the loads of tests/bench/peers: 0.97 of a unary call's CPU, 0.94 of a paced chunk's, 0.88 of an unpaced one's.
+    By the loads of bench/peers: 0.97 of a unary call's CPU, 0.94 of a paced chunk's, 0.88 of an unpaced one's.
     """
     gc.collect()
     gc.freeze()

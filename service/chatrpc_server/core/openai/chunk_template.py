@@ -2,7 +2,7 @@
 
 What stands before and after the text is learnt from a chunk that was decoded, and proven by decoding it with another
 text in its place. An event with the same bytes there, and what JSON calls a string between them, says the same with
-its own text. That takes a third of the time, a fifth where one read brings several (tests/bench/chunks.py).
+its own text. That takes a third of the time, a fifth where one read brings several (bench/chunks.py).
 """
 
 from typing import Any

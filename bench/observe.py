@@ -1,6 +1,6 @@
 """What does it cost to be observed? CPU of the service with metrics and access lines, and without.
 
-    python tests/bench/observe.py [--rounds N] [--json FILE]
+    python bench/observe.py [--rounds N] [--json FILE]
 
 What it measures: the service as a process of its own, three times beside each other: without the layer that observes
 and with no watch on the upstream; with metrics; with metrics and access lines (JSON, to /dev/null). Each gets the same
@@ -29,7 +29,7 @@ from unittest import mock
 
 import grpc
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_echo import Echo

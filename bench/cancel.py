@@ -1,6 +1,6 @@
 """How fast does a cancel reach the upstream? From the caller's end of a call to the upstream's end of its connection.
 
-    python tests/bench/cancel.py [--trials N] [--http-client builtin|httpx] [--json FILE]
+    python bench/cancel.py [--trials N] [--http-client builtin|httpx] [--json FILE]
 
 What it measures: the service is a process of its own; its caller and its upstream are this one, so that one clock tells
 when the call ended and when the upstream saw its connection closed. In each phase of a call, on a fresh connection:
@@ -39,7 +39,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from e2e.process import ANY_PORTS, running
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from processes import Running, Server
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).parent / "rig"
 BINARY = ROOT / ".tools/bin/rig"
 
@@ -23,7 +23,7 @@ def build() -> None:
     if BINARY.exists() and BINARY.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         return
     if not shutil.which("go"):
-        sys.exit("Go 1.23 or newer is needed to build tests/bench/peers/rig: it is not installed (go.dev/dl)")
+        sys.exit("Go 1.23 or newer is needed to build bench/peers/rig: it is not installed (go.dev/dl)")
     print("Building the rig (once) ...", file=sys.stderr)
     BINARY.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["go", "build", "-o", BINARY, "."], cwd=SOURCE, check=True)

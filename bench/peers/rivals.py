@@ -20,7 +20,7 @@ from pathlib import Path
 import envoy
 from processes import Server, free_port
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / ".tools/peers"
 Started = tuple[list[str], dict[str, str]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from processes import Server, Start, free_port
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = HERE.parents[1]
 PATH = "/chatrpc.v1.ChatCompletionService"
 NAIVE_PYTHON = ROOT / ".tools/peers/naive/bin/python"
 

@@ -1,6 +1,6 @@
 """Which transport should drive the outbound edge? CPU and promptness of each candidate, side by side.
 
-    python tests/bench/engines.py [--quick]
+    python bench/engines.py [--quick]
 
 What it measures: the CPU time of this process alone (the upstream is another process on 127.0.0.1 that sends
 pre-built bytes), per call or per chunk, for every engine in turn, each turn in a fresh event loop:

@@ -1,6 +1,6 @@
 """Is decoding event streams linear in the bytes, however they are cut? CPU of `core.sse.Decoder`.
 
-    python tests/bench/sse.py [--turns N]
+    python bench/sse.py [--turns N]
 
 What it measures: the CPU time to decode streams of 1, 2, 4 and 8 times BASE_BYTES, fed in pieces of one size:
 

@@ -1,6 +1,6 @@
 """Does each rival that is installed pass on what the benchmark asks of it?
 
-    python tests/bench/peers/check.py [--versions] [--requests] [NAME ...]
+    python bench/peers/check.py [--versions] [--requests] [NAME ...]
 
 Starts each in turn between this process and a small upstream, and makes unary calls until one is right, then two that
 stream; their chunks come 20 ms apart, and the second stream must not bring them together (in their first, some still

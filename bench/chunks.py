@@ -1,6 +1,6 @@
 """What does a chunk cost to map, before and after a change of core/? CPU of `core.responses.StreamReader.feed`.
 
-    python tests/bench/chunks.py [REV] [--turns N]
+    python bench/chunks.py [REV] [--turns N]
 
 What it measures: the CPU time to feed one event, from bytes to message, for the working tree (now) and for the git
 revision REV (before). REV is by default where core/ was before its last change: HEAD if core/ has uncommitted changes,
@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CORE = "service/chatrpc_server/core"
 EVENTS_PER_TURN = 2000
 

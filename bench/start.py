@@ -1,6 +1,6 @@
 """How long from the start of the process until it serves? Wall time, against a process that only imports gRPC.
 
-    python tests/bench/start.py [--runs N]
+    python bench/start.py [--runs N]
 
 What it measures, each in turn:
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from e2e.process import ANY_PORTS, running
 
 

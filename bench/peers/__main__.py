@@ -1,6 +1,6 @@
 """The service beside its rivals: one upstream, the same two cores, all in turns.
 
-    python tests/bench/peers [--quick] [--rounds N] [--only NAME ...] [--out FOLDER]
+    python bench/peers [--quick] [--rounds N] [--only NAME ...] [--out FOLDER]
 
 What it measures: the service (as it is by default, with one message for each chunk, and with two workers), the floor
 under it, the naive wrapper, and every rival that could be installed: calls and chunks a second, CPU of the server's
