@@ -28,7 +28,7 @@ else
 endif
 
 tools: ## Debian's prometheus and promtool into .tools/bin, for the tests that need them
-	tests/prometheus/install
+	tests/deploy/prometheus/install
 
 lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs, the dashboard and the chart fresh
 	$(BIN)/ruff check .
@@ -52,7 +52,7 @@ dashboard: $(INSTALLED) ## write the Grafana dashboard anew from deploy/grafana/
 
 chart: $(INSTALLED) ## write anew what the chart has from settings, rules and dashboard; and the plain manifests from the chart
 	$(BIN)/python deploy/helm/generate.py
-	tests/deploy/install
+	tests/deploy/manifests/install
 	deploy/kubernetes/render
 
 dashboard-preview: $(INSTALLED) ## draw it without Grafana into build/dashboard/index.html (PROMETHEUS=http://..., else one of its own)
@@ -73,13 +73,13 @@ protos-release: $(INSTALLED) ## from now on callers may rely on the contract as 
 	cd protos && ../$(BIN)/buf build --exclude-source-info -o released.binpb
 
 fuzz: $(INSTALLED) ## ten minutes of random bytes for what reads the upstream (FUZZ_SECONDS=600)
-	tests/fuzz/run $(ARGS)
+	tests/robustness/fuzz/run $(ARGS)
 
 mutation: $(INSTALLED) ## would the tests notice a wrong entry in a table?
-	tests/mutation/run $(ARGS)
+	tests/robustness/mutation/run $(ARGS)
 
 soak: $(INSTALLED) ## ten minutes of mixed load and faults: does anything grow? With a plot (SOAK_SECONDS=600)
-	tests/soak/run $(ARGS)
+	tests/robustness/soak/run $(ARGS)
 
 bench: $(INSTALLED) ## the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; needs Go)
 	bench/peers/run $(ARGS)
@@ -107,22 +107,22 @@ test-clients: $(INSTALLED) ## builds the clients of all languages whose toolchai
 	$(BIN)/pytest clients/conformance $(ARGS)
 
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
-	tests/litellm/run $(ARGS)
+	tests/interop/litellm/run $(ARGS)
 
 test-deploy: $(INSTALLED) ## chart, plain manifests, Dockerfile and compose file, by helm, four linters and what we promise
-	tests/deploy/run $(ARGS)
+	tests/deploy/manifests/run $(ARGS)
 
 test-balancing: $(INSTALLED) ## instances behind a headless name and behind Envoy: calls spread, and none is lost with one of them
-	tests/balancing/run $(ARGS)
+	tests/interop/balancing/run $(ARGS)
 
 image-check: $(INSTALLED) ## builds deploy/Dockerfile without Docker, and runs it as Kubernetes would (needs root, and Debian)
-	tests/image/run $(ARGS)
+	tests/deploy/image/run $(ARGS)
 
 test-kubernetes: $(INSTALLED) ## builds a Kubernetes, and installs the chart with our image there (15 minutes, then 18; needs Go; root for a node)
-	tests/kubernetes/run $(ARGS)
+	tests/deploy/kubernetes/run $(ARGS)
 
 test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)
-	tests/collector/run $(ARGS)
+	tests/interop/collector/run $(ARGS)
 
 lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv)

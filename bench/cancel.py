@@ -41,10 +41,9 @@ import grpc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from e2e.process import ANY_PORTS, running
-
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from support import Answer, Exchange, Script, request
+from support.process import ANY_PORTS, running
 
 AT_ONCE = 4
 """Trials that overlap; half as many where each has megabytes to send. None ends before all of them are in their phase:

@@ -24,7 +24,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from e2e.process import ANY_PORTS, running
+from support.process import ANY_PORTS, running
 
 
 def imports() -> float:

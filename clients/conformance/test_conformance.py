@@ -26,7 +26,7 @@ from chatrpc_server.core.errors import Reason
 from support import Answer, Exchange, Script, Service, http, service
 
 ROOT = Path(__file__).parents[2]
-QUIRKS = ROOT / "tests/quirks"
+QUIRKS = ROOT / "tests/fixtures/quirks"
 STREAM, UNARY = "CreateChatCompletionStream", "CreateChatCompletion"
 TIMEOUT_MS = 15_000
 SCENARIOS: dict[str, dict[str, Any]] = {

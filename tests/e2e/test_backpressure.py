@@ -7,11 +7,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from e2e.process import ANY_PORTS, running
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from faults import chunk
 from support import Exchange, Script, request
+from support.faults import chunk
+from support.process import ANY_PORTS, running
 
 STREAMS = 500
 PIECES = chunk("x" * 1000) * 64

@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from e2e.process import ANY_PORTS, run, running
 
 from chatrpc_echo import Echo
 from chatrpc_server import __version__
+from support.process import ANY_PORTS, run, running
 
 KEY = "sk-canary-0123456789abcdef"
 

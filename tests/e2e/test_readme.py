@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.process import ANY_PORTS, run, running
 
-import docs
 from chatrpc_server.settings import describe
+from support import docs
+from support.process import ANY_PORTS, run, running
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from urllib.request import urlopen
 
 import pytest
-from e2e.process import Process, running
 
-from callers import README, calling, load
 from chatrpc_echo import Echo
+from support.callers import README, calling, load
+from support.process import Process, running
 
 CALLERS = 16
 

@@ -8,7 +8,6 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
-from e2e.process import ANY_PORTS, run, running
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_echo import Echo
@@ -16,6 +15,7 @@ from chatrpc_server.process import ports
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings import Address
 from support import collect, request
+from support.process import ANY_PORTS, run, running
 
 KEY = "sk-canary-0123456789abcdef"
 

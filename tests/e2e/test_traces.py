@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
-from e2e.process import ANY_PORTS, Process, run, running
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_echo import Echo
 from support import collect, request
+from support.process import ANY_PORTS, Process, run, running
 
-RECEIVER = [sys.executable, str(Path(__file__).parents[1] / "otlp_receiver.py")]
+RECEIVER = [sys.executable, str(Path(__file__).parents[1] / "support" / "otlp_receiver.py")]
 KEY, PROMPT = "sk-canary-0123456789abcdef", "canary-of-the-prompt"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

@@ -15,12 +15,12 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
-from e2e.process import ANY_PORTS, Process, run, running
 from prometheus_client.parser import text_string_to_metric_families
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_echo import Echo
 from support import Outcome, outcome, request
+from support.process import ANY_PORTS, Process, run, running
 
 LONG = request(model="echo:pieces=25,pace=0.1")
 LONGER = request(model="echo:pieces=250,pace=0.1")

@@ -18,8 +18,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc_server.telemetry import logs
-from faults import FAULTS, Faults
 from support import Exchange, Outcome, Script, Service, http, outcome, service, sse
+from support.faults import FAULTS, Faults
 
 KEY, CALLERS_KEY = "sk-canary-key-0123456789", "canary-callers-key"
 PROMPTS = [

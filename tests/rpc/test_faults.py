@@ -15,10 +15,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-import docs
 from chatrpc_server.rpc.layers.metrics import CODE_NAMES
-from faults import FAULTS, RETRY_AFTER_SECONDS, UNREACHABLE, WHOLE_TEXT, base_url_of
-from support import Outcome, Service, outcome, request, service
+from support import Outcome, Service, docs, outcome, request, service
+from support.faults import FAULTS, RETRY_AFTER_SECONDS, UNREACHABLE, WHOLE_TEXT, base_url_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
 COLUMNS = ("fault", "the upstream", "RPC", "status", "reason", "attempts", "chunks before", "ends", "left behind")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 
-from faults import STREAM
 from support import Answer, Exchange, Script, Service, request, service
+from support.faults import STREAM
 
 AT_ONCE = 50
 WARM_UP_CALLS = 200

@@ -5,11 +5,10 @@ from pathlib import Path
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-import docs
 from chatrpc_server.core.errors import Reason
 from chatrpc_server.telemetry import labels
 from chatrpc_server.telemetry.multiprocess import SharedMetrics
-from support import Service
+from support import Service, docs
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -1,9 +1,10 @@
-"""What servers really send, quirk by quirk, through the whole service and back to JSON.
+"""The deviations of real servers, one by one, through the whole service and back to JSON.
 
-The fixtures in tests/quirks/ are bytes as they come over the wire, written by hand: served over HTTP, called over gRPC
-and turned back by tests/walker.py. What comes out must equal what the standard library reads in the fixture. Where the
-contract promises to mend something, or where there is a fault, `QUIRKS` has a row that says what is different. Streams
-are called twice: one message per event compared exactly, and coalesced, where the texts must be the same.
+The fixtures in tests/fixtures/quirks/ are hand-written bytes as they arrive over the wire. Each is served over HTTP,
+called over gRPC and turned back into JSON by tests/support/walker.py. The result must equal the JSON that the standard
+library reads in the fixture. If the contract promises to repair something, or if the upstream reports an error, a row
+of `QUIRKS` states the difference. Streams are called twice: with one message per event, compared exactly, and
+coalesced, where the texts must be equal.
 """
 
 import json
@@ -16,15 +17,15 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from walker import prune, to_json
 
 from chatrpc_server.core.openai.responses import StreamReader
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 from support import Script, Service, collect, failure, http, request, service
+from support.walker import prune, to_json
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-FOLDER = Path(__file__).parents[1] / "quirks"
+FOLDER = Path(__file__).parents[1] / "fixtures" / "quirks"
 LOST = "\ufffd"
 GONE = object()
 """As a change: the key is not there."""

@@ -1,8 +1,8 @@
-"""Real providers' responses, bytes as recorded, through the whole service and back to JSON: nothing may be missing.
+"""Real providers' responses, bytes as recorded, through the whole service and back to JSON without a loss.
 
-Served over HTTP by a scripted upstream, called over gRPC, turned back by tests/walker.py and compared by value. Streams
-are cut at random byte positions, small ones at every position. What is malformed must give the right status, after
-everything that came before the fault.
+A scripted upstream serves them over HTTP. They are called over gRPC, turned back into JSON by tests/support/walker.py
+and compared by value. Streams are cut at random byte positions, small ones at every position. Malformed responses must
+give the right status after everything that preceded the fault.
 """
 
 import copy
@@ -15,10 +15,10 @@ from typing import Any
 
 import grpc
 import pytest
-from walker import prune, to_json
 
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
 from support import Exchange, Outcome, Script, Service, failure, http, request, service
+from support.walker import prune, to_json
 
 FOLDER = Path(__file__).parents[3] / "shared" / "recordings"
 FILES = sorted(path.name for path in FOLDER.glob("*") if path.suffix in (".json", ".sse", ".txt"))

@@ -6,8 +6,8 @@ import grpc
 import pytest
 
 from chatrpc_echo import Echo
-from faults import chunk
 from support import Exchange, Script, Service, collect, failure, http, outcome, request, service, sse
+from support.faults import chunk
 
 OK = http(b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}')
 STREAM = sse(b'{"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}')

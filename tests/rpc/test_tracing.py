@@ -20,8 +20,8 @@ from chatrpc_server.core.errors import Reason
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.server import Server
 from chatrpc_server.telemetry import span_exporter
-from faults import FAULTS, base_url_of
 from support import Script, Service, collect, failure, http, outcome, request, service, settings, sse
+from support.faults import FAULTS, base_url_of
 
 ON = {"tracing": {"endpoint": "http://collector.invalid:4318"}}
 UNARY, STREAM = "CreateChatCompletion", "CreateChatCompletionStream"

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from walker import to_json
 
 from chatrpc_server.core.errors import ChatError, Reason
 from chatrpc_server.core.openai import responses
+from support.walker import to_json
 
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 

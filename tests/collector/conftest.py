@@ -1,5 +1,0 @@
-"""The tests against an OpenTelemetry Collector are collected only when tests/collector/run has built one."""
-
-import os
-
-collect_ignore_glob = [] if "OTELCOL" in os.environ else ["test_*.py"]

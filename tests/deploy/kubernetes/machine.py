@@ -1,0 +1,86 @@
+"""Where the programs of a cluster run and end. How is said in the script of the same name, beside this file."""
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+SECONDS = 60.0
+_SCRIPT = Path(__file__).with_name("machine")
+_NAMESPACES = ["--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--mount-proc"]
+
+
+def obstacle(path: str) -> str:
+    """Why there can be no machine for a node, where that is so. `path` is where programs are found."""
+    if os.geteuid():
+        return "a node needs root"
+    if missing := [
+        name
+        for name in ("runc", "nft", "ip", "iptables", "ipset", "unshare", "nsenter")
+        if not shutil.which(name, path=path)
+    ]:
+        return f"a node needs {', '.join(missing)}: tests/deploy/kubernetes/install"
+    command = ["unshare", *_NAMESPACES, "true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    return f"a node needs namespaces: {done.stderr.strip()}" if done.returncode else ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Of 127.0.0.1, just now: these servers do not tell which ones they were given. In there all are free."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Machine:
+    """Its programs listen at `address`, and find this process at `host`. Number 0 is this machine and no other."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], with_node: bool) -> None:
+        self._log = folder / "log"
+        self._log.mkdir(parents=True)
+        with (self._log / "machine.log").open("w") as errors:
+            self._process = subprocess.Popen(
+                [_SCRIPT, folder, *(["node"] if with_node else [])],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # a terminal's SIGINT is for this process to obey
+            )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        number = self._stdout.readline().strip()
+        if not number:
+            self.stop()
+            raise RuntimeError(f"there is no machine to be had: {self.log('machine')}")
+        self.number = int(number)
+        self.host = f"10.{number}.2.1" if with_node else "127.0.0.1"
+        self.address = f"10.{number}.2.2" if with_node else "127.0.0.1"
+
+    def run(self, name: str, *command: str) -> None:
+        """Starts it in the background."""
+        self._stdin.write(f"{shlex.join(['run', name, *command])}\n")
+        self._stdin.flush()
+
+    def log(self, name: str) -> str:
+        """All that it has written."""
+        return (self._log / f"{name}.log").read_text(errors="replace")
+
+    def ended(self) -> list[str]:
+        """Those that no longer run."""
+        return [path.stem for path in self._log.glob("*.ended")]
+
+    def stop(self) -> None:
+        """Ends all that runs in it, at once: nothing that it would still do is worth the wait."""
+        self._stdin.close()
+        self._stdout.close()
+        self._process.wait(SECONDS)

@@ -1,0 +1,225 @@
+"""The real service under a scripted load, and Debian's Prometheus that scrapes it every second and knows the rules.
+
+Run as a program it stays, with a load every few seconds, and prints where Prometheus is, until SIGINT or SIGTERM.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT / "tests")]  # as a program
+
+import grpc  # noqa: E402
+import trustme  # noqa: E402
+
+from deploy.prometheus.load import MODELS, Load, upstream  # noqa: E402
+from support.process import ANY_PORTS, Process, running  # noqa: E402
+
+RULES = ROOT / "deploy" / "prometheus" / "rules"
+SECONDS = 30.0
+MISSING = "needs prometheus, promtool and jq: `make tools` fetches Debian's into .tools/bin"
+PATH = f"{os.environ.get('PATH', '')}:{ROOT / '.tools' / 'bin'}"
+"""Where they are looked for."""
+_Value = TypeVar("_Value")
+
+
+def tool(name: str) -> str | None:
+    """Where one of them is, if anywhere."""
+    return shutil.which(name, path=PATH)
+
+
+@dataclass
+class Prometheus:
+    """Its HTTP API. Raises `URLError` where it refuses, as it does what is no PromQL."""
+
+    url: str
+
+    def get(self, path: str, **parameters: object) -> Any:
+        """The data of an answer."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(given)}", timeout=SECONDS) as response:
+            return json.load(response)["data"]
+
+    def query(self, promql: str, time: float | None = None) -> list[dict[str, Any]]:
+        """An instant vector: `metric` and `value` of each series; of a scalar, one series without labels."""
+        data = self.get("query", query=promql, time=time)
+        if data["resultType"] == "scalar":
+            return [{"metric": {}, "value": data["result"]}]
+        result: list[dict[str, Any]] = data["result"]
+        return result
+
+    def query_range(self, promql: str, start: float, end: float, step: float = 1) -> list[dict[str, Any]]:
+        """Series over time: `metric` and `values` of each."""
+        result: list[dict[str, Any]] = self.get("query_range", query=promql, start=start, end=end, step=step)["result"]
+        return result
+
+    def value(self, promql: str) -> float:
+        """The one value there is, or NaN."""
+        series = self.query(promql)
+        return float(series[0]["value"][1]) if series else float("nan")
+
+
+@dataclass
+class Live:
+    """What runs: `query` and `query_range` are Prometheus's."""
+
+    prometheus: Prometheus
+    service: Process
+    metrics_url: str
+    load: Load
+
+    @property
+    def query(self) -> Callable[..., list[dict[str, Any]]]:
+        """See `Prometheus.query`."""
+        return self.prometheus.query
+
+    @property
+    def query_range(self) -> Callable[..., list[dict[str, Any]]]:
+        """See `Prometheus.query_range`."""
+        return self.prometheus.query_range
+
+    def play(self) -> None:
+        """The load once, until a scrape has shown all of it. A call with little time may end before it gets here."""
+        self.load.play()
+        self.scraped()
+        unfinished = "sum(grpc_server_started_total) - sum(grpc_server_handled_total)"
+        until(lambda: self.prometheus.value(unfinished) == 0, "all calls have ended")
+        self.scraped()  # what is written after that counter
+
+    def metrics_text(self) -> bytes:
+        """What /metrics says now."""
+        with urlopen(self.metrics_url, timeout=SECONDS) as response:
+            text: bytes = response.read()
+        return text
+
+    def scraped(self) -> None:
+        """Waits for a scrape that begins from now on."""
+        now = time.time()
+        until(lambda: self.prometheus.value("timestamp(up{job='chatrpc'})") > now, "another scrape")
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Polls, with a deadline."""
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        time.sleep(0.1)
+
+
+@contextmanager
+def live() -> Iterator[Live]:
+    """All of it, after two rounds of load: the second is an increase of every series that the first has made."""
+    with tempfile.TemporaryDirectory(prefix="chatrpc-prometheus-") as temporary, upstream() as base_url:
+        folder = Path(temporary)
+        authority = trustme.CA()
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.private_key_pem.write_to_path(folder / "tls.key")
+        certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+        (folder / "chatrpc.yaml").write_text(json.dumps(_settings(base_url, folder)))
+        with running("serve", *ANY_PORTS, f"--config={folder / 'chatrpc.yaml'}") as service:
+            serving = service.log("serving")
+            target = serving["metrics"].removeprefix("http://").removesuffix("/metrics")
+            credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+            with (
+                grpc.secure_channel(serving["listen"], credentials) as channel,
+                prometheus(folder, target) as watching,
+            ):
+                running_now = Live(watching, service, serving["metrics"], Load(channel))
+                running_now.play()  # while Prometheus takes five seconds to find its targets
+                running_now.play()
+                yield running_now
+
+
+def _settings(base_url: str, folder: Path) -> dict[str, Any]:
+    return {
+        "tls": {"cert_file": str(folder / "tls.crt"), "key_file": str(folder / "tls.key")},
+        "upstream": {
+            "base_url": base_url,
+            "models": MODELS,
+            "max_retries": 1,
+            "initial_backoff_seconds": 0.01,
+            "max_backoff_seconds": 0.02,
+            "first_chunk_timeout_seconds": 0.4,
+            "chunk_gap_timeout_seconds": 0.4,
+        },
+        "limits": {"max_in_flight": Load.AT_ONCE, "min_deadline_seconds": 0.2},
+    }
+
+
+@contextmanager
+def prometheus(folder: Path, *targets: str) -> Iterator[Prometheus]:
+    """One that scrapes each second what serves metrics at these addresses, `host:port`, and knows our rules."""
+    scrape = {"job_name": "chatrpc", "static_configs": [{"targets": targets}]}
+    configuration = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES / "*.yaml")],
+        "scrape_configs": [scrape],
+    }
+    (folder / "prometheus.yaml").write_text(json.dumps(configuration))  # JSON is YAML
+    program = tool("prometheus")
+    assert program, MISSING
+    with _free_port() as port:  # Prometheus tells nobody which one it was given
+        pass
+    command = [
+        program,
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
+        "--log.level=warn",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    try:
+        started = Prometheus(f"http://127.0.0.1:{port}")
+        until(lambda: process.poll() is not None or _ready(started), "Prometheus is ready")
+        assert process.poll() is None, "Prometheus ended at once"
+        yield started
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+
+
+def _ready(started: Prometheus) -> bool:
+    try:
+        with urlopen(f"{started.url}/-/ready", timeout=1) as response:
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+@contextmanager
+def _free_port() -> Iterator[int]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield server.getsockname()[1]
+
+
+def main() -> None:
+    """Runs until it is told to end."""
+    if not tool("prometheus"):
+        sys.exit(MISSING)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT unless told so
+        signal.signal(number, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), live() as running_now:
+        print(running_now.prometheus.url, flush=True)
+        while True:
+            running_now.play()
+
+
+if __name__ == "__main__":
+    main()

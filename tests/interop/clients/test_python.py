@@ -1,0 +1,509 @@
+"""clients/python against the live service: what callers do with it, and what they see when it goes wrong."""
+
+import asyncio
+import base64
+import copy
+import json
+import pickle
+from collections.abc import AsyncIterator, Iterator
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from google.protobuf.message import Message
+
+from chatrpc.v1.chat_message_pb2 import ChatMessage, FunctionCall, ToolCall
+from chatrpc_client import (
+    AsyncClient,
+    CancelledError,
+    ChatError,
+    Client,
+    DeadlineError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    RateLimitError,
+    Transcript,
+    UnavailableError,
+)
+from chatrpc_client import requests as client_requests
+from chatrpc_echo import Echo
+from chatrpc_server.core.openai import requests as service_requests
+from chatrpc_server.core.openai.assemble import assemble
+from chatrpc_server.core.openai.responses import StreamReader
+from support import Script, Service, collect, http, service
+
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello!"}]
+QUIRKS = sorted((Path(__file__).parents[2] / "fixtures" / "quirks").glob("*.sse"))
+
+
+@pytest.fixture
+def client(chat: Service) -> Iterator[Client]:
+    with Client(str(chat.server.address)) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(chat: Service) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(str(chat.server.address)) as client:
+        yield client
+
+
+def streamed(client: Client, **arguments: Any) -> Transcript:
+    with client.stream(**arguments) as stream:
+        for _ in stream:
+            pass
+    return stream.so_far
+
+
+async def test_complete(client: Client, async_client: AsyncClient) -> None:
+    for answer in (
+        await asyncio.to_thread(client.complete, model="echo", messages=HELLO, temperature=0.2),
+        await async_client.complete(model="echo", messages=HELLO, temperature=0.2),
+    ):
+        assert answer.choices[0].message.content == "You said: Hello!"
+        assert answer.usage.total_tokens > 0
+
+
+async def test_stream(client: Client, async_client: AsyncClient) -> None:
+    def texts() -> list[str]:
+        with client.stream(model="echo:pieces=3", messages=HELLO) as stream:
+            return [*stream.texts()]
+
+    assert "".join(await asyncio.to_thread(texts)) == "1 2 3"
+    async with async_client.stream(model="echo:pieces=3", messages=HELLO) as stream:
+        assert "".join([text async for text in stream.texts()]) == "1 2 3"
+    assert (stream.so_far.text, stream.so_far.finish_reasons) == ("1 2 3", {0: "stop"})
+    assert stream.so_far.usage
+    assert stream.so_far.usage.completion_tokens == 3
+    assert stream.so_far.message == ChatMessage(role="assistant", content="1 2 3")
+
+
+async def test_a_stream_amounts_to_the_whole_answer(client: Client) -> None:
+    arguments = {"model": "echo", "messages": HELLO, "n": 2, "logprobs": True, "reasoning_effort": "low"}
+    whole = await asyncio.to_thread(client.complete, **arguments)
+    streamed_whole = (await asyncio.to_thread(streamed, client, **arguments)).response
+    streamed_whole.id = whole.id
+    assert streamed_whole == whole
+
+
+@pytest.mark.parametrize("quirk", QUIRKS, ids=[quirk.stem for quirk in QUIRKS])
+def test_what_any_stream_amounts_to(quirk: Path) -> None:
+    """The service puts together streams that it did not ask for: both are to come to the same."""
+    reader = StreamReader(1 << 20)
+    transcript = Transcript()
+    transcript.chunks += [*reader.feed(quirk.read_bytes()), *reader.finish()]
+    expected, seen = assemble(transcript.chunks), transcript.response
+    expected.choices.sort(key=lambda choice: choice.index)
+    expected.object = seen.object
+    assert same_form(seen) == same_form(expected)
+
+
+def same_form(message: Message) -> Message:
+    """With the JSON in it always written in one way."""
+    for field, value in message.ListFields():
+        if field.name == "extra_json":
+            message.extra_json = json.dumps(json.loads(value))  # type: ignore[attr-defined]
+        elif isinstance(value, Message):
+            same_form(value)
+        elif field.is_repeated and field.message_type:
+            for item in value:
+                same_form(item)
+    return message
+
+
+async def test_a_conversation_with_tools(client: Client) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+    }
+    arguments: dict[str, Any] = {"model": "echo", "tools": [tool], "tool_choice": "required"}
+    so_far = await asyncio.to_thread(streamed, client, messages=HELLO, **arguments)
+    (call,) = so_far.message.tool_calls
+    assert (call.type, call.function.name, so_far.finish_reasons) == ("function", "weather", {0: "tool_calls"})
+    assert isinstance(json.loads(call.function.arguments), dict)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    messages = [*HELLO, so_far.message, result]
+    answer = await asyncio.to_thread(client.complete, model="echo", messages=messages)
+    assert answer.choices[0].message.content
+
+
+async def test_a_picture_of_five_mebibytes(client: Client, echo: Echo) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(bytes(5 << 20)).decode()}"
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    await asyncio.to_thread(client.complete, model="echo", messages=[{"role": "user", "content": parts}])
+    assert echo.requests[-1].body["messages"][0]["content"] == parts
+
+
+async def test_parameters_reach_the_upstream(client: Client, echo: Echo) -> None:
+    given: dict[str, Any] = {
+        "temperature": 0.7,
+        "stop": ["a", "b"],
+        "seed": 1 << 40,
+        "logit_bias": {"50256": -100},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        "metadata": {"a": "b"},
+        "top_k": 40,
+        "chat_template_kwargs": {"thinking": None},
+    }
+    extra = {"extra_body": {"min_p": 0.1, "max_tokens": 9}, "extra_headers": {"X-Request-Id": "mine"}, "user": None}
+    await asyncio.to_thread(client.complete, model="echo", messages=HELLO, **given, **extra)
+    received = echo.requests[-1]
+    assert received.body == {"model": "echo", "messages": HELLO, **given, **extra["extra_body"]}
+    assert received.headers["x-request-id"] == "mine"
+
+
+ERRORS: dict[str, tuple[type[ChatError], str]] = {
+    "echo:status=400": (InvalidRequestError, "UPSTREAM_INVALID_REQUEST"),
+    "echo:code=context_length_exceeded": (InvalidRequestError, "UPSTREAM_CONTEXT_LENGTH_EXCEEDED"),
+    "echo:code=model_not_found": (NotFoundError, "UPSTREAM_MODEL_NOT_FOUND"),
+    "echo:status=403": (PermissionDeniedError, "UPSTREAM_FORBIDDEN"),
+    "echo:status=402": (PreconditionError, "UPSTREAM_INSUFFICIENT_BALANCE"),
+    "echo:status=409": (PreconditionError, "UPSTREAM_CONFLICT"),
+    "echo:status=429,retry_after=7": (RateLimitError, "UPSTREAM_RATE_LIMITED"),
+    "echo:status=401": (InternalError, "UPSTREAM_UNAUTHENTICATED"),
+    "echo:status=503": (UnavailableError, "UPSTREAM_UNAVAILABLE"),
+    "echo:status=504": (DeadlineError, "UPSTREAM_TIMEOUT"),
+}
+
+
+@pytest.mark.parametrize(("model", "expected"), ERRORS.items(), ids=ERRORS)
+async def test_errors_are_typed(client: Client, async_client: AsyncClient, model: str, expected: Any) -> None:
+    kind, reason = expected
+    errors = []
+    with pytest.raises(ChatError) as raised:
+        await asyncio.to_thread(client.complete, model=model, messages=HELLO, timeout=5)
+    errors.append(raised.value)
+    with pytest.raises(ChatError) as raised:
+        await asyncio.to_thread(streamed, client, model=model, messages=HELLO, timeout=5)
+    errors.append(raised.value)
+    with pytest.raises(ChatError) as raised:
+        await anext(async_client.stream(model=model, messages=HELLO, timeout=5))
+    errors.append(raised.value)
+    for error in errors:
+        assert (type(error), error.reason) == (kind, reason)
+        assert error.request_id
+        assert error.upstream_status
+        assert error.retry_after == (7 if "retry_after" in model else None)
+        assert str(error).startswith(f"{error.code.name} ({reason}): ")
+        assert "\n" not in str(error)
+
+
+async def test_an_error_says_which_field(client: Client) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        await asyncio.to_thread(client.complete, model="echo", messages=[{"role": "", "content": "?"}])
+    assert raised.value.fields
+    assert raised.value.fields[0][0] == "messages[0].role"
+    assert raised.value.upstream_status is None
+
+
+async def test_what_came_before_a_truncation_stays(client: Client) -> None:
+    with client.stream(model="echo:pieces=9,truncate=3", messages=HELLO) as stream:
+        with pytest.raises(UnavailableError) as raised:
+            await asyncio.to_thread(list, stream)
+        assert raised.value.reason == "UPSTREAM_TRUNCATED"
+    assert (stream.so_far.text, stream.so_far.finish_reasons) == ("1 2 3", {})
+
+
+async def test_an_error_in_the_stream(client: Client) -> None:
+    with pytest.raises(RateLimitError) as raised:
+        await asyncio.to_thread(streamed, client, model="echo:error=2,code=rate_limit_exceeded", messages=HELLO)
+    assert (raised.value.reason, raised.value.mapped_reason) == ("UPSTREAM_ERROR_BODY", "UPSTREAM_RATE_LIMITED")
+    assert raised.value.upstream_status == 200
+
+
+async def test_the_deadline_binds(client: Client, async_client: AsyncClient) -> None:
+    with pytest.raises(DeadlineError):
+        await asyncio.to_thread(client.complete, model="echo:delay=30", messages=HELLO, timeout=0.2)
+    async with async_client.stream(model="echo:pieces=9,gap=30", messages=HELLO, timeout=0.5) as stream:
+        with pytest.raises(DeadlineError):
+            _ = [chunk async for chunk in stream]
+    assert stream.so_far.text == "1 2"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_leaving_a_stream_cancels_it(
+    chat: Service, client: Client, async_client: AsyncClient, asynchronous: bool
+) -> None:
+    if asynchronous:
+        async with async_client.stream(model="echo:pieces=99,pace=0.1", messages=HELLO) as stream:
+            await anext(stream)
+    else:
+        with client.stream(model="echo:pieces=99,pace=0.1", messages=HELLO) as stream:
+            await asyncio.to_thread(next, stream)
+    async with asyncio.timeout(5):
+        while not chat.value("chatrpc_streams_ended_total", outcome="client_cancel"):
+            await asyncio.sleep(0.01)
+
+
+async def test_an_async_stream_that_broke_stays_broken(async_client: AsyncClient) -> None:
+    """grpc.aio itself would say at the next read that it is over, as if the answer were whole."""
+    stream = async_client.stream(model="echo:pieces=9,gap=30", messages=HELLO)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            _ = [chunk async for chunk in stream]
+    with pytest.raises(CancelledError) as raised:
+        await anext(stream)
+    assert raised.value.request_id  # it came before the answer: there are no trailers to read it from
+    stream = async_client.stream(model="echo:pieces=9,truncate=2", messages=HELLO)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="UPSTREAM_TRUNCATED"):
+            _ = [chunk async for chunk in stream]
+
+
+async def test_who_waits_for_what_is_closed_is_not_cancelled(chat: Service) -> None:
+    client = AsyncClient(str(chat.server.address))
+    stream = client.stream(model="echo:pieces=9,gap=30", messages=HELLO)
+    await anext(stream)
+    readers = [
+        asyncio.create_task(collect(stream)),
+        asyncio.create_task(client.complete(model="echo:delay=30", messages=HELLO)),
+    ]
+    await asyncio.sleep(0.3)
+    await stream.close()
+    await client.close()
+    for reader in readers:
+        with pytest.raises(CancelledError):
+            await reader
+
+
+async def test_who_is_cancelled_is_cancelled(chat: Service, async_client: AsyncClient) -> None:
+    calls = [
+        asyncio.create_task(async_client.complete(model="echo:delay=30", messages=HELLO)),
+        asyncio.create_task(collect(async_client.stream(model="echo:delay=30", messages=HELLO))),
+    ]
+    await asyncio.sleep(0.3)
+    for call in calls:
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    async with asyncio.timeout(5):
+        while chat.value("grpc_server_handled_total", grpc_code="Canceled") < 2:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_closed_client_says_so(chat: Service) -> None:
+    client, async_client = Client(str(chat.server.address)), AsyncClient(str(chat.server.address))
+    client.close()
+    await async_client.close()
+    with pytest.raises(ValueError, match="closed"):
+        client.complete(model="echo", messages=HELLO)
+    with pytest.raises(ValueError, match="closed"):
+        await async_client.complete(model="echo", messages=HELLO)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+async def test_errors_can_be_passed_on(client: Client, copied: Any) -> None:
+    with pytest.raises(RateLimitError) as raised:
+        await asyncio.to_thread(client.complete, model="echo:status=429,retry_after=7", messages=HELLO, timeout=5)
+    again = copied(raised.value)
+    assert type(again) is RateLimitError
+    for name in ("code", "message", "reason", "retry_after", "request_id", "upstream", "upstream_status"):
+        assert getattr(again, name) == getattr(raised.value, name)
+
+
+async def test_calls_spread_and_one_server_less_is_survived(echo: Echo) -> None:
+    async with service(echo.base_url) as one, service(echo.base_url) as two:
+        addresses = f"ipv4:{one.server.address},{two.server.address}"
+        async with AsyncClient(addresses, timeout=5) as client:
+            for _ in range(20):
+                await client.complete(model="echo", messages=HELLO)
+            counts = [
+                each.value("grpc_server_started_total", grpc_method="CreateChatCompletion") for each in (one, two)
+            ]
+            assert min(counts) >= 5
+            await one.server.stop()
+            for _ in range(20):
+                await client.complete(model="echo", messages=HELLO)
+
+
+async def test_a_call_that_finds_the_server_unavailable_is_tried_again(script: Script) -> None:
+    """Also by gRPC: the upstream cannot be reached at first, and the service itself does not retry."""
+    body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}}]}).encode()
+    long = [{"role": "user", "content": "x" * (2 << 20)}]  # by itself gRPC keeps 256 KiB for another try
+    script.answers(http(b"{}", status="503 Service Unavailable"), http(body))
+    async with service(script.base_url, upstream={"max_retries": 0}) as running:
+        async with AsyncClient(str(running.server.address), timeout=5) as client:
+            answer = await client.complete(model="m", messages=long)
+        assert answer.choices[0].message.content == "a"
+        assert running.value("grpc_server_handled_total", grpc_code="Unavailable") == 1
+
+
+async def test_nobody_there() -> None:
+    with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(UnavailableError) as raised:
+        await asyncio.to_thread(client.complete, model="echo", messages=HELLO)
+    assert (raised.value.reason, raised.value.request_id) == ("", "")
+
+
+async def test_tls(echo: Echo, tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(tmp_path / "cert.pem", append=True)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    files = {"cert_file": str(tmp_path / "cert.pem"), "key_file": str(tmp_path / "key.pem")}
+    async with service(echo.base_url, tls=files) as running:
+        target = str(running.server.address)
+        async with AsyncClient(target, tls=tmp_path / "ca.pem", api_key="secret", timeout=5) as client:
+            assert await client.complete(model="echo", messages=HELLO)
+        async with AsyncClient(target, tls=tmp_path / "other.pem", timeout=5) as client:
+            with pytest.raises(UnavailableError, match=r"(?i)certificate|ssl|handshake"):
+                await client.complete(model="echo", messages=HELLO)
+
+
+async def test_the_environment_says_where_and_who(chat: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATRPC_TARGET", str(chat.server.address))
+    monkeypatch.setenv("CHATRPC_API_KEY", "from-the-environment")
+    async with AsyncClient(timeout=5) as client:
+        assert await client.complete(model="echo", messages=HELLO)
+        assert ("authorization", "Bearer from-the-environment") in client._calls.options(None, None)["metadata"]
+    with Client(api_key="given") as other:
+        assert other._calls.options(None, None)["metadata"] == [("authorization", "Bearer given")]
+    with Client(api_key="") as nobody:
+        assert nobody._calls.options(None, None)["metadata"] == []
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "messages is a text": ({"messages": "Hello!"}, "messages is to be a list"),
+    "a message is a text": ({"messages": ["Hello!"]}, r"messages\[0\] is to be a dict or a ChatMessage, not str"),
+    "model is none": ({"model": None}, "model is to be the model's name, not NoneType"),
+    "no JSON": ({"top_k": {1, 2}}, "top_k cannot be sent as JSON"),
+    "no JSON within": ({"messages": [{"role": "user", "x": b""}]}, r"messages\[0\].x cannot be sent as JSON"),
+    "no number": ({"x": float("nan")}, "x cannot be sent as JSON"),
+    "twice": ({"temperature": 1, "extra_body": {"temperature": 1}}, "given twice.*temperature"),
+    "messages twice": ({"extra_body": {"messages": HELLO}}, "given twice.*messages"),
+    "a query": ({"extra_query": {"a": "b"}}, "extra_query has no place"),
+    "no JSON in a tool": (
+        {"tools": [{"function": {"name": "f", "parameters": {"x": float("inf")}}}]},
+        r"tools\[0\].function.parameters cannot be sent as JSON",
+    ),
+    "extra_body is a list": ({"extra_body": []}, ""),
+    "extra_body is a text": ({"extra_body": "x"}, "extra_body is to be a dict, not str"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), BAD.values(), ids=BAD)
+def test_what_cannot_be_sent_is_said(arguments: dict[str, Any], complaint: str) -> None:
+    given = {"model": "echo", "messages": HELLO, **arguments}
+    model, messages = given.pop("model"), given.pop("messages")
+    if not complaint:
+        assert client_requests.request(model, messages, given)
+        return
+    with pytest.raises(TypeError, match=complaint):
+        client_requests.request(model, messages, given)
+
+
+@pytest.mark.parametrize("key", ["secret\n", "sécret"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key: str) -> None:
+    with pytest.raises(ValueError, match="cannot be sent") as raised:
+        Client(api_key=key)
+    assert key.strip() not in str(raised.value)
+
+
+class Role(StrEnum):
+    USER = "user"
+
+
+ASKED = ChatMessage(role="assistant", tool_calls=[ToolCall(id="1", function=FunctionCall(name="f", arguments="{}"))])
+ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "an enum": ({"role": Role.USER, "content": "?"}, {"role": "user", "content": "?"}),
+    "an enum of a part": (
+        {"role": "user", "content": [{"type": StrEnum("Kind", {"TEXT": "text"}).TEXT, "text": "?"}]},  # type: ignore[attr-defined]
+        {"role": "user", "content": [{"type": "text", "text": "?"}]},
+    ),
+    "calls of an answer": (
+        {"role": "assistant", "tool_calls": ASKED.tool_calls},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+    ),
+    "a part with two payloads": (
+        {"role": "user", "content": [{"refusal": "", "type": "text", "text": "?"}]},
+        {"role": "user", "content": [{"refusal": "", "type": "text", "text": "?"}]},
+    ),
+    "half a pair": ({"role": "user", "content": "\ud83d"}, {"role": "user", "content": "\ud83d"}),
+    "a mapping": (
+        {"role": "user", "content": "?", "x": MappingProxyType({"y": (1, 2)})},
+        {"role": "user", "content": "?", "x": {"y": [1, 2]}},
+    ),
+    "null": ({"role": "user", "content": "?", "name": None}, {"role": "user", "content": "?", "name": None}),
+}
+
+
+@pytest.mark.parametrize(("given", "sent"), ALIKE.values(), ids=ALIKE)
+def test_messages_arrive_as_they_were_given(given: dict[str, Any], sent: dict[str, Any]) -> None:
+    request = client_requests.request("m", [given], {"temperature": 10**400})
+    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    assert body == {"model": "m", "messages": [sent], "temperature": 10**400}
+
+
+def test_of_two_payloads_the_one_that_the_type_names_counts() -> None:
+    part = {"image_url": {"url": "https://pictures.test/1"}, "type": "text", "text": "?"}
+    request = client_requests.request("m", [{"role": "user", "content": [part]}], {})
+    assert request.messages[0].content_parts[0].text == "?"
+
+
+ODD = {"max_tokens": True, "temperature": True, "logprobs": 1, "seed": "1", "tool_choice": "\ud83d", "user": ["\ud83d"]}
+
+
+def test_odd_values_arrive_as_they_were_given() -> None:
+    request = client_requests.request("m", HELLO, ODD)
+    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    assert {key: (type(body[key]), body[key]) for key in ODD} == {key: (type(ODD[key]), ODD[key]) for key in ODD}
+
+
+FORCED = {"type": "function", "function": {"name": "f"}}
+SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FORCED]}}
+
+
+@pytest.mark.parametrize("choice", ["auto", FORCED, SOME, {"type": "another", "x": 1}, 5])
+@pytest.mark.parametrize("kind", [lambda value: value, lambda value: MappingProxyType(dict(value))])
+def test_a_choice_of_tools_arrives_in_any_form(choice: Any, kind: Any) -> None:
+    given = kind(choice) if isinstance(choice, dict) else choice
+    request = client_requests.request("m", HELLO, {"tool_choice": given})
+    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    assert body["tool_choice"] == choice
+
+
+@pytest.mark.parametrize("headers", [{"x-a": "b\n"}, {"x-a": "é"}, {"x a": "b"}])
+def test_a_header_that_cannot_be_sent_is_said(headers: dict[str, str]) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="cannot be sent"):
+        client.complete(model="echo", messages=HELLO, extra_headers=headers)
+
+
+def test_an_authorization_of_its_own() -> None:
+    with Client(api_key="ours") as client:
+        metadata = client._calls.options(None, {"Authorization": "Bearer mine"})["metadata"]
+    assert metadata == [("authorization", "Bearer mine")]
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:50051", "https://a:1", "grpc://a:1"])
+def test_an_address_is_no_url(target: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        Client(target)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_is_positive_and_finite(timeout: float) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="more than 0 and finite"):
+        client.complete(model="echo", messages=HELLO, timeout=timeout)
+
+
+async def test_a_deadline_may_be_far_away(async_client: AsyncClient) -> None:
+    assert await async_client.complete(model="echo", messages=HELLO, timeout=1e12)
+
+
+def test_one_may_bring_credentials() -> None:
+    with Client("127.0.0.1:1", tls=grpc.ssl_channel_credentials()) as client:
+        assert client
+    with pytest.raises(FileNotFoundError):
+        Client("127.0.0.1:1", tls="/nowhere/ca.pem")
