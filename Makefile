@@ -53,7 +53,7 @@ dashboard: $(INSTALLED) ## write the Grafana dashboard anew from deploy/grafana/
 chart: $(INSTALLED) ## write anew what the chart has from settings, rules and dashboard; and the plain manifests from the chart
 	$(BIN)/python deploy/helm/generate.py
 	tests/deploy/manifests/install
-	deploy/kubernetes/render
+	deploy/kubernetes/base/render
 
 dashboard-preview: $(INSTALLED) ## draw it without Grafana into build/dashboard/index.html (PROMETHEUS=http://..., else one of its own)
 	$(BIN)/python deploy/grafana/preview $(if $(PROMETHEUS),--prometheus=$(PROMETHEUS)) $(ARGS)

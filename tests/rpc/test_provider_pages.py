@@ -1,7 +1,7 @@
 """Four providers' API pages: each request goes upstream as its page writes it, each answer comes back whole.
 
 One row per page and case: built from the contract, sent over a channel, received by a scripted upstream. The settings
-are the page's example in deploy/config, so the examples are proven too; only host, ports and key are the test's own.
+are the page's example in deploy/examples, so the examples are proven too; only host, ports and key are the test's own.
 """
 
 import json
@@ -23,7 +23,7 @@ from chatrpc_server.server import Server
 from chatrpc_server.settings import Settings, load
 from support import Script, collect, failure, http, request, sse
 
-EXAMPLES = Path(__file__).parents[2] / "deploy" / "config"
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 KEY = "canary-key"
 PATHS = {
     "chatgpt-gateway": "/v1/chat/completions",
@@ -44,7 +44,7 @@ class Case:
     """A request as the contract has it, as its page has it, and what the upstream says to it."""
 
     id: str
-    """`<example>/<case>`, where the settings are deploy/config/<example>.yaml."""
+    """`<example>/<case>`, where the settings are deploy/examples/<example>.yaml."""
     request: CreateChatCompletionRequest
     body: dict[str, Any]
     """As the page has it. With `"stream": True` it is a stream, and `answer` a list of chunks."""

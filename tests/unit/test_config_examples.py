@@ -9,7 +9,7 @@ import yaml
 
 from chatrpc_server.settings import Settings, SettingsError, describe, load
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "config"
+FOLDER = Path(__file__).parents[2] / "deploy" / "examples"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PROVIDERS = {
     "chatgpt-gateway": "https://gateway.example.com/v1",

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml, run by podman-compose: all but Grafana, whose image cannot be built from Debian's packages."""
+"""deploy/compose, run by podman-compose: all but Grafana, whose image cannot be built from Debian's packages."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from deploy.image.containers import IMAGE, podman
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[3]
-FILE = ROOT / "deploy/compose.yaml"
+FILE = ROOT / "deploy/compose/compose.yaml"
 SERVICES = yaml.safe_load(FILE.read_text())["services"]
 PROMETHEUS = f"localhost/{SERVICES['prometheus']['image']}"
 PROGRAM = shutil.which("prometheus") or ROOT / ".tools/bin/prometheus"

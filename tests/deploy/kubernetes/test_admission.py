@@ -22,7 +22,7 @@ def test_it_takes_every_scenario(cluster: Cluster, namespace: str, scenario: str
     assert [len(found) for found in kept.values()] == [1, 2]
 
 
-@pytest.mark.parametrize(("folder", "replicas"), [("deploy/kubernetes", 2), ("deploy/kustomize", 3)])
+@pytest.mark.parametrize(("folder", "replicas"), [("deploy/kubernetes/base", 2), ("deploy/kubernetes/overlay", 3)])
 def test_it_takes_the_plain_manifests(cluster: Cluster, folder: str, replicas: int) -> None:
     try:
         cluster.kubectl("apply", "--server-side", "--validate=strict", "--kustomize", str(ROOT / folder))

@@ -10,7 +10,7 @@ import pytest
 from deploy.manifests.charts import CHART, LINTERS, ROOT, SCENARIOS, TOOLS, kustomized, needs, rendered, resources, run
 
 VERSIONS = ["1.30", "1.34", "1.37"]  # of Kubernetes: the oldest the chart takes, one between, the newest
-PLAIN = {"plain": "deploy/kubernetes", "overlay": "deploy/kustomize"}
+PLAIN = {"plain": "deploy/kubernetes/base", "overlay": "deploy/kubernetes/overlay"}
 CUSTOM = {
     "BackendTLSPolicy",
     "Certificate",
@@ -123,19 +123,19 @@ def test_the_dockerfile() -> None:
 
 def test_the_compose_file() -> None:
     schema = "--builtin-schema=vendor.compose-spec"
-    done = run(LINTERS / "check-jsonschema", schema, ROOT / "deploy/compose.yaml")
+    done = run(LINTERS / "check-jsonschema", schema, ROOT / "deploy/compose/compose.yaml")
     assert done.returncode == 0, done.stdout
 
 
 def test_yaml_is_tidy() -> None:
     rules = "{extends: default, rules: {line-length: {max: 125}, document-start: disable, braces: disable,"
     rules += " brackets: disable, comments: {min-spaces-from-content: 1}}}"
-    paths = ["deploy/compose.yaml", "deploy/compose", "deploy/config", "deploy/prometheus/prometheus.yaml"]
+    paths = ["deploy/compose", "deploy/examples", "deploy/prometheus/prometheus.yaml"]
     chart = [CHART / "Chart.yaml", CHART / "values.yaml", CHART / "ci"]
     done = run(LINTERS / "yamllint", "--strict", f"--config-data={rules}", *(ROOT / path for path in paths), *chart)
     assert done.returncode == 0, done.stdout
 
 
 def test_plain_manifests_are_fresh() -> None:
-    done = run(ROOT / "deploy/kubernetes/render", "--check")
+    done = run(ROOT / "deploy/kubernetes/base/render", "--check")
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ SLACK_SECONDS = 10
 JOBS = dict.fromkeys(SCENARIOS, "chat/chatrpc") | {"tls": "chat/chat"}
 
 
-def plain(folder: str = "deploy/kubernetes") -> Release:
+def plain(folder: str = "deploy/kubernetes/base") -> Release:
     """What is there without helm."""
     return Release("default", text=kustomized(folder))
 
@@ -319,7 +319,7 @@ def test_the_plain_manifests_are_the_charts_with_a_key() -> None:
     assert plain().pod == {**ours.pod, "serviceAccountName": "chatrpc"}
     assert plain().config == ours.config
     hook = ours.one("Pod")["metadata"]["labels"]
-    text = kustomized("deploy/kubernetes")
+    text = kustomized("deploy/kubernetes/base")
     assert hook["app.kubernetes.io/name"] not in text
     assert "helm" not in text.lower()
     (callers, _) = plain().one("NetworkPolicy")["spec"]["ingress"]
@@ -328,7 +328,7 @@ def test_the_plain_manifests_are_the_charts_with_a_key() -> None:
 
 
 def test_the_overlay_changes_image_settings_and_number(tmp_path: Path) -> None:
-    overlay = plain("deploy/kustomize")
+    overlay = plain("deploy/kubernetes/overlay")
     loaded = settings(overlay, tmp_path)
     assert loaded.upstream.base_url == "https://models.example/v1"
     assert loaded.upstream.api_key, "the file is where the Secret is"
