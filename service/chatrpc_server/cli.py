@@ -223,9 +223,10 @@ def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
 
 
 def _configure_logs(settings: Settings, level: str, worker: int | None = None) -> None:
+    from chatrpc_server.core.text import Redactor
     from chatrpc_server.telemetry import logs
 
-    logs.configure(level, settings.log.format, logs.Redactor([settings.upstream.api_key]), worker)
+    logs.configure(level, settings.log.format, Redactor(settings.secrets()), worker)
 
 
 def _refuse(unknown: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_to_server
 from chatrpc_server import __version__
 from chatrpc_server.core.backoff import Backoff
+from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import Upstream
 from chatrpc_server.process.lifecycle import StartError, Stops
 from chatrpc_server.rpc import listeners
@@ -31,7 +32,6 @@ from chatrpc_server.settings.watcher import differing, watch
 from chatrpc_server.telemetry import logs
 from chatrpc_server.telemetry.event_loop import sample
 from chatrpc_server.telemetry.exporter import listen, register_process
-from chatrpc_server.telemetry.logs import Redactor
 from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.upstream.metrics import AttemptMetrics
 from chatrpc_server.upstream.openai import OpenAIUpstream
@@ -173,7 +173,7 @@ class Server:
             settings.upstream.max_backoff_seconds,
         )
         upstream = Retrying(upstream, backoff, self._observe_upstream.retried)
-        redact = Redactor([settings.upstream.api_key])
+        redact = Redactor(settings.secrets())
         observe = CallMetrics(self.metrics, settings.upstream.name)
         pipeline = Pipeline(
             layers(observe, self.admission, redact, self.tracing),

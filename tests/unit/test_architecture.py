@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"demo", "server", "telemetry", "process", "settings"},
+    "cli": {"demo", "server", "telemetry", "process", "core", "settings"},
     "demo": {"server", "process", "settings"},
     "server": {"rpc", "upstream", "telemetry", "process", "core", "settings"},
     "rpc": {"telemetry", "process", "core", "settings"},

@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
+from chatrpc_server.core.text import Redactor
 from chatrpc_server.telemetry import logs
 
 KEY = 'key "with\\odd/marks"'
@@ -22,7 +22,7 @@ def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
     def log(style: str, key: str, **fields: Any) -> str:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-        logs.configure("info", style, logs.Redactor([SecretStr(key)]))
+        logs.configure("info", style, Redactor([key]))
         logging.getLogger("chatrpc").info("event", extra=fields)
         return capsys.readouterr().err
 

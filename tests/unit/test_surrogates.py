@@ -7,26 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatrpc_server.core.openai.surrogates import SurrogateJoiner, well_formed
+from chatrpc_server.core.openai.surrogates import SurrogateJoiner
+from chatrpc_server.core.text import well_formed
 
 HIGH, LOW, LOST = "\ud83d", "\ude00", "\ufffd"  # of 😀
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        pytest.param("", "", id="empty"),
-        pytest.param("a😀é", "a😀é", id="well-formed"),
-        pytest.param("a" + HIGH + LOW + "b", "a😀b", id="pair"),
-        pytest.param("a" + HIGH, "a" + LOST, id="high at the end"),
-        pytest.param(HIGH + "a", LOST + "a", id="high at the start"),
-        pytest.param(LOW, LOST, id="low"),
-        pytest.param(LOW + HIGH, LOST + LOST, id="wrong order"),
-        pytest.param(HIGH + HIGH + LOW, LOST + "😀", id="high before a pair"),
-    ],
-)
-def test_well_formed(text: str, expected: str) -> None:
-    assert well_formed(text) == expected
 
 
 def choice(delta: Any, index: Any = 0, **more: Any) -> dict[str, Any]:

@@ -167,6 +167,11 @@ class Settings(_Frozen):
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
 
+    def secrets(self) -> list[str]:
+        """Return all secrets in plain text, so that they can be redacted."""
+        key = self.upstream.api_key
+        return [key.get_secret_value()] if key else []
+
     def redacted(self) -> dict[str, Any]:
         """All settings in the shape of the YAML file, ready for JSON; a secret that is set is `***`."""
         return self.model_dump(mode="json")

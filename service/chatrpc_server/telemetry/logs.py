@@ -2,51 +2,25 @@
 
 Every record of the service has an event code in `extra={"event": …}`, stable across releases, beside its sentence;
 docs/runbook.md lists the codes. Further fields travel in `extra=` too. Prompts, completions and upstream messages are
-never logged; `Redactor` is the second line of defence, for keys.
+never logged; `core.text.Redactor` is the second line of defence, for keys.
 """
 
 import json
 import logging
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import orjson
-from pydantic import SecretStr
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key)-[A-Za-z0-9_\-*]{6,}|(?i:bearer)\s+[^\s\"',;\\]+")
-REDACTED = "[redacted]"
-_SHORTEST_SECRET = 6
 LIBRARIES = ("httpx", "httpcore", "aiohttp", "asyncio", "grpc")
 """Below a warning these tell of addresses and headers."""
 _LIBRARY_EVENT = "library_message"
 """The event code of records that libraries write."""
 _PLAIN = (bool, int, float)
-
-
-class Redactor:
-    """Replaces the given secrets, and whatever looks like a key, in a text."""
-
-    def __init__(self, secrets: Iterable[SecretStr | None] = ()) -> None:
-        values = [secret.get_secret_value() for secret in secrets if secret]
-        # Something shorter is no secret but a dummy, as local upstreams want it, and would take numbers apart.
-        forms = {form for value in values if len(value) >= _SHORTEST_SECRET for form in _forms(value)}
-        self._known = re.compile("|".join(map(re.escape, forms))) if forms else None
-
-    def __call__(self, text: str) -> str:
-        if self._known is not None:
-            text = self._known.sub(REDACTED, text)
-        return _KEY_LIKE.sub(REDACTED, text)
-
-
-def _forms(secret: str) -> set[str]:
-    """The secret as it is, and as it stands in JSON text, of which some writers escape the slash too."""
-    escaped = json.dumps(secret)[1:-1]
-    return {secret, escaped, escaped.replace("/", "\\/")}
 
 
 def configure(level: str, style: str, redact: Callable[[str], str], worker: int | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, UpstreamFault
 from chatrpc_server.core.openai import jsontext
-from chatrpc_server.core.openai.surrogates import well_formed
+from chatrpc_server.core.text import clip
 
 MESSAGE_BYTES = 2048
 RAW_BODY_BYTES = 4096
@@ -218,9 +218,3 @@ def _text(value: Any) -> str:
         return jsontext.dumps(value).decode()
     except ValueError:
         return ""
-
-
-def clip(text: str, limit_bytes: int) -> str:
-    """The longest prefix of at most so many UTF-8 bytes."""
-    data = well_formed(text).encode()
-    return data[:limit_bytes].decode("utf-8", "ignore")

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from chatrpc_server.core.openai import jsontext
-from chatrpc_server.core.openai.surrogates import well_formed
+from chatrpc_server.core.text import well_formed
 
 JsonObject = dict[str, Any]
 Setter = Callable[[Any, Any], bool]

@@ -6,20 +6,13 @@ for the low one that begins the next delta of the same text. One that stays alon
 
 from typing import Any
 
+from chatrpc_server.core.text import well_formed
+
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _HEAD = ("id", "object", "created", "model")
 _LOST = "\ufffd"
 _Place = tuple[str, str, str, str]
 """The choice, what of its delta, the tool call, and the key of the text."""
-
-
-def well_formed(text: str) -> str:
-    """The text with pairs joined and lone halves replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 class SurrogateJoiner:

@@ -20,7 +20,7 @@ from google.rpc.status_pb2 import Status
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, Reason
-from chatrpc_server.core.openai.error_responses import clip
+from chatrpc_server.core.text import clip
 from chatrpc_server.rpc.pipeline import Context
 
 log = logging.getLogger(__name__)

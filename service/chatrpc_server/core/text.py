@@ -1,0 +1,44 @@
+"""Rules for text that leaves the service: well-formed Unicode, length limits, and no keys. Pure, for every dialect."""
+
+import json
+import re
+from collections.abc import Iterable
+
+_REDACTED = "[redacted]"
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key)-[A-Za-z0-9_\-*]{6,}|(?i:bearer)\s+[^\s\"',;\\]+")
+_MIN_SECRET_CHARACTERS = 6
+"""A shorter secret is a dummy for a local upstream. Redacting it would mutilate numbers."""
+
+
+def well_formed(text: str) -> str:
+    """Return the text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def clip(text: str, limit_bytes: int) -> str:
+    """Return the longest prefix that has at most `limit_bytes` in UTF-8."""
+    data = well_formed(text).encode()
+    return data[:limit_bytes].decode("utf-8", "ignore")
+
+
+class Redactor:
+    """Function that replaces the given secrets, and all text that looks like an API key, by `[redacted]`."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        forms = {form for secret in secrets if len(secret) >= _MIN_SECRET_CHARACTERS for form in _forms(secret)}
+        self._known = re.compile("|".join(map(re.escape, forms))) if forms else None
+
+    def __call__(self, text: str) -> str:
+        if self._known is not None:
+            text = self._known.sub(_REDACTED, text)
+        return _KEY_LIKE.sub(_REDACTED, text)
+
+
+def _forms(secret: str) -> set[str]:
+    """Return the secret and its forms in JSON text. Some writers also escape the slash."""
+    escaped = json.dumps(secret)[1:-1]
+    return {secret, escaped, escaped.replace("/", "\\/")}
