@@ -11,7 +11,7 @@ import grpc
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_client.channel import OPTIONS
-from chatrpc_client.errors import error_of
+from chatrpc_client.errors import from_rpc_error
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def _seen(stub: ChatCompletionServiceStub, call: dict[str, Any]) -> dict[str, An
             _read(rpc, call, result)
         result["request_id"] = dict(rpc.initial_metadata()).get("x-request-id", "")
     except grpc.RpcError as error:
-        failed = error_of(error)
+        failed = from_rpc_error(error)
         result |= {
             "code": failed.code.name,
             "message": failed.message,

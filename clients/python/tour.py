@@ -67,9 +67,9 @@ def stream(client: Client, model: str) -> None:
     """The same, piece by piece. It ends without an exception only if the answer is whole."""
     with client.stream(model=model, messages=HELLO) as answer:
         print(f"{'stream':<10}", end="")
-        for text in answer.texts():
+        for text in answer.text_stream():
             print(text, end="", flush=True)
-    usage = answer.so_far.usage
+    usage = answer.snapshot.usage
     print(f" ({usage.prompt_tokens} tokens in, {usage.completion_tokens} out)" if usage else " (no usage told)")
 
 

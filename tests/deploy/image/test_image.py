@@ -77,7 +77,7 @@ def test_it_answers(serving: Container) -> None:
     with Client(target(serving)) as client:
         assert client.complete(model="echo", messages=HELLO).choices[0].message.content == "You said: Hello!"
         with client.stream(model="echo:pieces=9", messages=HELLO) as stream:
-            assert "".join(stream.texts()) == "1 2 3 4 5 6 7 8 9"
+            assert "".join(stream.text_stream()) == "1 2 3 4 5 6 7 8 9"
     with urlopen(f"http://{serving.host}:9464/metrics", timeout=5) as response:
         metrics = response.read().decode()
     assert 'grpc_server_handled_total{grpc_code="OK",grpc_method="CreateChatCompletion"' in metrics
@@ -111,7 +111,7 @@ async def test_on_sigterm_it_drains() -> None:
                 await asyncio.to_thread(serving.log, "draining")
                 async for _ in stream:
                     pass
-            assert stream.so_far.text.endswith(" 30")
+            assert stream.snapshot.text.endswith(" 30")
         assert await asyncio.to_thread(serving.wait) == 0
         serving.log("stopped")
 
@@ -132,7 +132,7 @@ async def test_its_memory_suffices_for_all_the_calls_it_takes() -> None:
             assert len(await asyncio.gather(*large)) == 12
             for stream in streams:
                 _ = [chunk async for chunk in stream]
-            assert {stream.so_far.text for stream in streams} == {"1 2 3"}
+            assert {stream.snapshot.text for stream in streams} == {"1 2 3"}
         state = serving.inspect()["State"]
         assert (state["OOMKilled"], state["Running"]) == (False, True)
         most = memory("memory.peak", "memory.max_usage_in_bytes") / MEBIBYTES

@@ -64,7 +64,7 @@ async def test_it_answers_at_both_names(installed: Release) -> None:
             assert (await unary(stub)).messages[0].choices[0].message.content == "You said: Hello!"
     virtual = installed.get("service", "chatrpc")["spec"]["clusterIP"]
     with Client(f"{virtual}:50051") as client, client.stream(model="echo", messages=HELLO) as stream:
-        assert await asyncio.to_thread("".join, stream.texts()) == "You said: Hello!"
+        assert await asyncio.to_thread("".join, stream.text_stream()) == "You said: Hello!"
 
 
 def test_prometheus_scrapes_its_pods(installed: Release, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from chatrpc_client import (
     PermissionDeniedError,
     PreconditionError,
     RateLimitError,
-    Transcript,
+    Snapshot,
     UnavailableError,
 )
 from chatrpc_client import requests as client_requests
@@ -55,11 +55,11 @@ async def async_client(chat: Service) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-def streamed(client: Client, **arguments: Any) -> Transcript:
+def streamed(client: Client, **arguments: Any) -> Snapshot:
     with client.stream(**arguments) as stream:
         for _ in stream:
             pass
-    return stream.so_far
+    return stream.snapshot
 
 
 async def test_complete(client: Client, async_client: AsyncClient) -> None:
@@ -74,15 +74,15 @@ async def test_complete(client: Client, async_client: AsyncClient) -> None:
 async def test_stream(client: Client, async_client: AsyncClient) -> None:
     def texts() -> list[str]:
         with client.stream(model="echo:pieces=3", messages=HELLO) as stream:
-            return [*stream.texts()]
+            return [*stream.text_stream()]
 
     assert "".join(await asyncio.to_thread(texts)) == "1 2 3"
     async with async_client.stream(model="echo:pieces=3", messages=HELLO) as stream:
-        assert "".join([text async for text in stream.texts()]) == "1 2 3"
-    assert (stream.so_far.text, stream.so_far.finish_reasons) == ("1 2 3", {0: "stop"})
-    assert stream.so_far.usage
-    assert stream.so_far.usage.completion_tokens == 3
-    assert stream.so_far.message == ChatMessage(role="assistant", content="1 2 3")
+        assert "".join([text async for text in stream.text_stream()]) == "1 2 3"
+    assert (stream.snapshot.text, stream.snapshot.finish_reasons) == ("1 2 3", {0: "stop"})
+    assert stream.snapshot.usage
+    assert stream.snapshot.usage.completion_tokens == 3
+    assert stream.snapshot.message == ChatMessage(role="assistant", content="1 2 3")
 
 
 async def test_a_stream_amounts_to_the_whole_answer(client: Client) -> None:
@@ -97,7 +97,7 @@ async def test_a_stream_amounts_to_the_whole_answer(client: Client) -> None:
 def test_what_any_stream_amounts_to(quirk: Path) -> None:
     """The service puts together streams that it did not ask for: both are to come to the same."""
     reader = StreamReader(1 << 20)
-    transcript = Transcript()
+    transcript = Snapshot()
     transcript.chunks += [*reader.feed(quirk.read_bytes()), *reader.finish()]
     expected, seen = assemble(transcript.chunks), transcript.response
     expected.choices.sort(key=lambda choice: choice.index)
@@ -124,12 +124,12 @@ async def test_a_conversation_with_tools(client: Client) -> None:
         "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
     }
     arguments: dict[str, Any] = {"model": "echo", "tools": [tool], "tool_choice": "required"}
-    so_far = await asyncio.to_thread(streamed, client, messages=HELLO, **arguments)
-    (call,) = so_far.message.tool_calls
-    assert (call.type, call.function.name, so_far.finish_reasons) == ("function", "weather", {0: "tool_calls"})
+    snapshot = await asyncio.to_thread(streamed, client, messages=HELLO, **arguments)
+    (call,) = snapshot.message.tool_calls
+    assert (call.type, call.function.name, snapshot.finish_reasons) == ("function", "weather", {0: "tool_calls"})
     assert isinstance(json.loads(call.function.arguments), dict)
     result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
-    messages = [*HELLO, so_far.message, result]
+    messages = [*HELLO, snapshot.message, result]
     answer = await asyncio.to_thread(client.complete, model="echo", messages=messages)
     assert answer.choices[0].message.content
 
@@ -208,7 +208,7 @@ async def test_what_came_before_a_truncation_stays(client: Client) -> None:
         with pytest.raises(UnavailableError) as raised:
             await asyncio.to_thread(list, stream)
         assert raised.value.reason == "UPSTREAM_TRUNCATED"
-    assert (stream.so_far.text, stream.so_far.finish_reasons) == ("1 2 3", {})
+    assert (stream.snapshot.text, stream.snapshot.finish_reasons) == ("1 2 3", {})
 
 
 async def test_an_error_in_the_stream(client: Client) -> None:
@@ -224,7 +224,7 @@ async def test_the_deadline_binds(client: Client, async_client: AsyncClient) -> 
     async with async_client.stream(model="echo:pieces=9,gap=30", messages=HELLO, timeout=0.5) as stream:
         with pytest.raises(DeadlineError):
             _ = [chunk async for chunk in stream]
-    assert stream.so_far.text == "1 2"
+    assert stream.snapshot.text == "1 2"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -395,10 +395,10 @@ def test_what_cannot_be_sent_is_said(arguments: dict[str, Any], complaint: str) 
     given = {"model": "echo", "messages": HELLO, **arguments}
     model, messages = given.pop("model"), given.pop("messages")
     if not complaint:
-        assert client_requests.request(model, messages, given)
+        assert client_requests.build_request(model, messages, given)
         return
     with pytest.raises(TypeError, match=complaint):
-        client_requests.request(model, messages, given)
+        client_requests.build_request(model, messages, given)
 
 
 @pytest.mark.parametrize("key", ["secret\n", "sécret"])
@@ -441,14 +441,14 @@ ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("given", "sent"), ALIKE.values(), ids=ALIKE)
 def test_messages_arrive_as_they_were_given(given: dict[str, Any], sent: dict[str, Any]) -> None:
-    request = client_requests.request("m", [given], {"temperature": 10**400})
+    request = client_requests.build_request("m", [given], {"temperature": 10**400})
     body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
     assert body == {"model": "m", "messages": [sent], "temperature": 10**400}
 
 
 def test_of_two_payloads_the_one_that_the_type_names_counts() -> None:
     part = {"image_url": {"url": "https://pictures.test/1"}, "type": "text", "text": "?"}
-    request = client_requests.request("m", [{"role": "user", "content": [part]}], {})
+    request = client_requests.build_request("m", [{"role": "user", "content": [part]}], {})
     assert request.messages[0].content_parts[0].text == "?"
 
 
@@ -456,7 +456,7 @@ ODD = {"max_tokens": True, "temperature": True, "logprobs": 1, "seed": "1", "too
 
 
 def test_odd_values_arrive_as_they_were_given() -> None:
-    request = client_requests.request("m", HELLO, ODD)
+    request = client_requests.build_request("m", HELLO, ODD)
     body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
     assert {key: (type(body[key]), body[key]) for key in ODD} == {key: (type(ODD[key]), ODD[key]) for key in ODD}
 
@@ -469,7 +469,7 @@ SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FOR
 @pytest.mark.parametrize("kind", [lambda value: value, lambda value: MappingProxyType(dict(value))])
 def test_a_choice_of_tools_arrives_in_any_form(choice: Any, kind: Any) -> None:
     given = kind(choice) if isinstance(choice, dict) else choice
-    request = client_requests.request("m", HELLO, {"tool_choice": given})
+    request = client_requests.build_request("m", HELLO, {"tool_choice": given})
     body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
     assert body["tool_choice"] == choice
 

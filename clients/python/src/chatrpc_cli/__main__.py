@@ -121,7 +121,7 @@ class _Chat:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             return 130
-        self._messages += [asked, stream.so_far.message]
+        self._messages += [asked, stream.snapshot.message]
         return 0
 
     def _show(self, stream: Stream) -> None:
@@ -147,15 +147,15 @@ class _Chat:
 
     def _show_end(self, stream: Stream) -> None:
         """Calls of tools, which nobody here can make; and what it cost."""
-        so_far = stream.so_far
-        message = so_far.message
+        snapshot = stream.snapshot
+        message = snapshot.message
         for call in message.tool_calls:
             print(f"{call.function.name or call.custom.name}({call.function.arguments or call.custom.input})")
         if message.HasField("function_call"):
             print(f"{message.function_call.name}({message.function_call.arguments})")
-        usage = so_far.usage
+        usage = snapshot.usage
         tokens = f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out" if usage else "usage not told"
-        ends = sorted({reason for reason in so_far.finish_reasons.values() if reason != "stop"})
+        ends = sorted({reason for reason in snapshot.finish_reasons.values() if reason != "stop"})
         if sys.stderr.isatty():
             print(_dim(", ".join([tokens, *(f"ended by {reason}" for reason in ends)]), sys.stderr), file=sys.stderr)
 

@@ -4,9 +4,9 @@ from chatrpc_client import Client
 
 with Client("127.0.0.1:50051") as client:
     with client.stream(model="echo", messages=[{"role": "user", "content": "Hello!"}]) as stream:
-        for piece in stream.texts():
+        for piece in stream.text_stream():
             print(piece, end="", flush=True)
-    print(stream.so_far.usage)
+    print(stream.snapshot.usage)
 """
 
 from chatrpc_client.client import AsyncClient, AsyncStream, Client, Stream
@@ -23,7 +23,7 @@ from chatrpc_client.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from chatrpc_client.transcript import Transcript
+from chatrpc_client.snapshot import Snapshot
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,8 +39,8 @@ __all__ = [
     "PermissionDeniedError",
     "PreconditionError",
     "RateLimitError",
+    "Snapshot",
     "Stream",
-    "Transcript",
     "UnavailableError",
     "UnimplementedError",
 ]

@@ -55,7 +55,7 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def target_of(target: str | None) -> str:
+def choose_target(target: str | None) -> str:
     """The address: what was given, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. Raises ValueError."""
     chosen = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
     if "://" in chosen or not chosen.strip():
@@ -65,7 +65,7 @@ def target_of(target: str | None) -> str:
     return chosen
 
 
-def credentials_of(tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials) -> grpc.ChannelCredentials | None:
+def make_credentials(tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials) -> grpc.ChannelCredentials | None:
     """Credentials for `tls`: False none, True the system's authorities, a path the file with the authorities to trust.
 
     Raises OSError for a file that cannot be read.
@@ -79,7 +79,7 @@ def credentials_of(tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials)
     return grpc.ssl_channel_credentials(None if tls is True else Path(tls).read_bytes())
 
 
-def authorization_of(api_key: str | None) -> list[tuple[str, str]]:
+def make_authorization(api_key: str | None) -> list[tuple[str, str]]:
     """Metadata with the key: what was given, else the variable CHATRPC_API_KEY, else none. Raises ValueError.
 
     gRPC refuses a key that cannot be sent, too, but with the key in its message.
@@ -92,7 +92,7 @@ def authorization_of(api_key: str | None) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {key}")] if key else []
 
 
-def metadata_of(headers: Mapping[str, str] | None, authorization: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def make_metadata(headers: Mapping[str, str] | None, authorization: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The metadata of a call; `authorization` among the headers takes the place of the client's. Raises ValueError."""
     metadata = [(key.lower(), value) for key, value in (headers or {}).items()]
     for key, value in metadata:

@@ -14,8 +14,8 @@ from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_client import channel, requests
-from chatrpc_client.errors import error_of
-from chatrpc_client.transcript import Transcript, texts
+from chatrpc_client.errors import from_rpc_error
+from chatrpc_client.snapshot import Snapshot, text_deltas
 
 Messages = Iterable[ChatMessage | Mapping[str, Any]]
 Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials
@@ -29,9 +29,9 @@ class _Calls:
     """What every call of one client takes along."""
 
     def __init__(self, target: str | None, api_key: str | None, tls: Tls, timeout: float) -> None:
-        self.target = channel.target_of(target)
-        self._credentials = channel.credentials_of(tls)
-        self._authorization = channel.authorization_of(api_key)
+        self.target = channel.choose_target(target)
+        self._credentials = channel.make_credentials(tls)
+        self._authorization = channel.make_authorization(api_key)
         self._timeout = _seconds(timeout)
         self.closed = False
 
@@ -46,7 +46,7 @@ class _Calls:
         if self.closed:
             raise ValueError("the client is closed")
         seconds = self._timeout if timeout is None else _seconds(timeout)
-        return {"timeout": seconds, "metadata": channel.metadata_of(headers, self._authorization)}
+        return {"timeout": seconds, "metadata": channel.make_metadata(headers, self._authorization)}
 
 
 def _seconds(timeout: float) -> float:
@@ -89,13 +89,13 @@ class Client:
 
         `parameters` are those of OpenAI's `chat.completions.create`; what is unknown there goes through too.
         """
-        request = requests.request(model, messages, parameters)
+        request = requests.build_request(model, messages, parameters)
         try:
             response: CreateChatCompletionResponse = self._stub.CreateChatCompletion(
                 request, **self._calls.options(timeout, extra_headers)
             )
         except grpc.RpcError as error:
-            raise error_of(error) from None
+            raise from_rpc_error(error) from None
         return response
 
     def stream(
@@ -108,7 +108,7 @@ class Client:
         **parameters: Any,
     ) -> "Stream":
         """The answer as it comes. Takes what `complete` takes."""
-        request = requests.request(model, messages, parameters)
+        request = requests.build_request(model, messages, parameters)
         return Stream(self._stub.CreateChatCompletionStream(request, **self._calls.options(timeout, extra_headers)))
 
     def close(self) -> None:
@@ -126,20 +126,20 @@ class Client:
 
 
 class Stream:
-    """The messages of an answer as they come, once; `so_far` is all that they said. Close it, or use it with `with`.
+    """The messages of an answer as they come, once; `snapshot` is all that they said. Close it, or use it with `with`.
 
     It ends without an exception only if the answer is whole. Leaving it early cancels the call, up to the model.
     """
 
     def __init__(self, call: Any) -> None:
-        self.so_far = Transcript()
+        self.snapshot = Snapshot()
         """The answer so far: its text, its usage, its message for the next turn."""
         self._call = call
 
-    def texts(self) -> Iterator[str]:
+    def text_stream(self) -> Iterator[str]:
         """The pieces of the first choice's text, for who wants nothing else."""
         for chunk in self:
-            yield from texts(chunk)
+            yield from text_deltas(chunk)
 
     def close(self) -> None:
         """Cancels what is still to come."""
@@ -152,8 +152,8 @@ class Stream:
         try:
             chunk: CreateChatCompletionStreamResponse = next(self._call)
         except grpc.RpcError as error:
-            raise error_of(error) from None
-        self.so_far.chunks.append(chunk)
+            raise from_rpc_error(error) from None
+        self.snapshot.chunks.append(chunk)
         return chunk
 
     def __enter__(self) -> "Stream":
@@ -190,7 +190,7 @@ class AsyncClient:
         **parameters: Any,
     ) -> CreateChatCompletionResponse:
         """The whole answer. Raises `ChatError`. Takes what `Client.complete` takes."""
-        request = requests.request(model, messages, parameters)
+        request = requests.build_request(model, messages, parameters)
         call = self._stub.CreateChatCompletion(request, **self._calls.options(timeout, extra_headers))
         async with _typed_errors(call):
             response: CreateChatCompletionResponse = await call
@@ -206,7 +206,7 @@ class AsyncClient:
         **parameters: Any,
     ) -> "AsyncStream":
         """The answer as it comes. Takes what `Client.complete` takes."""
-        request = requests.request(model, messages, parameters)
+        request = requests.build_request(model, messages, parameters)
         options = self._calls.options(timeout, extra_headers)
         return AsyncStream(self._stub.CreateChatCompletionStream(request, **options))
 
@@ -228,15 +228,15 @@ class AsyncStream:
     """`Stream` for asyncio."""
 
     def __init__(self, call: Any) -> None:
-        self.so_far = Transcript()
+        self.snapshot = Snapshot()
         """The answer so far: its text, its usage, its message for the next turn."""
         self._call = call
         self._chunks = aiter(call)
 
-    async def texts(self) -> AsyncIterator[str]:
+    async def text_stream(self) -> AsyncIterator[str]:
         """The pieces of the first choice's text, for who wants nothing else."""
         async for chunk in self:
-            for piece in texts(chunk):
+            for piece in text_deltas(chunk):
                 yield piece
 
     async def close(self) -> None:
@@ -255,7 +255,7 @@ class AsyncStream:
                 if await self._call.code() is not grpc.StatusCode.OK:
                     raise await _failure(self._call) from None
                 raise
-        self.so_far.chunks.append(chunk)
+        self.snapshot.chunks.append(chunk)
         return chunk
 
     async def __aenter__(self) -> "AsyncStream":
@@ -273,13 +273,13 @@ async def _typed_errors(call: Any) -> AsyncIterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise error_of(error) from None
+        raise from_rpc_error(error) from None
     except asyncio.CancelledError:
         # grpc.aio raises this also where somebody else has closed the call, and nobody has cancelled this task.
         task = asyncio.current_task()
         if not call.cancelled() or (task and task.cancelling()):
             raise
-        raise error_of(await _failure(call)) from None
+        raise from_rpc_error(await _failure(call)) from None
 
 
 async def _failure(call: Any) -> grpc.aio.AioRpcError:

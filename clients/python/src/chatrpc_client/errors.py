@@ -130,7 +130,7 @@ _KINDS: dict[grpc.StatusCode, type[ChatError]] = {
 }
 
 
-def error_of(error: Any) -> ChatError:
+def from_rpc_error(error: Any) -> ChatError:
     """The typed error for a `grpc.RpcError`, of either of grpc's two stacks."""
     code = error.code() or grpc.StatusCode.UNKNOWN
     metadata: dict[str, Any] = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}

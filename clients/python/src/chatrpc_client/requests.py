@@ -29,7 +29,7 @@ class _NotJsonError(Exception):
         self.path, self.why = path, why
 
 
-def request(
+def build_request(
     model: str, messages: Iterable[ChatMessage | Mapping[str, Any]], parameters: Mapping[str, Any]
 ) -> CreateChatCompletionRequest:
     """The request for these parameters. Raises TypeError where no message can be made of them.

@@ -24,12 +24,12 @@ _HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "modera
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
-def texts(chunk: CreateChatCompletionStreamResponse) -> list[str]:
+def text_deltas(chunk: CreateChatCompletionStreamResponse) -> list[str]:
     """The pieces of the first choice's text."""
     return [part.delta.content for part in chunk.choices if not part.index and part.delta.content]
 
 
-class Transcript:
+class Snapshot:
     """The messages of one stream; what is asked of it is put together when it is asked for."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Transcript:
     @property
     def text(self) -> str:
         """The text of the first choice."""
-        return "".join(piece for chunk in self.chunks for piece in texts(chunk))
+        return "".join(piece for chunk in self.chunks for piece in text_deltas(chunk))
 
     @property
     def usage(self) -> Usage | None:
