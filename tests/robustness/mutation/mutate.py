@@ -33,9 +33,9 @@ TESTS = {
     " tests/unit/test_requests_invalid.py",
     "core/openai/mapping.py": "tests/unit/test_mapping.py tests/unit/test_responses.py"
     " tests/unit/test_responses_stream.py tests/unit/test_responses_tool_calls.py tests/unit/test_mapping_lossless.py",
-    "core/openai/error_responses.py": "tests/unit/test_refusals.py tests/unit/test_responses.py",
+    "core/openai/error_responses.py": "tests/unit/test_error_responses.py tests/unit/test_responses.py",
     "core/openai/coalesce.py": "tests/unit/test_coalesce.py",
-    "core/openai/chunk_template.py": "tests/unit/test_repeats.py",
+    "core/openai/chunk_template.py": "tests/unit/test_chunk_template.py",
     "core/openai/surrogates.py": "tests/unit/test_surrogates.py tests/unit/test_responses_stream.py",
     "rpc/layers/errors.py": "tests/rpc/test_bad_requests.py tests/rpc/test_upstream_errors.py"
     " tests/rpc/test_admission_and_drain.py tests/rpc/test_retries.py tests/rpc/test_cancel_and_deadlines.py",

@@ -1,0 +1,68 @@
+"""Fixtures for the tests over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+from chatrpc_server.telemetry import span_exporter
+from support import Script, Service
+from support.spans import (
+    Spans,
+)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(params=["plain", "TLS"])
+async def any_script(
+    request: pytest.FixtureRequest, authority: trustme.CA, tmp_path: Path
+) -> AsyncIterator[tuple[Script, dict[str, Any]]]:
+    """A scripted upstream with and without TLS, and the settings that go with it."""
+    if request.param == "plain":
+        async with Script() as script:
+            yield script, {}
+    else:
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        async with Script(authority.issue_cert("localhost")) as script:
+            yield script, {"ca_file": tmp_path / "ca.pem"}
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """In the place of the one that sends."""
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(span_exporter, "OTLPSpanExporter", lambda _: exporter)
+    return exporter
+
+
+@pytest.fixture
+def spans(exporter: InMemorySpanExporter) -> Spans:
+    """The spans of the only call there was: its own, and those of its attempts."""
+
+    async def of(chat: Service) -> tuple[ReadableSpan, list[ReadableSpan]]:
+        assert chat.server.tracing
+        async with asyncio.timeout(5):
+            while True:
+                chat.server.tracing.provider.force_flush()
+                found = exporter.get_finished_spans()
+                if calls := [span for span in found if span.kind is SpanKind.SERVER]:
+                    break
+                await asyncio.sleep(0.001)  # the caller may hear of the end a moment before
+        (call,) = calls
+        attempts = [span for span in found if span is not call]
+        for attempt in attempts:
+            assert attempt.kind is SpanKind.CLIENT
+            assert (attempt.context.trace_id, attempt.parent) == (call.context.trace_id, call.context)
+        return call, attempts
+
+    return of

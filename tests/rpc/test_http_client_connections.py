@@ -1,0 +1,306 @@
+"""Every HTTP client: connections that break, are cancelled, are reused or expire."""
+
+import asyncio
+import os
+import socket
+import struct
+from typing import Any
+
+import httpx
+import pytest
+
+from chatrpc_server.upstream.http import pool
+from support import Exchange, Script, http
+from support.http_clients import (
+    HEAD,
+    OK,
+    THREE,
+    engines,
+    idle,
+    of,
+    posted,
+    posted_beside,
+    serving,
+)
+
+
+@engines
+async def test_what_arrived_before_the_connection_broke_is_delivered(script: Script, name: str) -> None:
+    goes_on, gone = asyncio.Event(), asyncio.Event()
+
+    async def breaks_off(exchange: Exchange) -> None:
+        await exchange.send(HEAD + b"one")
+        await goes_on.wait()
+        await exchange.send(b"two")
+        exchange.reset()
+        gone.set()
+
+    script.answers(breaks_off)
+    transport = of(script, name)
+    answer = await transport.post(b"{}", [])
+    assert await answer.read() == b"one"
+    goes_on.set()
+    await gone.wait()
+    await asyncio.sleep(0.05)  # nobody reads while the end arrives: that is the case in question
+    assert await answer.read() == b"two"
+    with pytest.raises(httpx.TransportError):
+        await answer.read()
+    await answer.aclose()
+    await transport.aclose()
+
+
+@engines
+async def test_a_body_is_read_no_faster_than_it_is_taken(script: Script, name: str) -> None:
+    size, sent = 64 << 20, 0
+
+    async def answer(exchange: Exchange) -> None:
+        nonlocal sent
+        await exchange.send(OK + b"content-length: %d\r\n\r\n" % size)
+        while sent < size:
+            await exchange.send(b"x" * (1 << 20))
+            sent += 1 << 20
+
+    script.answers(answer)
+    transport = of(script, name)
+    answer_ = await transport.post(b"{}", [])
+    before = -1
+    while sent != before:  # until nothing moves any more
+        before = sent
+        await asyncio.sleep(0.05)
+    assert sent < size / 2
+    read = 0
+    while data := await answer_.read():
+        assert len(data) <= 1 << 16
+        read += len(data)
+    assert read == size
+    await answer_.aclose()
+    assert await idle(transport) == 1
+    await transport.aclose()
+
+
+@engines
+async def test_a_request_of_many_megabytes(script: Script, name: str) -> None:
+    script.answers(THREE)
+    transport = of(script, name)
+    body = os.urandom(1 << 20) * 16
+    assert (await posted(transport, body))[2:] == (b"abc", True, 1)
+    assert script.exchanges[0].body == body
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "keeps on reading"])
+async def test_an_answer_before_all_of_the_request_was_sent(closes: bool) -> None:
+    """It counts; the connection may be full of the rest of the request, so no other goes over it."""
+    connections = 0
+
+    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(http(b"abc", "413 Too Large"))
+        if not closes:
+            await asyncio.Event().wait()
+
+    async with serving(refuses) as port, asyncio.timeout(10):
+        transport = of(Script(), "builtin", f"http://127.0.0.1:{port}")
+        for number in (1, 2):
+            seen = await posted(transport, bytes(64 << 20))
+            assert (seen.status, seen.body, seen.idle, connections) == (413, b"abc", 0, number)
+        await transport.aclose()
+
+
+@engines
+async def test_closing_twice_is_closing_once(script: Script, name: str) -> None:
+    """Meanwhile the connection may carry another call."""
+    script.answers(THREE)
+    transport = of(script, name)
+    first = await transport.post(b"{}", [])
+    while await first.read():
+        pass
+    await first.aclose()
+    second = await transport.post(b"{}", [])
+    await first.aclose()
+    assert transport.connections() == (1, 0)
+    assert await second.read() == b"abc"
+    await second.aclose()
+    await transport.aclose()
+
+
+@engines
+async def test_an_answer_that_is_not_wanted_to_its_end_ends_the_connection(script: Script, name: str) -> None:
+    script.answers(HEAD + b"abc")
+    transport = of(script, name)
+    answer = await transport.post(b"{}", [])
+    await answer.aclose()
+    assert await idle(transport) == 0
+    await transport.aclose()
+
+
+async def test_a_body_that_ends_because_we_close_is_not_whole(script: Script) -> None:
+    """Though only the end of the connection says where it ends."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(OK + b"\r\nabc")
+        await exchange.closed_by_peer()
+
+    script.answers(answer)
+    transport = of(script, "builtin")
+    answer_ = await transport.post(b"{}", [])
+    assert await answer_.read() == b"abc"
+    await transport.aclose()
+    with pytest.raises(httpx.ReadError):
+        await answer_.read()
+    await answer_.aclose()
+    assert transport.connections() == (0, 0)
+
+
+@engines
+async def test_whenever_it_is_cancelled_nothing_stays_open(
+    any_script: tuple[Script, dict[str, Any]], name: str
+) -> None:
+    """One turn of the loop later each time: while it connects, as it has, while it sends, while it waits.
+
+    A next call at once gets the number of the socket that was given up: nobody must still listen on it.
+    """
+    script, settings = any_script
+    script.answers(Exchange.closed_by_peer)
+    transport = of(script, name, **settings)
+    for turns in range(60):
+        sending = asyncio.create_task(transport.post(b"{}", []))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait({sending})
+        assert sending.cancelled()
+        following = asyncio.create_task(transport.post(b"{}", []))
+        await asyncio.wait({following}, timeout=0.002)
+        following.cancel()
+        await asyncio.wait({following})
+        assert following.cancelled()
+    assert await idle(transport) == 0
+    await transport.aclose()
+
+
+async def test_a_connection_that_is_lost_before_it_is_used(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def loses(*args: Any, **options: Any) -> Any:
+        transport, connection = await connect(*args, **options)
+        transport.abort()
+        await asyncio.sleep(0.01)  # uvloop may tell of it as late as that
+        return transport, connection
+
+    monkeypatch.setattr(loop, "create_connection", loses)
+    transport = of(script, "builtin")
+    async with asyncio.timeout(5):
+        with pytest.raises(httpx.ConnectError):
+            await transport.post(b"{}", [])
+        assert transport.connections() == (0, 0)
+        await transport.aclose()
+
+
+@engines
+@pytest.mark.parametrize("resets", [False, True], ids=["closes", "resets"])
+async def test_an_upstream_that_ends_each_connection_at_once(name: str, resets: bool) -> None:
+    async def ends(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if resets:
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    async with serving(ends) as port:
+        transport = of(Script(), name, f"http://127.0.0.1:{port}")
+        for _ in range(20):
+            with pytest.raises(httpx.TransportError):
+                await transport.post(b"{}", [])
+        assert await idle(transport) == 0
+        await transport.aclose()
+
+
+# What the pool does with connections that nobody uses.
+
+
+async def test_an_idle_connection_is_used_again_and_ends_in_time(
+    any_script: tuple[Script, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.2)
+    script, settings = any_script
+    script.answers(THREE)
+    transport = of(script, "builtin", **settings)
+    for _ in range(5):
+        assert (await posted(transport)).idle == 1
+    both = await asyncio.gather(*(transport.post(b"{}", []) for _ in range(2)))
+    assert (transport.connections(), script.connections) == ((2, 0), 2)
+    for answer in both:
+        while await answer.read():
+            pass
+        await answer.aclose()
+    assert transport.connections() == (0, 2)
+    async with asyncio.timeout(5):
+        while transport.connections()[1]:
+            await asyncio.sleep(0.001)
+        while not all(exchange.reader.at_eof() for exchange in script.exchanges):
+            await asyncio.sleep(0.001)
+        assert (await posted(transport)).idle == 1
+        assert script.connections == 3
+        while transport.connections()[1]:  # the timer is set each time
+            await asyncio.sleep(0.001)
+    await transport.aclose()
+
+
+async def test_a_connection_in_use_outlives_the_idle_ones(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.05)
+    goes_on = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await exchange.send(THREE[:-1])
+        await goes_on.wait()
+        await exchange.send(b"c")
+
+    script.answers(slow, THREE)
+    transport = of(script, "builtin")
+    answer = await transport.post(b"{}", [])
+    await posted_beside(transport)
+    async with asyncio.timeout(5):
+        while transport.connections() != (1, 0):
+            await asyncio.sleep(0.001)
+    goes_on.set()
+    assert [await answer.read(), await answer.read(), await answer.read()] == [b"ab", b"c", b""]
+    await answer.aclose()
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("who", ["we", "the upstream"])
+async def test_a_connection_that_is_just_being_ended_is_not_used(
+    any_script: tuple[Script, dict[str, Any]], who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle for too long, or closed by its peer: it is lost some turns later, with TLS up to half a minute."""
+    monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.05)
+    script, settings = any_script
+    script.answers(THREE)
+    transport = of(script, "builtin", **settings)
+    assert isinstance(transport, pool.Pool)
+    assert (await posted(transport)).idle == 1
+    kept = transport._idle[0]
+    if who == "the upstream":
+        script.exchanges[0].writer.close()
+    async with asyncio.timeout(5):
+        while not kept.transport.is_closing():
+            await asyncio.sleep(0)  # so that nothing comes between
+        assert (await posted(transport)).body == b"abc"
+    assert script.connections == 2
+    await transport.aclose()
+
+
+@engines
+async def test_a_handshake_that_never_ends(name: str) -> None:
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with serving(silent) as port, asyncio.timeout(5):
+        transport = of(Script(), name, f"https://127.0.0.1:{port}", connect_timeout_seconds=0.1)
+        with pytest.raises(httpx.ConnectTimeout):
+            await transport.post(b"{}", [])
+        assert await idle(transport) == 0
+        await transport.aclose()

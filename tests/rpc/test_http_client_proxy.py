@@ -1,0 +1,144 @@
+"""Every HTTP client: tunnels through a proxy."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from support import Exchange, Script
+from support.http_clients import (
+    THREE,
+    engines,
+    idle,
+    of,
+    posted,
+    serving,
+)
+
+# Proxies. What has no TLS goes to a proxy as it is: tests/rpc/test_metadata.py.
+
+
+class Proxy:
+    """Answers CONNECT as told, and is the tunnel then: to the one port that it knows."""
+
+    def __init__(self, response: bytes | None, port: int = 0) -> None:
+        self.heads: list[bytes] = []
+        self.connections = 0
+        self._response, self._port = response, port
+
+    async def __aenter__(self) -> "Proxy":
+        self._serving = serving(self._connected)
+        self.url = f"http://127.0.0.1:{await self._serving.__aenter__()}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._serving.__aexit__(None, None, None)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+            if self._response is not None:
+                writer.write(self._response)
+            if self._port and self._response:
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+                back = asyncio.create_task(self._carry(far_reader, writer))
+                await self._carry(reader, far_writer)
+                await asyncio.wait({back})
+            await reader.read()
+        finally:
+            self.connections -= 1
+
+    @staticmethod
+    async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+        finally:
+            writer.close()
+
+
+async def gone(proxy: Proxy) -> None:
+    async with asyncio.timeout(5):
+        while proxy.connections:
+            await asyncio.sleep(0.001)
+
+
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+@engines
+@pytest.mark.parametrize("established", [ESTABLISHED, b"HTTP/1.1 201 x\r\n\r\n"], ids=["200", "201"])
+async def test_a_tunnel(authority: trustme.CA, tmp_path: Path, name: str, established: bytes) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with Script(authority.issue_cert("localhost")) as script:
+        port = int(script.base_url.split(":")[2].partition("/")[0])
+        async with Proxy(established, port) as proxy:
+            script.answers(THREE)
+            transport = of(script, name, ca_file=tmp_path / "ca.pem", proxy=proxy.url)
+            for _ in range(2):
+                assert (await posted(transport))[2:] == (b"abc", True, 1)
+            assert len(proxy.heads) == 1
+            assert proxy.heads[0].startswith(b"CONNECT localhost:%d HTTP/1.1\r\n" % port)
+            assert script.exchanges[0].head.startswith(b"POST /v1/x HTTP/1.1\r\n")
+            await transport.aclose()
+            await gone(proxy)
+
+
+@pytest.mark.parametrize(
+    ("host", "named"), [("[::1]:8443", "[::1]:8443"), ("xn--bcher-kva.example", "xn--bcher-kva.example:443")]
+)
+async def test_how_a_tunnel_is_asked_for(host: str, named: str) -> None:
+    async with Proxy(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n") as proxy:
+        transport = of(Script(), "builtin", f"https://{host}", proxy=proxy.url)
+        with pytest.raises(httpx.ProxyError, match="403"):
+            await transport.post(b"{}", [])
+        assert proxy.heads == [f"CONNECT {named} HTTP/1.1\r\nhost: {named}\r\n\r\n".encode()]
+        await transport.aclose()
+
+
+NO_TUNNEL: dict[str, tuple[bytes | None, bool, type[Exception]]] = {
+    # what the proxy answers; is there anything behind it, which is no TLS?
+    "refused": (b"HTTP/1.1 407 x\r\ncontent-length: 3\r\n\r\nabc", False, httpx.ProxyError),
+    "no TLS behind it": (ESTABLISHED, True, httpx.ConnectError),
+    "no HTTP": (b"\x05\x00", False, httpx.RemoteProtocolError),
+    "silent": (None, False, httpx.ConnectTimeout),
+    "silent behind it": (ESTABLISHED, False, httpx.ConnectTimeout),
+}
+
+
+@pytest.mark.parametrize(("response", "behind", "error"), NO_TUNNEL.values(), ids=NO_TUNNEL)
+async def test_no_tunnel(response: bytes | None, behind: bool, error: type[Exception]) -> None:
+    """httpcore lets a proxy be silent for as long as the call lasts."""
+
+    async def plain(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 smtp.example.com\r\n")
+
+    async with serving(plain) as port, Proxy(response, behind and port) as proxy, asyncio.timeout(5):
+        settings = {"proxy": proxy.url, "connect_timeout_seconds": 0.1 if error is httpx.ConnectTimeout else 5}
+        transport = of(Script(), "builtin", "https://localhost", **settings)
+        with pytest.raises(error):
+            await transport.post(b"{}", [])
+        assert await idle(transport) == 0
+        await gone(proxy)
+        await transport.aclose()
+
+
+async def test_whenever_a_tunnel_is_cancelled_nothing_stays_open(authority: trustme.CA, tmp_path: Path) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with Script(authority.issue_cert("localhost")) as script:
+        script.answers(Exchange.closed_by_peer)
+        async with Proxy(ESTABLISHED, int(script.base_url.split(":")[2].partition("/")[0])) as proxy:
+            transport = of(script, "builtin", ca_file=tmp_path / "ca.pem", proxy=proxy.url)
+            for turns in range(60):
+                sending = asyncio.create_task(transport.post(b"{}", []))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                sending.cancel()
+                await asyncio.wait({sending})
+                assert sending.cancelled()
+            assert await idle(transport) == 0
+            await transport.aclose()
+            await gone(proxy)

@@ -1,0 +1,35 @@
+"""The embedded upstream: text split into pieces, and cut at a stop sequence."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatrpc_echo.pieces import cut_before, split
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=60))
+def test_pieces_join_to_the_text(text: str) -> None:
+    pieces = split(text)
+    assert "".join(pieces) == text
+    assert all(pieces)
+
+
+@given(st.text("ab "), st.text("ab ", min_size=1, max_size=3))
+def test_cut_before_cuts_where_the_text_would_be_cut(text: str, stop: str) -> None:
+    kept = cut_before(split(text), [stop])
+    assert ("".join(kept) if kept is not None else text) == text.split(stop)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("one two", ["one", " two"]),
+        ("你好 世界", ["你", "好", " 世", "界"]),
+        ("internationalisation", ["internationalisa", "tion"]),
+        ("end \n", ["end", " \n"]),
+        ("👩‍👩‍👧 ok", ["👩‍👩‍👧", " ok"]),
+    ],
+)
+def test_pieces_are_wordish(text: str, pieces: list[str]) -> None:
+    assert split(text) == pieces
