@@ -3,9 +3,9 @@
 isort:skip_file
 The errors of a call. Conventions: see chat_service.proto.
 
-The status is a `google.rpc.Status` whose details always include an ErrorInfo with the domain `chatrpc.dev`. The table
-lists its `reason` with the gRPC code and the cause. A reason starts with UPSTREAM_ if the upstream reported or caused
-the failure; any other reason was decided by this service. New reasons may be added; existing ones keep their code.
+The status is a `google.rpc.Status` whose details always include an ErrorInfo with the domain `chatrpc.dev`. The
+table lists its `reason` with the gRPC code and the cause. A reason starts with UPSTREAM_ if the upstream reported or
+caused the failure; this service decided every other reason. New reasons may be added; existing ones keep their code.
 
   code                 reason                            cause
   INVALID_ARGUMENT     INVALID_REQUEST                   the service found the request malformed
@@ -21,14 +21,14 @@ the failure; any other reason was decided by this service. New reasons may be ad
   FAILED_PRECONDITION  UPSTREAM_INSUFFICIENT_BALANCE     402
                        UPSTREAM_ERROR                    any other 4xx
   RESOURCE_EXHAUSTED   UPSTREAM_RATE_LIMITED             429
-                       UPSTREAM_QUOTA_EXHAUSTED          429 with such an error code; without RetryInfo, since a retry fails
-                       IN_FLIGHT_LIMIT                   this service handles as many calls as it is allowed to
+                       UPSTREAM_QUOTA_EXHAUSTED          429 with such an error code; no RetryInfo: a retry fails
+                       IN_FLIGHT_LIMIT                   this service handles as many calls as its limit allows
                        RESPONSE_TOO_LARGE                the response exceeds the size of a message
   ABORTED              UPSTREAM_CONFLICT                 409
   UNIMPLEMENTED        UPSTREAM_UNIMPLEMENTED            405, 501
-  DEADLINE_EXCEEDED    DEADLINE_EXCEEDED                 the call's deadline; clients often report it first, without details
+  DEADLINE_EXCEEDED    DEADLINE_EXCEEDED                 the call's deadline; clients often report it without details
                        UPSTREAM_TIMEOUT                  the upstream was silent for too long; 408, 504, 524
-  UNAVAILABLE          UPSTREAM_UNREACHABLE              connecting failed, or the connection broke before the response
+  UNAVAILABLE          UPSTREAM_UNREACHABLE              no connection, or it broke before the response
                        UPSTREAM_UNAVAILABLE              502, 503, 520 to 523
                        UPSTREAM_OVERLOADED               529, or 503 with such an error code
                        UPSTREAM_TRUNCATED                the stream ended before the completion did
@@ -36,14 +36,14 @@ the failure; any other reason was decided by this service. New reasons may be ad
   INTERNAL             UPSTREAM_UNAUTHENTICATED          401: the upstream rejected the service's key
                        UPSTREAM_INTERNAL                 500
                        UPSTREAM_ERROR                    any other 5xx
-                       UPSTREAM_INVALID_RESPONSE         the response is no chat completion, or exceeds the service's limit
+                       UPSTREAM_INVALID_RESPONSE         the response is no chat completion, or exceeds the limit
                        INTERNAL                          a fault of this service; its log has the request id
   (see below)          UPSTREAM_ERROR_BODY               an error object in a 200 response, streamed or not
 
-UPSTREAM_ERROR_BODY has the code of the reason to which its error object maps. That reason stands in the ErrorInfo's
+UPSTREAM_ERROR_BODY has the code of the reason to which its error object maps. That reason is in the ErrorInfo's
 metadata under `mapped_reason`, such as UPSTREAM_RATE_LIMITED with RESOURCE_EXHAUSTED. If the object's error code is
-unknown, the gRPC code is INTERNAL and `mapped_reason` is absent. CANCELLED means that the caller cancelled, and has no
-details. A request over gRPC's size limit is rejected by gRPC itself with RESOURCE_EXHAUSTED, without details.
+unknown, the gRPC code is INTERNAL and `mapped_reason` is absent. CANCELLED means that the caller cancelled, and has
+no details. gRPC itself rejects a request over its size limit with RESOURCE_EXHAUSTED, without details.
 """
 
 from google.protobuf import descriptor as descriptor
@@ -74,21 +74,21 @@ class UpstreamError(message.Message):
     RAW_BODY_FIELD_NUMBER: builtins.int
     RAW_BODY_TRUNCATED_FIELD_NUMBER: builtins.int
     http_status: builtins.int
-    """Status of the upstream's HTTP response. 200 if the error came inside a success, such as in a stream."""
+    """Status of the upstream's HTTP response. 200 if the error came in a successful response, such as a stream."""
     message: builtins.str
-    """The upstream's error message, cut to 1 KiB; the status's message if the upstream sent none."""
+    """The upstream's error message, truncated to 1 KiB. If the upstream sent none, the status's message."""
     type: builtins.str
-    """The error's class, such as `invalid_request_error`. Unset: the upstream gave none."""
+    """The error's class, such as `invalid_request_error`. Unset if the upstream sent none."""
     param: builtins.str
-    """The request's key at fault, such as `messages[0].role`. Unset: the upstream gave none."""
+    """The invalid key of the request, such as `messages[0].role`. Unset if the upstream sent none."""
     code: builtins.str
-    """The error's code, such as `context_length_exceeded`; a numeric code as its digits. Unset: the upstream gave none."""
+    """The error's code, such as `context_length_exceeded`; a numeric code as its digits. Unset if the upstream sent none."""
     request_id: builtins.str
-    """The upstream's `x-request-id`, to quote to its support. Empty: it sent none."""
+    """The upstream's `x-request-id`, for requests to its support. Empty if the upstream sent none."""
     raw_body: builtins.str
-    """The error as received, cut to 2 KiB so that the status fits into HTTP/2 trailers."""
+    """The error as received, truncated to 2 KiB so that the status fits into HTTP/2 trailers."""
     raw_body_truncated: builtins.bool
-    """Was `raw_body` cut?"""
+    """True if `raw_body` is truncated."""
     def __init__(
         self,
         *,

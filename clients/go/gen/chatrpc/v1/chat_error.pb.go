@@ -1,47 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a caller sees when a call fails. Conventions: see chat_service.proto.
+// The errors of a call. Conventions: see chat_service.proto.
 //
-// The status is a `google.rpc.Status` whose details always hold an ErrorInfo of the domain `chatrpc.dev`. This table
-// gives its `reason` with the gRPC code, and the HTTP status or the event that leads to it. New reasons may be added;
-// codes of old ones stay.
+// The status is a `google.rpc.Status` whose details always include an ErrorInfo with the domain `chatrpc.dev`. The
+// table lists its `reason` with the gRPC code and the cause. A reason starts with UPSTREAM_ if the upstream reported or
+// caused the failure; this service decided every other reason. New reasons may be added; existing ones keep their code.
 //
-//   code                 reason                     cause
-//   INVALID_ARGUMENT     INVALID_REQUEST            the service found the request malformed; 400
-//                        UPSTREAM_CONTEXT_LENGTH_EXCEEDED    400 whose code says so
-//                        UPSTREAM_CONTENT_FILTERED           400 whose code says so
-//                        UPSTREAM_REQUEST_TOO_LARGE          413
-//                        UPSTREAM_UNPROCESSABLE              415, 422
-//   NOT_FOUND            UPSTREAM_MODEL_NOT_FOUND            404 or 400 whose code says so
-//                        UPSTREAM_NOT_FOUND         404
-//   PERMISSION_DENIED    UPSTREAM_FORBIDDEN         403
-//                        UPSTREAM_MODERATED                  403 whose code says so
-//   FAILED_PRECONDITION  UPSTREAM_INSUFFICIENT_BALANCE       402
-//                        UPSTREAM_ERROR             any other 4xx
-//   RESOURCE_EXHAUSTED   UPSTREAM_RATE_LIMITED        429
-//                        UPSTREAM_QUOTA_EXHAUSTED         429 whose code says so: no RetryInfo, it would be no use
-//                        IN_FLIGHT_LIMIT            this service has too many calls in flight
-//                        RESPONSE_TOO_LARGE         the answer is larger than a message may be
-//   ABORTED              UPSTREAM_CONFLICT          409
-//   UNIMPLEMENTED        UPSTREAM_UNIMPLEMENTED     405, 501
-//   DEADLINE_EXCEEDED    DEADLINE_EXCEEDED          the call's deadline; clients often tell first, without details
-//                        UPSTREAM_TIMEOUT           the upstream was silent for too long; 408, 504, 524
-//   UNAVAILABLE          UPSTREAM_UNREACHABLE       connecting failed, or the connection broke before the answer began
-//                        UPSTREAM_UNAVAILABLE       502, 503, 520 to 523
-//                        UPSTREAM_OVERLOADED                 529, or 503 whose code says so
-//                        UPSTREAM_TRUNCATED  the stream broke off before the completion was whole
-//                        SERVER_DRAINING            this process stops; another one will answer
-//   INTERNAL             UPSTREAM_UNAUTHENTICATED   401: the upstream refused the service's key; no caller can mend it
-//                        UPSTREAM_INTERNAL          500
-//                        UPSTREAM_ERROR             any other 5xx
-//                        UPSTREAM_INVALID_RESPONSE  the answer is no chat completion, or larger than the service takes
-//                        INTERNAL                   a fault of this service; the logs have it under the request id
-//   (see below)          UPSTREAM_ERROR_BODY               an error object inside a 200, in a stream or not
+//   code                 reason                            cause
+//   INVALID_ARGUMENT     INVALID_REQUEST                   the service found the request malformed
+//                        UPSTREAM_INVALID_REQUEST          400
+//                        UPSTREAM_CONTEXT_LENGTH_EXCEEDED  400 with such an error code
+//                        UPSTREAM_CONTENT_FILTERED         400 with such an error code
+//                        UPSTREAM_REQUEST_TOO_LARGE        413
+//                        UPSTREAM_UNPROCESSABLE            415, 422
+//   NOT_FOUND            UPSTREAM_MODEL_NOT_FOUND          404 or 400 with such an error code
+//                        UPSTREAM_NOT_FOUND                404
+//   PERMISSION_DENIED    UPSTREAM_FORBIDDEN                403
+//                        UPSTREAM_MODERATED                403 with such an error code
+//   FAILED_PRECONDITION  UPSTREAM_INSUFFICIENT_BALANCE     402
+//                        UPSTREAM_ERROR                    any other 4xx
+//   RESOURCE_EXHAUSTED   UPSTREAM_RATE_LIMITED             429
+//                        UPSTREAM_QUOTA_EXHAUSTED          429 with such an error code; no RetryInfo: a retry fails
+//                        IN_FLIGHT_LIMIT                   this service handles as many calls as its limit allows
+//                        RESPONSE_TOO_LARGE                the response exceeds the size of a message
+//   ABORTED              UPSTREAM_CONFLICT                 409
+//   UNIMPLEMENTED        UPSTREAM_UNIMPLEMENTED            405, 501
+//   DEADLINE_EXCEEDED    DEADLINE_EXCEEDED                 the call's deadline; clients often report it without details
+//                        UPSTREAM_TIMEOUT                  the upstream was silent for too long; 408, 504, 524
+//   UNAVAILABLE          UPSTREAM_UNREACHABLE              no connection, or it broke before the response
+//                        UPSTREAM_UNAVAILABLE              502, 503, 520 to 523
+//                        UPSTREAM_OVERLOADED               529, or 503 with such an error code
+//                        UPSTREAM_TRUNCATED                the stream ended before the completion did
+//                        SERVER_DRAINING                   this process is stopping; another one will respond
+//   INTERNAL             UPSTREAM_UNAUTHENTICATED          401: the upstream rejected the service's key
+//                        UPSTREAM_INTERNAL                 500
+//                        UPSTREAM_ERROR                    any other 5xx
+//                        UPSTREAM_INVALID_RESPONSE         the response is no chat completion, or exceeds the limit
+//                        INTERNAL                          a fault of this service; its log has the request id
+//   (see below)          UPSTREAM_ERROR_BODY               an error object in a 200 response, streamed or not
 //
-// UPSTREAM_ERROR_BODY has the code of the reason that its error object amounts to, which stands in the ErrorInfo's metadata
-// under `mapped_reason` (UPSTREAM_RATE_LIMITED, say, with RESOURCE_EXHAUSTED); where the object's code tells nothing it is
-// INTERNAL without one. CANCELLED is the caller's own doing and has no details, nor has a request over the size limit,
-// which gRPC itself refuses (RESOURCE_EXHAUSTED).
+// UPSTREAM_ERROR_BODY has the code of the reason to which its error object maps. That reason is in the ErrorInfo's
+// metadata under `mapped_reason`, such as UPSTREAM_RATE_LIMITED with RESOURCE_EXHAUSTED. If the object's error code is
+// unknown, the gRPC code is INTERNAL and `mapped_reason` is absent. CANCELLED means that the caller cancelled, and has
+// no details. gRPC itself rejects a request over its size limit with RESOURCE_EXHAUSTED, without details.
 
 // Code generated by protoc-gen-go. DO NOT EDIT.
 // versions:
@@ -66,24 +67,24 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What the upstream said when it refused: a detail of the `google.rpc.Status`, present if the upstream answered at all.
+// The upstream's error response: a detail of the `google.rpc.Status`, present if the upstream responded with an error.
 type UpstreamError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Status of the upstream's HTTP response. 200 if the error came inside a success, such as in a stream.
+	// Status of the upstream's HTTP response. 200 if the error came in a successful response, such as a stream.
 	HttpStatus int32 `protobuf:"varint,1,opt,name=http_status,json=httpStatus,proto3" json:"http_status,omitempty"`
-	// The upstream's own words, cut to 1 KiB; the status's message if it had none.
+	// The upstream's error message, truncated to 1 KiB. If the upstream sent none, the status's message.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// The error's class, such as `invalid_request_error`. Unset: the upstream gave none.
+	// The error's class, such as `invalid_request_error`. Unset if the upstream sent none.
 	Type *string `protobuf:"bytes,3,opt,name=type,proto3,oneof" json:"type,omitempty"`
-	// The request's key at fault, such as `messages[0].role`. Unset: the upstream gave none.
+	// The invalid key of the request, such as `messages[0].role`. Unset if the upstream sent none.
 	Param *string `protobuf:"bytes,4,opt,name=param,proto3,oneof" json:"param,omitempty"`
-	// The error's code, such as `context_length_exceeded`; a numeric code as its digits. Unset: the upstream gave none.
+	// The error's code, such as `context_length_exceeded`; a numeric code as its digits. Unset if the upstream sent none.
 	Code *string `protobuf:"bytes,5,opt,name=code,proto3,oneof" json:"code,omitempty"`
-	// The upstream's `x-request-id`, to quote to its support. Empty: it sent none.
+	// The upstream's `x-request-id`, for requests to its support. Empty if the upstream sent none.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The error as received, cut to 2 KiB so that the status fits into HTTP/2 trailers.
+	// The error as received, truncated to 2 KiB so that the status fits into HTTP/2 trailers.
 	RawBody string `protobuf:"bytes,7,opt,name=raw_body,json=rawBody,proto3" json:"raw_body,omitempty"`
-	// Was `raw_body` cut?
+	// True if `raw_body` is truncated.
 	RawBodyTruncated bool `protobuf:"varint,8,opt,name=raw_body_truncated,json=rawBodyTruncated,proto3" json:"raw_body_truncated,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -194,8 +195,8 @@ const file_chatrpc_v1_chat_error_proto_rawDesc = "" +
 	"\x12raw_body_truncated\x18\b \x01(\bR\x10rawBodyTruncatedB\a\n" +
 	"\x05_typeB\b\n" +
 	"\x06_paramB\a\n" +
-	"\x05_codeBT\n" +
-	"\rio.chatrpc.v1B\x0eChatErrorProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\n" +
+	"\x05_codeBU\n" +
+	"\x0edev.chatrpc.v1B\x0eChatErrorProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\n" +
 	"Chatrpc.V1b\x06proto3"
 
 var (

@@ -1,40 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Chat completions over gRPC: the schema of OpenAI's `POST /v1/chat/completions`, which many providers and servers
-// speak, as typed messages. In these files "the upstream" is that HTTP API behind the service.
+// Chat completions over gRPC: typed messages for the schema of OpenAI's `POST /v1/chat/completions`, which many
+// providers and servers implement. In these files "the upstream" is that HTTP API behind the service.
 //
-// CONVENTIONS, of all files of this package
+// CONVENTIONS of all files in this package
 //
-// 1. Names. A message mirrors a JSON object: same snake_case names, same nesting. A field `x_json` holds the JSON text
-//    of key `x`. Where a shape differs from the JSON, the field's comment says how.
+// 1. Names. A message mirrors a JSON object, with the same snake_case names and the same nesting. A field `x_json`
+//    holds the JSON text of key `x`. If a shape differs from the JSON, the field's comment describes the difference.
 //
-// 2. Presence. In a request, unset means that the key is left out, so that the upstream's default applies; comments
-//    name OpenAI's. In an answer, unset means that the key was absent or null. Where unset and the zero value differ,
-//    the field is `optional`. An explicit null can be sent through `extra_json`.
+// 2. Presence. If a request field is unset, its key is omitted, so that the upstream's default applies; comments name
+//    OpenAI's default. If a response field is unset, its key was absent or null. A field is `optional` if unset differs
+//    from the zero value. To send an explicit null, use `extra_json`.
 //
 // 3. Nothing is lost. Every message that mirrors a JSON object has `string extra_json = 100`: the text of one JSON
-//    object, or empty for none.
-//    - In an answer it holds each key of its object that has no field here, and each whose value does not fit the
-//      field's type (a fractional `created`, a number as `logprobs`). Oddities are kept, never an error.
-//    - In a request its keys are added to the JSON object that is built from the message. A key that a field sets too
-//      is INVALID_ARGUMENT; so are `model`, `messages` and `stream` in the request's own `extra_json`.
-//    - JSON values are kept exactly, 64-bit integers included; white space is not.
-//    ToolChoice and FunctionCallChoice mirror no object but choose between JSON forms: they have none. Nor has
-//    UpstreamError, which is this service's own.
+//    object, or empty if there are no other keys.
+//    - In a response it holds each key of the JSON object that has no field here. It also holds each key whose value
+//      does not fit the field's type (a fractional `created`, a number as `logprobs`). Such a value is kept and is
+//      never an error.
+//    - In a request its keys are added to the JSON object that is built from the message. A key that a field also sets
+//      is INVALID_ARGUMENT. So are `model`, `messages` and `stream` in the `extra_json` of the request itself.
+//    - JSON values are preserved exactly, including 64-bit integers. White space is not preserved.
+//    ToolChoice and FunctionCallChoice have no `extra_json` because they mirror no object but choose between JSON
+//    forms. UpstreamError has none because it belongs to this service.
 //
-// 4. Numbers. `double`, never `float`: 0.7 stays 0.7. A `double` without a fraction is sent as a JSON integer (1, not
-//    1.0), since some upstreams declare such keys as integers. Counts are `int32`; `int64` is for Unix times and seeds.
+// 4. Numbers. Fractions are `double`, never `float`, so that 0.7 stays 0.7. A `double` without a fraction is sent as a
+//    JSON integer (1, not 1.0), because some upstreams declare such keys as integers. Counts are `int32`; `int64` is
+//    for Unix times and seeds.
 //
-// 5. Open sets are strings, not enums: roles, finish reasons, efforts, tiers. Comments list the values known; others
-//    pass in both directions, and callers have to expect them.
+// 5. Open sets are strings, not enums: roles, finish reasons, efforts, tiers. Comments list the known values. Other
+//    values pass in both directions, so callers must accept them.
 //
-// 6. Values are the upstream's to judge, because each draws its limits elsewhere. The service checks structure only:
-//    at least one message, no empty role, JSON texts of the right kind. Ranges in comments are OpenAI's.
+// 6. The upstream validates values, because upstreams differ in their limits. The service validates structure only: at
+//    least one message, no empty role, JSON texts of the right kind. Ranges in comments are OpenAI's.
 //
-// 7. "Legacy in OpenAI": OpenAI has a successor, most other providers know nothing else. Such fields are here to stay.
+// 7. "Legacy in OpenAI" means that OpenAI has a successor while most other providers know only this field. Such fields
+//    will stay.
 //
-// 8. Field numbers. 1 to 15 for what is used most, 16 to 99 for the rest of OpenAI's schema, 100 for `extra_json`,
-//    101 and up for keys of other providers, should any get a field.
+// 8. Field numbers. 1 to 15 are for the most used fields and 16 to 99 for the rest of OpenAI's schema. 100 is
+//    `extra_json`. 101 and up are reserved for keys of other providers.
 
 // Code generated by protoc-gen-go. DO NOT EDIT.
 // versions:
@@ -66,8 +69,8 @@ const file_chatrpc_v1_chat_service_proto_rawDesc = "" +
 	"chatrpc.v1\x1a\x1dchatrpc/v1/chat_request.proto\x1a\x1echatrpc/v1/chat_response.proto2\xfb\x01\n" +
 	"\x15ChatCompletionService\x12i\n" +
 	"\x14CreateChatCompletion\x12'.chatrpc.v1.CreateChatCompletionRequest\x1a(.chatrpc.v1.CreateChatCompletionResponse\x12w\n" +
-	"\x1aCreateChatCompletionStream\x12'.chatrpc.v1.CreateChatCompletionRequest\x1a..chatrpc.v1.CreateChatCompletionStreamResponse0\x01BV\n" +
-	"\rio.chatrpc.v1B\x10ChatServiceProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\n" +
+	"\x1aCreateChatCompletionStream\x12'.chatrpc.v1.CreateChatCompletionRequest\x1a..chatrpc.v1.CreateChatCompletionStreamResponse0\x01BW\n" +
+	"\x0edev.chatrpc.v1B\x10ChatServiceProtoP\x01Z$chatrpc.dev/gen/chatrpc/v1;chatrpcv1\xaa\x02\n" +
 	"Chatrpc.V1b\x06proto3"
 
 var file_chatrpc_v1_chat_service_proto_goTypes = []any{

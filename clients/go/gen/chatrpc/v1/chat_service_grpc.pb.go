@@ -1,40 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Chat completions over gRPC: the schema of OpenAI's `POST /v1/chat/completions`, which many providers and servers
-// speak, as typed messages. In these files "the upstream" is that HTTP API behind the service.
+// Chat completions over gRPC: typed messages for the schema of OpenAI's `POST /v1/chat/completions`, which many
+// providers and servers implement. In these files "the upstream" is that HTTP API behind the service.
 //
-// CONVENTIONS, of all files of this package
+// CONVENTIONS of all files in this package
 //
-// 1. Names. A message mirrors a JSON object: same snake_case names, same nesting. A field `x_json` holds the JSON text
-//    of key `x`. Where a shape differs from the JSON, the field's comment says how.
+// 1. Names. A message mirrors a JSON object, with the same snake_case names and the same nesting. A field `x_json`
+//    holds the JSON text of key `x`. If a shape differs from the JSON, the field's comment describes the difference.
 //
-// 2. Presence. In a request, unset means that the key is left out, so that the upstream's default applies; comments
-//    name OpenAI's. In an answer, unset means that the key was absent or null. Where unset and the zero value differ,
-//    the field is `optional`. An explicit null can be sent through `extra_json`.
+// 2. Presence. If a request field is unset, its key is omitted, so that the upstream's default applies; comments name
+//    OpenAI's default. If a response field is unset, its key was absent or null. A field is `optional` if unset differs
+//    from the zero value. To send an explicit null, use `extra_json`.
 //
 // 3. Nothing is lost. Every message that mirrors a JSON object has `string extra_json = 100`: the text of one JSON
-//    object, or empty for none.
-//    - In an answer it holds each key of its object that has no field here, and each whose value does not fit the
-//      field's type (a fractional `created`, a number as `logprobs`). Oddities are kept, never an error.
-//    - In a request its keys are added to the JSON object that is built from the message. A key that a field sets too
-//      is INVALID_ARGUMENT; so are `model`, `messages` and `stream` in the request's own `extra_json`.
-//    - JSON values are kept exactly, 64-bit integers included; white space is not.
-//    ToolChoice and FunctionCallChoice mirror no object but choose between JSON forms: they have none. Nor has
-//    UpstreamError, which is this service's own.
+//    object, or empty if there are no other keys.
+//    - In a response it holds each key of the JSON object that has no field here. It also holds each key whose value
+//      does not fit the field's type (a fractional `created`, a number as `logprobs`). Such a value is kept and is
+//      never an error.
+//    - In a request its keys are added to the JSON object that is built from the message. A key that a field also sets
+//      is INVALID_ARGUMENT. So are `model`, `messages` and `stream` in the `extra_json` of the request itself.
+//    - JSON values are preserved exactly, including 64-bit integers. White space is not preserved.
+//    ToolChoice and FunctionCallChoice have no `extra_json` because they mirror no object but choose between JSON
+//    forms. UpstreamError has none because it belongs to this service.
 //
-// 4. Numbers. `double`, never `float`: 0.7 stays 0.7. A `double` without a fraction is sent as a JSON integer (1, not
-//    1.0), since some upstreams declare such keys as integers. Counts are `int32`; `int64` is for Unix times and seeds.
+// 4. Numbers. Fractions are `double`, never `float`, so that 0.7 stays 0.7. A `double` without a fraction is sent as a
+//    JSON integer (1, not 1.0), because some upstreams declare such keys as integers. Counts are `int32`; `int64` is
+//    for Unix times and seeds.
 //
-// 5. Open sets are strings, not enums: roles, finish reasons, efforts, tiers. Comments list the values known; others
-//    pass in both directions, and callers have to expect them.
+// 5. Open sets are strings, not enums: roles, finish reasons, efforts, tiers. Comments list the known values. Other
+//    values pass in both directions, so callers must accept them.
 //
-// 6. Values are the upstream's to judge, because each draws its limits elsewhere. The service checks structure only:
-//    at least one message, no empty role, JSON texts of the right kind. Ranges in comments are OpenAI's.
+// 6. The upstream validates values, because upstreams differ in their limits. The service validates structure only: at
+//    least one message, no empty role, JSON texts of the right kind. Ranges in comments are OpenAI's.
 //
-// 7. "Legacy in OpenAI": OpenAI has a successor, most other providers know nothing else. Such fields are here to stay.
+// 7. "Legacy in OpenAI" means that OpenAI has a successor while most other providers know only this field. Such fields
+//    will stay.
 //
-// 8. Field numbers. 1 to 15 for what is used most, 16 to 99 for the rest of OpenAI's schema, 100 for `extra_json`,
-//    101 and up for keys of other providers, should any get a field.
+// 8. Field numbers. 1 to 15 are for the most used fields and 16 to 99 for the rest of OpenAI's schema. 100 is
+//    `extra_json`. 101 and up are reserved for keys of other providers.
 
 // Code generated by protoc-gen-go-grpc. DO NOT EDIT.
 // versions:
@@ -65,77 +68,79 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
+// Completes chats in one response or as a stream. The following holds for both RPCs; the numbers are defaults that the
+// operator can change.
 //
-// Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
-// each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
-// with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
+// Deadlines. The call's deadline bounds everything: connecting (at most 5 s), the first chunk of a stream (120 s), each
+// gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s. A call that arrives with less
+// than 50 ms left fails at once with DEADLINE_EXCEEDED, and nothing is sent upstream.
 //
-// Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
-// so that the model stops generating.
+// Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
+// connection at once, so that the model stops generating.
 //
-// Retries. Failed connects, 408, 409, 429 and 5xx of the upstream are tried again, twice at most, with exponential
-// backoff or after the time that the upstream asks for; never past the deadline, never when quota is used up
-// (UPSTREAM_QUOTA_EXHAUSTED), never once a message has been sent to the caller.
+// Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
+// exponential backoff, or for the time that the upstream requests. It never retries past the deadline, never if the
+// quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
 //
-// Errors. A failed call ends with a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always hold an
-// ErrorInfo whose `reason` tells the cases apart; where known also RetryInfo (when to try again), BadRequest (which
-// field), QuotaFailure, RequestInfo (the upstream's request id) and UpstreamError (what the upstream said). Reasons and
-// their codes: the table in chat_error.proto. All details together stay below 8 KiB.
+// Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
+// ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
+// (the invalid field), QuotaFailure, RequestInfo (the upstream's request id) and UpstreamError (the upstream's error).
+// The table in chat_error.proto lists reasons and codes. All details together stay below 8 KiB.
 //
-// Metadata in:
+// Request metadata:
 //
-//	x-request-id             the call's name in logs, and the upstream's request header. Unset: one is made.
+//	x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
 //	traceparent, tracestate  W3C trace context; forwarded.
-//	x-chatrpc-coalesce: off  one message per event, see CreateChatCompletionStream.
+//	x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
 //
-// Nothing else is forwarded; in particular `authorization` is for this service, never for the upstream.
+// Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
 //
-// Metadata out:
+// Response metadata:
 //
-//	x-request-id             always.
-//	x-upstream-request-id    the upstream's own, if it sent one.
-//	x-ratelimit-*            as the upstream sent them.
+//	x-request-id             Always.
+//	x-upstream-request-id    The upstream's own id, if it sent one.
+//	x-ratelimit-*            As the upstream sent them.
 //
-// Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.
+// Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
+// 4 MiB.
 type ChatCompletionServiceClient interface {
-	// Answers with the whole completion at once.
+	// Returns the whole completion in one response.
 	//
-	// An upstream that answers with status 200 and an error object has failed: the call ends with that error's status. An
-	// answer that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE.
+	// If the upstream responds with status 200 and an error object, the call fails with that error's status. A response
+	// that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE.
 	//
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	CreateChatCompletion(ctx context.Context, in *CreateChatCompletionRequest, opts ...grpc.CallOption) (*CreateChatCompletionResponse, error)
-	// Answers with the completion as it is generated, in the upstream's order. Text is the concatenation of the deltas.
+	// Streams the completion as it is generated, in the upstream's order. The text is the concatenation of the deltas.
 	//
-	// The end is honest. OK means that the completion is whole: the upstream said `[DONE]`, or every choice seen had its
-	// finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error
-	// object in the stream becomes the call's status: reason UPSTREAM_ERROR_BODY, with the code that the error amounts to. What
-	// was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
+	// OK means that the completion is whole: the upstream sent `[DONE]`, or every choice seen had its finish_reason. A
+	// stream that breaks off earlier is UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error object in the stream becomes the
+	// call's status: reason UPSTREAM_ERROR_BODY, with the code to which the error maps. Messages sent before it stay
+	// valid. The service never invents a finish_reason and never restarts a stream.
 	//
-	// Backpressure: a caller that reads slowly slows down the reading of the upstream.
+	// Backpressure: if a caller reads slowly, the service reads the upstream slowly.
 	//
-	// Providers' streams differ; these rules make them one:
-	//  1. One event of the upstream becomes one message (but see 10). Comments, keep-alives and empty events never
-	//     surface. An event with `choices: []` does: it carries usage or a provider's filter results.
-	//  2. `ToolCallDelta.index` is always right. Where the upstream omits it, calls are numbered by the first appearance
-	//     of their id, else by position.
-	//  3. An empty id, name, role or finish_reason, as some servers repeat in each delta, is unset. Tool arguments that
-	//     come as a JSON object become its text.
-	//  4. Content that comes as an array is in `content_parts`, and the concatenated text of its parts in `content`.
+	// Providers' streams differ; these rules unify them:
+	//  1. One event of the upstream becomes one message (but see 10). Comments, keep-alives and empty events are dropped.
+	//     An event with `choices: []` is forwarded because it carries usage or a provider's filter results.
+	//  2. `ToolCallDelta.index` is always right. If the upstream omits it, the service numbers calls by the first
+	//     appearance of their id, else by position.
+	//  3. An empty id, name, role or finish_reason, which some servers repeat in each delta, is unset. Tool arguments
+	//     that arrive as a JSON object become its text.
+	//  4. Content that arrives as an array is in `content_parts`, and the concatenated text of its parts in `content`.
 	//  5. Usage that the upstream puts into the first choice or into `x_groq` is in `usage` too; the original stays in
 	//     `extra_json`.
-	//  6. Halves of a UTF-16 surrogate pair that were split over two deltas are joined; one that stays alone is U+FFFD.
-	//  7. The end is as said above.
+	//  6. Halves of a UTF-16 surrogate pair that were split over two deltas are joined. An unpaired half becomes U+FFFD.
+	//  7. The stream succeeds or fails as described above.
 	//  8. Nothing is invented: an id, model or created that the upstream did not send stays empty. `reasoning` is not
-	//     copied to `reasoning_content`, nor the other way round.
-	//  9. The upstream is always asked for usage, so that tokens are counted (one that refuses `stream_options` is asked
-	//     without). The message that carries it, and nothing else, is left out if the caller set
-	//     `stream_options.include_usage` to false.
-	//  10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
+	//     copied to `reasoning_content`, nor the reverse.
+	//  9. The service always requests usage from the upstream, so that it can count tokens. If an upstream rejects
+	//     `stream_options`, the service omits it. If the caller set `stream_options.include_usage` to false, the message
+	//     that carries only usage is left out.
+	//  10. Chunks that arrived together may be merged into one message if they differ only in text that concatenates:
 	//     content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
-	//     and no extras. The first may also tell the role, or begin a tool call. Nothing is ever held back for it. The
-	//     metadata `x-chatrpc-coalesce: off` stops it for a call.
+	//     and no extras. The first may also set the role or start a tool call. The service never delays a chunk to merge
+	//     it. The metadata `x-chatrpc-coalesce: off` disables merging for a call.
 	//
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	// buf:lint:ignore RPC_REQUEST_STANDARD_NAME
@@ -183,77 +188,79 @@ type ChatCompletionService_CreateChatCompletionStreamClient = grpc.ServerStreami
 // All implementations must embed UnimplementedChatCompletionServiceServer
 // for forward compatibility.
 //
-// Completes chats, whole or as a stream. What holds for both RPCs (numbers are defaults that the operator may change):
+// Completes chats in one response or as a stream. The following holds for both RPCs; the numbers are defaults that the
+// operator can change.
 //
-// Deadlines. The call's deadline bounds everything: connecting (5 s of its own), the first chunk of a stream (120 s),
-// each gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s; one that arrives
-// with less than 50 ms left ends DEADLINE_EXCEEDED at once, and nothing is sent upstream.
+// Deadlines. The call's deadline bounds everything: connecting (at most 5 s), the first chunk of a stream (120 s), each
+// gap between chunks (60 s), retries and the total. A call without a deadline gets 600 s. A call that arrives with less
+// than 50 ms left fails at once with DEADLINE_EXCEEDED, and nothing is sent upstream.
 //
-// Cancellation. When the caller cancels, goes away or its deadline passes, the upstream connection is closed at once,
-// so that the model stops generating.
+// Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
+// connection at once, so that the model stops generating.
 //
-// Retries. Failed connects, 408, 409, 429 and 5xx of the upstream are tried again, twice at most, with exponential
-// backoff or after the time that the upstream asks for; never past the deadline, never when quota is used up
-// (UPSTREAM_QUOTA_EXHAUSTED), never once a message has been sent to the caller.
+// Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
+// exponential backoff, or for the time that the upstream requests. It never retries past the deadline, never if the
+// quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
 //
-// Errors. A failed call ends with a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always hold an
-// ErrorInfo whose `reason` tells the cases apart; where known also RetryInfo (when to try again), BadRequest (which
-// field), QuotaFailure, RequestInfo (the upstream's request id) and UpstreamError (what the upstream said). Reasons and
-// their codes: the table in chat_error.proto. All details together stay below 8 KiB.
+// Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
+// ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
+// (the invalid field), QuotaFailure, RequestInfo (the upstream's request id) and UpstreamError (the upstream's error).
+// The table in chat_error.proto lists reasons and codes. All details together stay below 8 KiB.
 //
-// Metadata in:
+// Request metadata:
 //
-//	x-request-id             the call's name in logs, and the upstream's request header. Unset: one is made.
+//	x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
 //	traceparent, tracestate  W3C trace context; forwarded.
-//	x-chatrpc-coalesce: off  one message per event, see CreateChatCompletionStream.
+//	x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
 //
-// Nothing else is forwarded; in particular `authorization` is for this service, never for the upstream.
+// Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
 //
-// Metadata out:
+// Response metadata:
 //
-//	x-request-id             always.
-//	x-upstream-request-id    the upstream's own, if it sent one.
-//	x-ratelimit-*            as the upstream sent them.
+//	x-request-id             Always.
+//	x-upstream-request-id    The upstream's own id, if it sent one.
+//	x-ratelimit-*            As the upstream sent them.
 //
-// Size. Messages of up to 20 MiB, in and out. Most gRPC clients refuse to receive more than 4 MiB unless told to.
+// Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
+// 4 MiB.
 type ChatCompletionServiceServer interface {
-	// Answers with the whole completion at once.
+	// Returns the whole completion in one response.
 	//
-	// An upstream that answers with status 200 and an error object has failed: the call ends with that error's status. An
-	// answer that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE.
+	// If the upstream responds with status 200 and an error object, the call fails with that error's status. A response
+	// that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE.
 	//
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	CreateChatCompletion(context.Context, *CreateChatCompletionRequest) (*CreateChatCompletionResponse, error)
-	// Answers with the completion as it is generated, in the upstream's order. Text is the concatenation of the deltas.
+	// Streams the completion as it is generated, in the upstream's order. The text is the concatenation of the deltas.
 	//
-	// The end is honest. OK means that the completion is whole: the upstream said `[DONE]`, or every choice seen had its
-	// finish_reason. A stream that breaks off before that ends UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error
-	// object in the stream becomes the call's status: reason UPSTREAM_ERROR_BODY, with the code that the error amounts to. What
-	// was sent before stays valid; no finish_reason is ever invented. A stream is never begun again.
+	// OK means that the completion is whole: the upstream sent `[DONE]`, or every choice seen had its finish_reason. A
+	// stream that breaks off earlier is UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error object in the stream becomes the
+	// call's status: reason UPSTREAM_ERROR_BODY, with the code to which the error maps. Messages sent before it stay
+	// valid. The service never invents a finish_reason and never restarts a stream.
 	//
-	// Backpressure: a caller that reads slowly slows down the reading of the upstream.
+	// Backpressure: if a caller reads slowly, the service reads the upstream slowly.
 	//
-	// Providers' streams differ; these rules make them one:
-	//  1. One event of the upstream becomes one message (but see 10). Comments, keep-alives and empty events never
-	//     surface. An event with `choices: []` does: it carries usage or a provider's filter results.
-	//  2. `ToolCallDelta.index` is always right. Where the upstream omits it, calls are numbered by the first appearance
-	//     of their id, else by position.
-	//  3. An empty id, name, role or finish_reason, as some servers repeat in each delta, is unset. Tool arguments that
-	//     come as a JSON object become its text.
-	//  4. Content that comes as an array is in `content_parts`, and the concatenated text of its parts in `content`.
+	// Providers' streams differ; these rules unify them:
+	//  1. One event of the upstream becomes one message (but see 10). Comments, keep-alives and empty events are dropped.
+	//     An event with `choices: []` is forwarded because it carries usage or a provider's filter results.
+	//  2. `ToolCallDelta.index` is always right. If the upstream omits it, the service numbers calls by the first
+	//     appearance of their id, else by position.
+	//  3. An empty id, name, role or finish_reason, which some servers repeat in each delta, is unset. Tool arguments
+	//     that arrive as a JSON object become its text.
+	//  4. Content that arrives as an array is in `content_parts`, and the concatenated text of its parts in `content`.
 	//  5. Usage that the upstream puts into the first choice or into `x_groq` is in `usage` too; the original stays in
 	//     `extra_json`.
-	//  6. Halves of a UTF-16 surrogate pair that were split over two deltas are joined; one that stays alone is U+FFFD.
-	//  7. The end is as said above.
+	//  6. Halves of a UTF-16 surrogate pair that were split over two deltas are joined. An unpaired half becomes U+FFFD.
+	//  7. The stream succeeds or fails as described above.
 	//  8. Nothing is invented: an id, model or created that the upstream did not send stays empty. `reasoning` is not
-	//     copied to `reasoning_content`, nor the other way round.
-	//  9. The upstream is always asked for usage, so that tokens are counted (one that refuses `stream_options` is asked
-	//     without). The message that carries it, and nothing else, is left out if the caller set
-	//     `stream_options.include_usage` to false.
-	//  10. Chunks that arrived together may be merged into one message if all they differ in is text that concatenates:
+	//     copied to `reasoning_content`, nor the reverse.
+	//  9. The service always requests usage from the upstream, so that it can count tokens. If an upstream rejects
+	//     `stream_options`, the service omits it. If the caller set `stream_options.include_usage` to false, the message
+	//     that carries only usage is left out.
+	//  10. Chunks that arrived together may be merged into one message if they differ only in text that concatenates:
 	//     content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
-	//     and no extras. The first may also tell the role, or begin a tool call. Nothing is ever held back for it. The
-	//     metadata `x-chatrpc-coalesce: off` stops it for a call.
+	//     and no extras. The first may also set the role or start a tool call. The service never delays a chunk to merge
+	//     it. The metadata `x-chatrpc-coalesce: off` disables merging for a call.
 	//
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	// buf:lint:ignore RPC_REQUEST_STANDARD_NAME
