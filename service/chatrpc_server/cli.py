@@ -110,14 +110,14 @@ def _serve_alone(settings: Settings, file: SettingsFile | None) -> int:
     from chatrpc_server.server import Server
 
     async def run() -> None:
-        with stop_signals() as stops:
-            await Server(settings, file).run(stops)
+        with stop_signals() as stop_requested:
+            await Server(settings, file).run(stop_requested)
 
     return _run(run, settings.event_loop)
 
 
 def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
-    from chatrpc_server.process.ports import held
+    from chatrpc_server.process.ports import reserved
     from chatrpc_server.process.workers import Workers
     from chatrpc_server.telemetry.exporter import listen
     from chatrpc_server.telemetry.multiprocess import SharedMetrics
@@ -125,7 +125,7 @@ def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
     async def run() -> None:
         with ExitStack() as stack:
             addresses = {
-                setting: stack.enter_context(held(setting, address))
+                setting: stack.enter_context(reserved(setting, address))
                 for setting in ("listen", "health_listen")
                 if (address := getattr(settings, setting))
             }
@@ -149,15 +149,15 @@ def _work(settings: Settings, file: SettingsFile | None, metrics_folder: Path, n
     from chatrpc_server.telemetry import multiprocess
 
     _configure_logs(settings, settings.log.level, number)
-    multiprocess.join(metrics_folder, number)
+    multiprocess.use_worker_files(metrics_folder, number)
 
     async def run() -> None:
-        with parent.stops() as stops:
-            await Server(settings, file, is_worker=True).run(stops, parent.started)
+        with parent.stop_requests() as stop_requested:
+            await Server(settings, file, is_worker=True).run(stop_requested, parent.report_started)
 
-    code = _run(run, settings.event_loop, parent.failed)
-    if parent.is_gone:
-        multiprocess.leave(metrics_folder, number)
+    code = _run(run, settings.event_loop, parent.report_failure)
+    if parent.has_exited:
+        multiprocess.remove_worker_files(metrics_folder, number)
     return code
 
 
@@ -185,8 +185,8 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
         except OSError as error:
             raise StartError(f"--listen: cannot listen on {address}: {error.strerror or error}") from None
         print(f"echo answers at {echo.base_url}", flush=True)
-        with stop_signals() as stop_signal:
-            await stop_signal()
+        with stop_signals() as stop_requested:
+            await stop_requested()
         await echo.stop()
 
     return _run(serve)

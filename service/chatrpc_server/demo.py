@@ -57,9 +57,9 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
                 _print_metrics(f"http://{server.metrics_address}/metrics")
             if keep:
                 logging.getLogger().setLevel(settings.log.level.upper())
-                with stop_signals() as stop_signal:
+                with stop_signals() as stop_requested:
                     print(f"\nServing on {server.address} until Ctrl-C.", flush=True)
-                    await stop_signal()
+                    await stop_requested()
         finally:
             await server.stop()
     return True

@@ -18,7 +18,7 @@ from chatrpc_server import __version__
 from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import Upstream
-from chatrpc_server.process.lifecycle import StartError, Stops
+from chatrpc_server.process.lifecycle import StartError, StopRequests
 from chatrpc_server.rpc import listeners
 from chatrpc_server.rpc.certificates import Certificates
 from chatrpc_server.rpc.chat import ChatCompletionService
@@ -117,14 +117,14 @@ class Server:
         self.health.set_serving(False)
         await asyncio.sleep(settings.delay_seconds)
         stopping = asyncio.create_task(self._grpc.stop(settings.grace_seconds + _LAST_WORDS_SECONDS))
-        self.health.end_watches()  # they would hold the stop up until its grace is over
+        self.health.close_watches()  # they would hold the stop up until its grace is over
         done, _ = await asyncio.wait((stopping,), timeout=settings.grace_seconds)
         if not done and self.admission.in_flight:
             log.warning(
                 "drain grace expired; cancelling calls in flight",
                 extra={"event": "drain_grace_expired", "in_flight": self.admission.in_flight},
             )
-            self.admission.end_calls()
+            self.admission.cancel_calls()
         await stopping
 
     async def stop(self) -> None:
@@ -132,15 +132,15 @@ class Server:
         await self._running.aclose()
         log.info("stopped", extra={"event": "stopped"})
 
-    async def run(self, stops: Stops, started: Callable[[], None] = lambda: None) -> None:
+    async def run(self, stop_requested: StopRequests, started: Callable[[], None] = lambda: None) -> None:
         """Serves until told to stop, then drains; told again, it stops at once. Raises `StartError`."""
         await self.start()
         _collect_garbage_seldom()
         try:
             started()
-            await stops()
+            await stop_requested()
             draining = asyncio.ensure_future(self.drain())
-            again = asyncio.ensure_future(stops())
+            again = asyncio.ensure_future(stop_requested())
             await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
             for task in (draining, again):
                 task.cancel()

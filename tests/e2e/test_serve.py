@@ -92,7 +92,7 @@ def test_everywhere_means_ipv4_too() -> None:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
         port = stranger.getsockname()[1]
-        with pytest.raises(StartError, match="Address already in use"), ports.held("listen", Address("::", port)):
+        with pytest.raises(StartError, match="Address already in use"), ports.reserved("listen", Address("::", port)):
             pass
 
 

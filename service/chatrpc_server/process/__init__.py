@@ -1,1 +1,1 @@
-"""What this process owns: worker processes, signals, TCP ports."""
+"""Resources of the operating system: worker processes, signals, TCP ports."""

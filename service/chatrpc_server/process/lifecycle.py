@@ -1,37 +1,37 @@
-"""How a process of ours is told to stop, and how it says that it cannot start."""
+"""Stop requests (SIGTERM, SIGINT) to a process of the service, and the error of a process that cannot start."""
 
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-Stops = Callable[[], Awaitable[None]]
-"""Each call waits for the next time that this process is told to stop: first to drain, then to end at once."""
+StopRequests = Callable[[], Awaitable[None]]
+"""Each call waits for the next request to stop this process. The first means drain, the second exit now."""
 
 
 class StartError(Exception):
-    """The service cannot start; the message says what to change."""
+    """The service cannot start. The message names the setting and the problem."""
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stops]:
-    """While it lasts SIGTERM and SIGINT do not end the process; each is one time to be told to stop."""
+def stop_signals() -> Iterator[StopRequests]:
+    """Turn SIGTERM and SIGINT into stop requests inside the context; neither terminates the process."""
     received = asyncio.Semaphore(0)
 
-    async def told() -> None:
+    async def stop_requested() -> None:
         await received.acquire()
 
     with on_stop_signals(received.release):
-        yield told
+        yield stop_requested
 
 
 @contextmanager
-def on_stop_signals(told: Callable[[], None]) -> Iterator[None]:
-    """While it lasts SIGTERM and SIGINT call this."""
+def on_stop_signals(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` at each SIGTERM and SIGINT inside the context."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, callback)
     try:
         yield
     finally:

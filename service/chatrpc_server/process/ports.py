@@ -1,4 +1,4 @@
-"""TCP ports to listen on: free, held for others, or told why not. grpc only says that it could not bind."""
+"""Checks and reserves TCP ports before grpc listens, because grpc reports only that it could not bind."""
 
 import errno
 import socket
@@ -8,50 +8,51 @@ from contextlib import ExitStack, contextmanager
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings import Address
 
-NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-"""Such as `::1`, one of the addresses of localhost, on a machine without IPv6: the others will do."""
+MISSING_ADDRESS_ERRNOS = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""This machine lacks the address, such as `::1` without IPv6. The host's other addresses are enough."""
 
 
 def check_free(setting: str, address: Address) -> None:
-    """Raises `StartError` if somebody listens there, or nobody can."""
-    with _sockets(setting, address, socket.SO_REUSEADDR):
+    """Raise `StartError` if the address is in use or cannot be bound."""
+    with _bound_sockets(setting, address, socket.SO_REUSEADDR):
         pass
 
 
 @contextmanager
-def held(setting: str, address: Address) -> Iterator[Address]:
-    """While it lasts, processes of this user may share the address (SO_REUSEPORT) and nobody else can listen there.
+def reserved(setting: str, address: Address) -> Iterator[Address]:
+    """Reserve the address for processes of this user that share it (SO_REUSEPORT).
 
-    Port 0 becomes a free one. Raises `StartError` like `check_free`: strangers who share too must not pass unnoticed.
+    Port 0 becomes a free port. Raises `StartError` like `check_free`, because an unrelated process of this user
+    that already shares the port would otherwise receive part of the connections.
     """
     check_free(setting, address)
-    with _sockets(setting, address, socket.SO_REUSEPORT) as port:
+    with _bound_sockets(setting, address, socket.SO_REUSEPORT) as port:
         yield Address(address.host, port)
 
 
 @contextmanager
-def _sockets(setting: str, address: Address, option: int) -> Iterator[int]:
-    """Bound, but not listening, at every IP address of the host; gives the port."""
+def _bound_sockets(setting: str, address: Address, option: int) -> Iterator[int]:
+    """Bind sockets, without listening, at every IP address of the host; yield the port."""
     port = address.port
     with ExitStack() as stack:
         missing: OSError | None = None
-        places = 0
+        bound_count = 0
         try:
             for family, _, _, _, place in socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM):
                 try:
                     bound = stack.enter_context(socket.socket(family))
                     bound.setsockopt(socket.SOL_SOCKET, option, 1)
-                    if family == socket.AF_INET6:  # like grpc: `::` means IPv4 too
+                    if family == socket.AF_INET6:  # like grpc: `::` includes IPv4
                         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place[0] != "::"))
                     bound.bind((place[0], port, *place[2:]))
                 except OSError as error:
-                    if error.errno not in NOT_HERE:
+                    if error.errno not in MISSING_ADDRESS_ERRNOS:
                         raise
                     missing = error
                     continue
                 port = bound.getsockname()[1]
-                places += 1
-            if missing and not places:
+                bound_count += 1
+            if missing and not bound_count:
                 raise missing
         except OSError as error:
             raise cannot_listen(setting, address, error) from None
@@ -59,6 +60,6 @@ def _sockets(setting: str, address: Address, option: int) -> Iterator[int]:
 
 
 def cannot_listen(setting: str, address: Address, error: Exception) -> StartError:
-    """The same words for whatever could not listen."""
-    why = error.strerror if isinstance(error, OSError) else None
-    return StartError(f"{setting}: cannot listen on {address}: {why or error}")
+    """Return the error for an address that cannot be listened on."""
+    cause = error.strerror if isinstance(error, OSError) else None
+    return StartError(f"{setting}: cannot listen on {address}: {cause or error}")

@@ -1,9 +1,10 @@
-"""N processes that do the same work: spawned, watched, started again when they die, stopped together.
+"""Supervises N worker processes that run the same function: spawns, observes, restarts and stops them.
 
-Spawned, never forked: gRPC does not survive a fork. Nothing here knows what they do; they share a port by binding it
-with SO_REUSEPORT. They are told to stop over pipes and not by signals, which a terminal or an init system sends to all
-processes at once: a worker would take its parent's for a second one, and drop its calls. The end of the pipe also tells
-a worker that its parent is gone.
+Workers are spawned, never forked, because gRPC does not survive a fork. This module does not know what the workers do.
+They share a port by binding it with SO_REUSEPORT.
+
+Stop requests travel over pipes, not by signals: a terminal or an init system signals all processes at once. A worker
+would count its parent's signal as the second one and drop its calls. A closed pipe also shows that the parent exited.
 """
 
 import asyncio
@@ -17,155 +18,159 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from chatrpc_server.process.lifecycle import StartError, Stops, on_stop_signals, stop_signals
+from chatrpc_server.process.lifecycle import StartError, StopRequests, on_stop_signals, stop_signals
 
 log = logging.getLogger("chatrpc.workers")
 
 _SPAWN = get_context("spawn")
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
-"""Between the end of a worker and its next start; doubled each time."""
+"""Bounds of the pause between a worker's exit and its restart. The pause doubles each time."""
 _STABLE_SECONDS = 60.0
-"""A worker that lived so long ended of something new."""
-_LAST_WORDS_SECONDS = 5.0
-"""How long workers may take to end, beyond the time that draining needs. Then they are killed."""
+"""If a worker has run this long, its exit has a new cause, and the pause starts at the first value again."""
+_EXIT_SECONDS = 5.0
+"""Time for workers to exit, in addition to the drain time. After it they are killed."""
 
-_STARTED, _DRAIN, _END = "started", "drain", "end"
+_STARTED, _DRAIN, _EXIT = "started", "drain", "exit"
 
 
 class Parent:
-    """The parent, as a worker sees it."""
+    """The parent process, as a worker sees it."""
 
     def __init__(self, pipe: "Connection[object, object]") -> None:
         self._pipe = pipe
-        self.is_gone = False
-        """It has ended before this worker."""
+        self.has_exited = False
+        """Whether the parent exited before this worker."""
 
-    def started(self) -> None:
-        """To be told once the worker does its work."""
+    def report_started(self) -> None:
+        """Report that the worker serves."""
         self._send(_STARTED)
 
-    def failed(self, error: StartError) -> None:
-        """To be told why the worker cannot start; the parent raises it."""
+    def report_failure(self, error: StartError) -> None:
+        """Report that the worker cannot start; the parent raises the error."""
         self._send(error)
 
-    def _send(self, word: object) -> None:
-        with suppress(OSError):  # the parent is gone: `stops` tells
-            self._pipe.send(word)
+    def _send(self, message: object) -> None:
+        with suppress(OSError):  # the parent has exited; `stop_requests` notices it
+            self._pipe.send(message)
 
     @contextmanager
-    def stops(self) -> Iterator[Stops]:
-        """Like `lifecycle.stop_signals`, at the parent's word. A signal to this process only lets it drain."""
-        drain, end = asyncio.Event(), asyncio.Event()
+    def stop_requests(self) -> Iterator[StopRequests]:
+        """Receive the parent's stop requests, like `lifecycle.stop_signals`.
+
+        A signal to this process, or the parent's exit, only makes it drain.
+        """
+        drain, exit_now = asyncio.Event(), asyncio.Event()
         loop, pipe = asyncio.get_running_loop(), self._pipe.fileno()
 
-        def hear() -> None:
+        def on_message() -> None:
             try:
-                word = self._pipe.recv()
+                message = self._pipe.recv()
             except (EOFError, OSError):
-                self.is_gone = True
+                self.has_exited = True
                 loop.remove_reader(pipe)
-                word = _DRAIN
+                message = _DRAIN
             drain.set()
-            if word == _END:
-                end.set()
+            if message == _EXIT:
+                exit_now.set()
 
-        steps = iter((drain, end))
+        steps = iter((drain, exit_now))
 
-        async def told() -> None:
+        async def stop_requested() -> None:
             await next(steps).wait()
 
-        loop.add_reader(pipe, hear)
+        loop.add_reader(pipe, on_message)
         try:
             with on_stop_signals(drain.set):
-                yield told
+                yield stop_requested
         finally:
             loop.remove_reader(pipe)
 
 
 Main = Callable[[int, Parent], int]
-"""A worker's work: gets its number, from 0, and gives its exit code. It is pickled, with all that it holds."""
+"""A worker's main function: worker number (from 0) and parent → exit code. It must be picklable."""
 
 
-class Watch(Protocol):
-    """Who is told of the processes."""
+class WorkerObserver(Protocol):
+    """Receives worker start and exit events."""
 
     def started(self, number: int, pid: int) -> None:
-        """There is a process for the worker of this number."""
+        """Record that a process of this worker started."""
 
-    def ended(self, number: int, *, expected: bool) -> None:
-        """There is none any more. `expected`: it had been told to stop."""
+    def exited(self, number: int, *, expected: bool) -> None:
+        """Record that the worker's process exited. `expected`: the parent had requested it."""
 
 
 class Workers:
-    """`count` processes that each run `main`, and need `drain_seconds` at the most when they are to drain."""
+    """`count` processes that each run `main` and drain within `drain_seconds`."""
 
-    def __init__(self, count: int, main: Main, drain_seconds: float, watch: "Watch") -> None:
-        self._count, self._main, self._drain_seconds, self._watch = count, main, drain_seconds, watch
+    def __init__(self, count: int, main: Main, drain_seconds: float, observer: WorkerObserver) -> None:
+        self._count, self._main, self._drain_seconds, self._observer = count, main, drain_seconds, observer
         self._workers: dict[int, _Worker] = {}
         self._never_started = set(range(count))
         self._stopping = asyncio.Event()
         self._failure: StartError | None = None
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT: then all drain, and a second signal ends them at once. Raises `StartError`.
+        """Run the workers until SIGTERM or SIGINT, then let all drain; a second signal makes them exit at once.
 
-        A worker that cannot start ends all. One that did, and died, is tried again and again: the others do their work.
+        If a worker never starts, stop all and raise `StartError`. If it exits later, restart it without limit, because
+        the other workers still serve.
         """
-        with stop_signals() as stop_signal:
-            obeying = asyncio.create_task(self._obey(stop_signal))
+        with stop_signals() as stop_requested:
+            stopping = asyncio.create_task(self._stop_on_request(stop_requested))
             try:
-                await asyncio.gather(*(self._keep(number) for number in range(self._count)))
+                await asyncio.gather(*(self._keep_running(number) for number in range(self._count)))
             finally:
-                obeying.cancel()
-                self._kill()  # nobody is left, unless something went wrong here
+                stopping.cancel()
+                self._kill()  # does nothing unless an error above left workers behind
         if self._failure:
             raise self._failure
 
-    async def _obey(self, stop_signal: Stops) -> None:
-        await stop_signal()
+    async def _stop_on_request(self, stop_requested: StopRequests) -> None:
+        await stop_requested()
         self._stop(_DRAIN)
-        await stop_signal()
-        self._stop(_END)
+        await stop_requested()
+        self._stop(_EXIT)
 
-    async def _keep(self, number: int) -> None:
-        """One process after another, until they are to stop."""
+    async def _keep_running(self, number: int) -> None:
+        """Run one process after another until the workers must stop."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
-            begun = time.monotonic()
-            how = await self._one(number)
+            started = time.monotonic()
+            exit_cause = await self._run_one(number)
             if self._stopping.is_set():
                 break
-            if time.monotonic() - begun > _STABLE_SECONDS:
+            if time.monotonic() - started > _STABLE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             log.error(
                 "worker exited unexpectedly; restarting it",
-                extra={"event": "worker_exited", "worker": number, "cause": how, "restart_in_seconds": pause},
+                extra={"event": "worker_exited", "worker": number, "cause": exit_cause, "restart_in_seconds": pause},
             )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _one(self, number: int) -> str:
-        """One process, from its start to its end; how it ended."""
+    async def _run_one(self, number: int) -> str:
+        """Run one process until it exits; return the cause of the exit."""
         try:
             worker = self._workers[number] = _Worker(self._main, number)
-            self._watch.started(number, worker.pid)
+            self._observer.started(number, worker.pid)
             try:
-                await worker.started()
-                self._note_started(number)
-                await worker.ended()
-                return worker.how
+                await worker.wait_started()
+                self._log_started(number)
+                await worker.wait_exited()
+                return worker.exit_cause
             finally:
-                self._watch.ended(number, expected=self._stopping.is_set())
-        except (StartError, OSError) as error:  # OSError: no process is to be had, nor a pipe to it
-            failure = error if isinstance(error, StartError) else StartError(f"cannot start a worker: {error}")
+                self._observer.exited(number, expected=self._stopping.is_set())
+        except (StartError, OSError) as error:  # OSError: the system has no process or pipe left
+            failure = error if isinstance(error, StartError) else StartError(f"workers: cannot start a worker: {error}")
             if number in self._never_started and not self._stopping.is_set():
                 self._failure = failure
-                self._stop(_END)
+                self._stop(_EXIT)
             return str(failure)
 
-    def _note_started(self, number: int) -> None:
+    def _log_started(self, number: int) -> None:
         if self._never_started:
             self._never_started.discard(number)
             if not self._never_started:
@@ -173,12 +178,12 @@ class Workers:
         else:
             log.info("worker serves again", extra={"event": "worker_restarted", "worker": number})
 
-    def _stop(self, word: str) -> None:
+    def _stop(self, message: str) -> None:
         self._stopping.set()
         for worker in self._workers.values():
-            worker.tell(word)
-        seconds = self._drain_seconds if word == _DRAIN else 0.0
-        asyncio.get_running_loop().call_later(seconds + _LAST_WORDS_SECONDS, self._kill)
+            worker.send(message)
+        seconds = self._drain_seconds if message == _DRAIN else 0.0
+        asyncio.get_running_loop().call_later(seconds + _EXIT_SECONDS, self._kill)
 
     def _kill(self) -> None:
         for worker in self._workers.values():
@@ -186,48 +191,50 @@ class Workers:
 
 
 class _Worker:
-    """One process, from its start to its end, as the parent sees it."""
+    """One worker process, as the parent sees it."""
 
     def __init__(self, main: Main, number: int) -> None:
         self._pipe, other_end = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_work, args=(main, number, other_end))
+        self._process = _SPAWN.Process(target=_run_worker, args=(main, number, other_end))
         self._process.start()
         other_end.close()
 
-    async def started(self) -> None:
-        """Returns once it works. Raises `StartError`, after its end."""
-        await _readable(self._pipe.fileno())
+    async def wait_started(self) -> None:
+        """Wait until the worker serves. If it cannot, wait for its exit and raise `StartError`."""
+        await _wait_readable(self._pipe.fileno())
         try:
-            word = self._pipe.recv()
+            message = self._pipe.recv()
         except (EOFError, OSError):
-            word = None
-        if word != _STARTED:
-            await self.ended()
-            raise word if isinstance(word, StartError) else StartError(f"a worker ended before it worked: {self.how}")
+            message = None
+        if message != _STARTED:
+            await self.wait_exited()
+            if isinstance(message, StartError):
+                raise message
+            raise StartError(f"workers: a worker exited before it could serve: {self.exit_cause}")
 
-    async def ended(self) -> None:
-        """Returns once it has ended."""
-        await _readable(self._process.sentinel)
+    async def wait_exited(self) -> None:
+        """Wait until the process has exited."""
+        await _wait_readable(self._process.sentinel)
         self._process.join()
 
-    def tell(self, word: str) -> None:
-        """Says so, if there is still somebody to hear it."""
+    def send(self, message: str) -> None:
+        """Send a message unless the process has exited."""
         with suppress(OSError):
-            self._pipe.send(word)
+            self._pipe.send(message)
 
     def kill(self) -> None:
-        """Ends it without more ado."""
+        """Kill the process with SIGKILL."""
         self._process.kill()
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
-    def how(self) -> str:
-        """How it ended."""
+    def exit_cause(self) -> str:
+        """The exit code, or the name of the signal that terminated the process."""
         code = self._process.exitcode or 0
         if code >= 0:
             return f"exit code {code}"
@@ -237,13 +244,14 @@ class _Worker:
             return f"signal {-code}"
 
 
-def _work(main: Main, number: int, pipe: "Connection[object, object]") -> None:
-    """The whole of a worker's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it listens: Ctrl-C is the parent's business
+def _run_worker(main: Main, number: int, pipe: "Connection[object, object]") -> None:
+    """Run a worker process from its start to its exit."""
+    # Until the worker handles signals itself: the parent handles Ctrl-C for all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(main(number, Parent(pipe)))
 
 
-async def _readable(file: int) -> None:
+async def _wait_readable(file: int) -> None:
     loop, event = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(file, event.set)
     try:

@@ -33,7 +33,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it comes 
         self._serving = serving
         self._tell()
 
-    def end_watches(self) -> None:
+    def close_watches(self) -> None:
         """Ends every watch, and those that come."""
         self._ended = True
         self._tell()

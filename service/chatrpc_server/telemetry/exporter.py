@@ -58,7 +58,7 @@ def _server(registry: CollectorRegistry, address: Address) -> WSGIServer:
         try:
             return _server(registry, Address("::", address.port))
         except OSError as error:
-            if error.errno not in ports.NOT_HERE:
+            if error.errno not in ports.MISSING_ADDRESS_ERRNOS:
                 raise
 
     class Server(ThreadingWSGIServer):

@@ -1,9 +1,9 @@
-"""One truth for several processes: each keeps its values in files of one folder, and one exporter shows their sums.
+"""Metrics of several worker processes: each writes files in one folder, and one exporter serves their sums.
 
-This is prometheus_client's multiprocess mode with the number of a worker in place of its process id. So a worker that
-is started again goes on where the one before it ended: no count is lost, not even by SIGKILL, since the files are
-mapped memory; and there are never more files than workers. What that mode cannot do stays with single processes:
-exemplars, and the collectors of Python's garbage collector.
+This is prometheus_client's multiprocess mode with the worker number in place of the process id. A restarted worker
+therefore continues its predecessor's files. Counts survive even SIGKILL, because the files are memory-mapped, and the
+number of files is bounded. Single processes keep two features that this mode lacks: exemplars, and the collectors of
+Python's garbage collector.
 """
 
 import glob
@@ -29,14 +29,14 @@ _IN_FLIGHT = "chatrpc_rpcs_in_flight"
 _PARENT = "parent"
 
 
-def join(folder: Path, number: int) -> None:
-    """From now on new instruments of this process are those of the worker with this number."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # there is no other way to tell the library
+def use_worker_files(folder: Path, number: int) -> None:
+    """Make all instruments created from now on write to the files of this worker."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # the library reads the folder only from here
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 
 
-def leave(folder: Path, number: int) -> None:
-    """For a worker whose parent is gone: takes its files away, and the folder if it is the last."""
+def remove_worker_files(folder: Path, number: int) -> None:
+    """Remove the worker's files, and the folder if it is then empty. A worker does this if its parent has exited."""
     for file in folder.glob(f"*_{number}.db"):
         file.unlink(missing_ok=True)
     with suppress(OSError):
@@ -44,41 +44,41 @@ def leave(folder: Path, number: int) -> None:
 
 
 class SharedMetrics:
-    """The workers' metrics, as their parent keeps them; as a context it takes the files away at its end."""
+    """The workers' metrics, as the parent serves them. A context manager that removes the files on exit."""
 
     def __init__(self, workers: int) -> None:
-        """Raises `StartError` if there is no place for temporary files."""
+        """Create the folder. Raises `StartError` if no temporary folder can be created."""
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f"chatrpc-metrics-{os.getpid()}-"))
         except OSError as error:
-            raise StartError(f"workers: their metrics need a folder for temporary files (TMPDIR): {error}") from None
+            raise StartError(f"workers: cannot create a folder for metrics: {error}; set TMPDIR") from None
         self.registry = CollectorRegistry()
         MultiProcessCollector(self.registry, str(self.folder))  # type: ignore[no-untyped-call]
         PlatformCollector(self.registry)
-        self._processes = _Processes()
+        self._processes = _ProcessMetrics()
         self.registry.register(self._processes)
-        Gauge("chatrpc_workers_desired", "Worker processes that are meant to be.", registry=self.registry).set(workers)
-        self._running = Gauge("chatrpc_workers_running", "Worker processes there are.", registry=self.registry)
-        self._ended = Counter(
+        Gauge("chatrpc_workers_desired", "Configured worker processes.", registry=self.registry).set(workers)
+        self._running = Gauge("chatrpc_workers_running", "Running worker processes.", registry=self.registry)
+        self._unexpected_exits = Counter(
             "chatrpc_worker_unexpected_exits",
-            "Worker processes that ended though nobody had told them.",
+            "Worker processes that exited without a stop request.",
             registry=self.registry,
         )
 
     def started(self, number: int, pid: int) -> None:
-        """There is a process for this worker."""
+        """Count the worker as running, and read the metrics of its process."""
         self._processes.pids[str(number)] = pid
         self._running.inc()
 
-    def ended(self, number: int, *, expected: bool) -> None:
-        """There is none any more. Its calls in flight have ended with it: their callers see UNAVAILABLE."""
+    def exited(self, number: int, *, expected: bool) -> None:
+        """Count the exit. The worker's calls in flight have failed: their callers received UNAVAILABLE."""
         self._processes.pids.pop(str(number), None)
         self._running.dec()
         if not expected:
-            self._ended.inc()
+            self._unexpected_exits.inc()
         lost = self._in_flight(number)
         if any(lost.values()):
-            self._book(number, lost)
+            self._count_lost(number, lost)
         mark_process_dead(number, str(self.folder))  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> "SharedMetrics":
@@ -88,14 +88,14 @@ class SharedMetrics:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _in_flight(self, number: int) -> dict[str, float]:
-        """The calls that this worker held, by method."""
+        """Return the number of the worker's calls in flight by method."""
         files = glob.glob(f"{self.folder}/gauge_livesum_{number}.db")
         families = MultiProcessCollector.merge(files, accumulate=False)  # type: ignore[no-untyped-call]
         samples = [sample for family in families if family.name == _IN_FLIGHT for sample in family.samples]
         return {sample.labels["grpc_method"]: sample.value for sample in samples}
 
-    def _book(self, number: int, lost: dict[str, float]) -> None:
-        """Counts lost calls as handled, and streams as ended: whatever the end of a call, it is counted once."""
+    def _count_lost(self, number: int, lost: dict[str, float]) -> None:
+        """Count lost calls as handled, and their streams as ended, so that every call is counted exactly once."""
         counters = MmapedDict(f"{self.folder}/counter_{number}.db")  # type: ignore[no-untyped-call]
         try:
             for key, value, _ in list(counters.read_all_values()):  # type: ignore[no-untyped-call]
@@ -111,17 +111,17 @@ class SharedMetrics:
             counters.close()  # type: ignore[no-untyped-call]
 
 
-class _Processes(Collector):
-    """The metrics that the kernel has of each process, by worker."""
+class _ProcessMetrics(Collector):
+    """The kernel's metrics of each process, by worker."""
 
     def __init__(self) -> None:
         self.pids = {_PARENT: os.getpid()}
 
     def collect(self) -> Iterator[Metric]:
-        """A family with a sample for each process."""
+        """Yield metric families with one sample per process."""
         families: dict[str, Metric] = {}
         for worker, pid in list(self.pids.items()):
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError):  # the process has just exited
                 for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
                     known = families.setdefault(
                         family.name, Metric(family.name, family.documentation, family.type, family.unit)

@@ -1,4 +1,4 @@
-"""How spans leave: OpenTelemetry's OTLP exporter over HTTP, with one line in the log where it would write many."""
+"""Exports spans with OpenTelemetry's OTLP exporter over HTTP; logs a failure once, not once per batch."""
 
 import logging
 import threading
@@ -11,61 +11,61 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 log = logging.getLogger("chatrpc.tracing")
 
 
-class _Said(logging.Filter):
-    """Keeps the lines of OpenTelemetry's exporter, several for each batch, out of the log; has the last one instead."""
+class _LastLogMessage(logging.Filter):
+    """Drops the log lines of OpenTelemetry's exporter, several per batch, and keeps the last message of each thread."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._here = threading.local()  # each exporter sends from a thread of its own
+        self._thread = threading.local()  # each exporter sends from its own thread
 
     def filter(self, record: logging.LogRecord) -> bool:
-        self._here.last = record.getMessage()
+        self._thread.message = record.getMessage()
         return False
 
     @property
-    def last(self) -> str:
-        """What it said last in this thread."""
-        return getattr(self._here, "last", "")
+    def text(self) -> str:
+        """The last message of the current thread."""
+        return getattr(self._thread, "message", "")
 
 
-_said = _Said()
+_last_log_message = _LastLogMessage()
 
 
-class Delivery(SpanExporter):
-    """Sends spans to a collector. That it cannot is told once, until it can again."""
+class ReportingSpanExporter(SpanExporter):
+    """Sends spans to a collector, and logs once when export starts to fail and once when it resumes."""
 
     def __init__(self, url: str) -> None:
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_said)
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_last_log_message)
         self._url = url
         self._exporter: SpanExporter = OTLPSpanExporter(url)
-        self._fails = False
+        self._failing = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Sends them, in whose thread it may take its time."""
+        """Send the spans; block the calling thread, which is not the event loop's."""
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS:
-            self._failed(_said.last)
-        elif self._fails:
-            self._fails = False
+            self._report_failure(_last_log_message.text)
+        elif self._failing:
+            self._failing = False
             log.info("trace export resumed", extra={"event": "traces_resumed", "collector": self._url})
         return result
 
-    def give_up(self, cause: str) -> None:
-        """Ends what is being sent, from another thread."""
-        self._failed(cause)
+    def abort(self, cause: str) -> None:
+        """Abort the export in progress. Called from another thread."""
+        self._report_failure(cause)
         self._exporter.shutdown()
 
     def shutdown(self) -> None:
-        """Nothing is sent any more."""
+        """Stop sending."""
         self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Nothing is kept here."""
+        """Return True, because this exporter buffers nothing."""
         return True
 
-    def _failed(self, cause: str) -> None:
-        if not self._fails:
-            self._fails = True
+    def _report_failure(self, cause: str) -> None:
+        if not self._failing:
+            self._failing = True
             log.warning(
                 "trace export failed; traces are lost until it succeeds",
                 extra={"event": "traces_lost", "collector": self._url, "cause": cause},

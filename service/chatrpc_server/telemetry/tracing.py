@@ -35,7 +35,7 @@ from chatrpc_server.core.errors import ChatError
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.settings import TracingSettings, UpstreamSettings
 from chatrpc_server.telemetry.labels import FINISH_REASONS, GRPC_CODES, OPERATION, OTHER
-from chatrpc_server.telemetry.span_exporter import Delivery
+from chatrpc_server.telemetry.span_exporter import ReportingSpanExporter
 
 STOP_SECONDS = 3.0
 """How long the last spans may take to leave. Less than workers are given to end."""
@@ -84,11 +84,11 @@ class Tracing:
             "url.full": f"{upstream.base_url}/chat/completions",
             **server,
         }
-        self._delivery = Delivery(f"{settings.endpoint}/v1/traces")
+        self._exporter = ReportingSpanExporter(f"{settings.endpoint}/v1/traces")
         self.provider = TracerProvider(
             ParentBased(TraceIdRatioBased(settings.sample_ratio)), _resource(), shutdown_on_exit=False
         )
-        self.provider.add_span_processor(BatchSpanProcessor(self._delivery))
+        self.provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self.provider.get_tracer("chatrpc_server", __version__)
 
     @asynccontextmanager
@@ -128,7 +128,7 @@ class Tracing:
             async with asyncio.timeout(STOP_SECONDS):
                 await ended.wait()
         except TimeoutError:
-            self._delivery.give_up(f"not within {STOP_SECONDS:g} s")
+            self._exporter.abort(f"not within {STOP_SECONDS:g} s")
 
     def _end(self, span: Span, call: Call) -> None:
         span.update_name(f"{OPERATION} {self._model_label(call.model)}")

@@ -67,7 +67,7 @@ class Admission:
             self._rejected("deadline")
             raise DeadlineExceeded(f"{max(0.0, remaining) * 1000:.0f} ms are left: too little to ask an upstream")
 
-    def end_calls(self) -> None:
+    def cancel_calls(self) -> None:
         """Ends what is in flight with `Draining`."""
         self._ended = True
         for task in self._tasks:
