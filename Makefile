@@ -44,7 +44,7 @@ format: $(INSTALLED) ## mend what ruff and buf can mend
 	$(BIN)/ruff format .
 	cd protos && ../$(BIN)/buf format --write
 
-protos: $(INSTALLED) ## write the stubs of service/chatrpc anew
+protos: $(INSTALLED) ## write the stubs of protos/python anew
 	$(BIN)/python protos/generate.py
 
 dashboard: $(INSTALLED) ## write the Grafana dashboard anew from deploy/grafana/rows
@@ -126,7 +126,7 @@ test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built
 
 lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv)
-	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
+	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package chatrpc-protos"; \
 	$$lock pyproject.toml -o requirements/runtime.txt; \
 	$$lock pyproject.toml --extra otel --group dev -o requirements/dev.txt; \
 	$$lock pyproject.toml --extra otel -o requirements/image.txt; \
@@ -142,13 +142,13 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 
 clean: ## remove what the other commands made
 	rm -rf clients/*/build clients/*/target clients/typescript/node_modules clients/typescript/src/gen
-	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info
+	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info clients/python/src/*.egg-info protos/python/src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml clients/python/pyproject.toml requirements/dev.txt
+$(INSTALLED): pyproject.toml protos/python/pyproject.toml clients/python/pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.x" % sys.version_info[:2])'
 	@echo "Setting up .venv (once, about half a minute) ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable clients/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable protos/python --editable . --editable clients/python
 	@touch $@

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the Python stubs of the contract for the service and for the client; --check only proves them fresh.
+"""Writes the Python stubs of the contract; --check only proves them fresh.
 
     python protos/generate.py            write what differs, remove what does not belong
     python protos/generate.py --check    write nothing; exit 1 and list what is stale, missing or superfluous
@@ -9,7 +9,7 @@ Any Python from 3.11 on runs it, and nothing has to be installed first: the gene
 from the hashes in requirements/protos.txt, and made anew when that lock changes. They have an environment of their own
 because they are pinned to the oldest grpcio supported: its stubs load on every later one, but not the other way round.
 
-The folders hold generated files and nothing else, no __init__.py either, so that `chatrpc` is a namespace package.
+The folder holds generated files and nothing else, no __init__.py either, so that `chatrpc` is a namespace package.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-FOLDERS = (ROOT / "service/chatrpc/v1", ROOT / "clients/python/src/chatrpc/v1")
-"""Both alike: each distribution can be installed without the other, and beside it."""
+FOLDER = PROTOS / "python/src/chatrpc/v1"
+"""Of the distribution `chatrpc-protos`, on which the service and the client depend."""
 LOCK = ROOT / "requirements/protos.txt"
 VENV = ROOT / ".venv-protos"
 
@@ -63,19 +63,19 @@ def generate(out: Path) -> dict[str, bytes]:
     return {**stubs, "py.typed": b""}  # PEP 561: type checkers may trust the installed package
 
 
-def _mend(folder: Path, fresh: dict[str, bytes], *, check: bool) -> list[str]:
+def _mend(fresh: dict[str, bytes], *, check: bool) -> list[str]:
     """What was wrong there, file by file. With `check` it stays so."""
-    present = {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+    present = {path.name: path.read_bytes() for path in FOLDER.glob("*") if path.is_file()}
     faults = {
         **dict.fromkeys(fresh.keys() - present.keys(), "missing"),
         **dict.fromkeys(present.keys() - fresh.keys(), "superfluous"),
         **{name: "stale" for name in fresh.keys() & present.keys() if fresh[name] != present[name]},
     }
     if not check:
-        folder.mkdir(parents=True, exist_ok=True)
+        FOLDER.mkdir(parents=True, exist_ok=True)
         for name in faults:
-            (folder / name).write_bytes(fresh[name]) if name in fresh else (folder / name).unlink()
-    return [f"{fault}: {(folder / name).relative_to(ROOT)}" for name, fault in sorted(faults.items())]
+            (FOLDER / name).write_bytes(fresh[name]) if name in fresh else (FOLDER / name).unlink()
+    return [f"{fault}: {(FOLDER / name).relative_to(ROOT)}" for name, fault in sorted(faults.items())]
 
 
 def main() -> int:
@@ -88,12 +88,12 @@ def main() -> int:
             fresh = generate(Path(out))
     except subprocess.CalledProcessError as error:  # it has said itself what is wrong
         return error.returncode
-    stale = [fault for folder in FOLDERS for fault in _mend(folder, fresh, check=check)]
+    stale = _mend(fresh, check=check)
     print(*stale, sep="\n", end="\n" if stale else "")
     if check and stale:
         print("The stubs do not match protos/. To mend that: python protos/generate.py", file=sys.stderr)
         return 1
-    print(*(f"{folder.relative_to(ROOT)}: {len(fresh)} files are fresh" for folder in FOLDERS), sep="\n")
+    print(f"{FOLDER.relative_to(ROOT)}: {len(fresh)} files are fresh")
     return 0
 
 

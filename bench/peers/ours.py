@@ -38,7 +38,7 @@ def two_floors(port: int, upstream_port: int, folder: Path) -> tuple[list[str], 
 
 def naive(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
     command = [str(NAIVE_PYTHON), str(HERE / "naive.py"), str(port), f"http://127.0.0.1:{upstream_port}/v1"]
-    return command, {"PYTHONPATH": str(ROOT / "service")}
+    return command, {"PYTHONPATH": str(ROOT / "protos/python/src")}
 
 
 CHATRPC = Server("chatrpc", "Python, gRPC", "grpc", PATH, service())

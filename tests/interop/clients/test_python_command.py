@@ -20,7 +20,8 @@ from support import Service
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "chatrpc_cli"]
-PATHS = f"{ROOT / 'clients/python/src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+SOURCES = (str(ROOT / "clients/python/src"), str(ROOT / "protos/python/src"))
+PATHS = os.pathsep.join((*SOURCES, os.environ.get("PYTHONPATH", "")))
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
