@@ -29,39 +29,36 @@ def quoted(text: str) -> bytes:
 
 
 class Counting(chunk_template.ChunkTemplate):
-    """Counts the chunks that it took for repeated."""
+    """Counts the events that matched."""
 
     count = 0
-    looks = 0
+    scans = 0
 
-    def only(self, data: bytes) -> ChatChunk | None:
-        chunk = super().only(data)
+    def match(self, data: bytes) -> ChatChunk | None:
+        chunk = super().match(data)
         self.count += chunk is not None
         return chunk
 
-    def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
-        self.looks += 1
-        return super().read(data, at)
-
-    def texts(self, written: list[bytes], *, joined: bool) -> list[str]:
-        texts = super().texts(written, joined=joined)
-        self.count += len(written) if texts else 0
-        return texts
+    def scan(self, data: bytes, at: int, *, join: bool) -> tuple[list[ChatChunk], int, int]:
+        self.scans += 1
+        chunks, events, end = super().scan(data, at, join=join)
+        self.count += events
+        return chunks, events, end
 
 
 class Never(chunk_template.ChunkTemplate):
     """Has everything decoded."""
 
-    def only(self, data: bytes) -> ChatChunk | None:
+    def match(self, data: bytes) -> ChatChunk | None:
         return None
 
-    def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
-        return [], at
+    def scan(self, data: bytes, at: int, *, join: bool) -> tuple[list[ChatChunk], int, int]:
+        return [], 0, at
 
 
 def reader_with(kind: type[chunk_template.ChunkTemplate], limit: int = 10_000, **options: Any) -> StreamReader:
     reader = StreamReader(limit, **options)
-    reader._repeats = kind(limit)
+    reader._template = kind(limit)
     return reader
 
 
@@ -71,7 +68,7 @@ def repeated(*payloads: bytes) -> int:
     readers = [reader_with(Counting), reader_with(Counting, reuse=True)]
     for reader in readers:
         assert heard(reader, reads) == heard(reader_with(Never), reads)
-    count, alone = [reader._repeats.count for reader in readers]  # type: ignore[attr-defined]
+    count, alone = [reader._template.count for reader in readers]  # type: ignore[attr-defined]
     assert alone >= count
     return count
 
@@ -208,7 +205,9 @@ def test_an_event_of_another_type_is_decoded() -> None:
 
 def test_what_never_repeats_is_not_looked_at_for_ever() -> None:
     """As with obfuscation: a lesson costs as much as a chunk."""
-    different = [PLAIN.replace(b'"i"', b'"%d"' % number) % b'"a"' for number in range(chunk_template._LESSONS)]
+    different = [
+        PLAIN.replace(b'"i"', b'"%d"' % number) % b'"a"' for number in range(chunk_template._MAX_UNUSED_LESSONS)
+    ]
     assert repeated(*different, *[PLAIN % b'"a"'] * 5) == 0
     assert repeated(*different[1:], *[PLAIN % b'"a"'] * 5) == 4
     used = [PLAIN % b'"a"'] * 2
@@ -232,7 +231,7 @@ def test_what_may_not_be_merged_is_not(payload: bytes, messages: int) -> None:
     reader.feed(event(payload % b'"a"'))
     chunks = reader.feed(b"".join(event(payload % b'"%d"' % number) for number in range(4)))
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "0123"
-    assert reader._repeats.count == 4  # type: ignore[attr-defined]
+    assert reader._template.count == 4  # type: ignore[attr-defined]
     if b"obfuscation" in payload:  # whose texts concatenate too
         assert "".join(chunk.obfuscation for chunk in chunks) == "xxxx"
     else:
@@ -291,13 +290,13 @@ def test_a_run_that_holds_no_text_is_looked_at_once() -> None:
     run = [PLAIN % b'"b"'] * 50 + [PLAIN % b'"\xff"']
     reader.feed(b"".join(map(event, run)))
     assert reader.chunks == len(run) + 1
-    assert reader._repeats.looks <= 3  # type: ignore[attr-defined]
+    assert reader._template.scans <= 3  # type: ignore[attr-defined]
 
 
 def test_a_reused_message_does_not_grow() -> None:
     reader = StreamReader(1 << 20, reuse=True)
     reader.feed(event(PLAIN % b'"a"'))
-    messages = [reader.feed(event(PLAIN % b'"b"'))[0] for _ in range(3 * chunk_template._USES)]
+    messages = [reader.feed(event(PLAIN % b'"b"'))[0] for _ in range(3 * chunk_template._MAX_REUSES)]
     assert len(set(map(id, messages))) == 3
 
 

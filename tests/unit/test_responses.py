@@ -51,17 +51,17 @@ def test_completion(body: bytes, expected: ChatResponse) -> None:
 
 
 INVALID: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "something that is not JSON (0 bytes)"),
-    "HTML": (b"<html>", "something that is not JSON (6 bytes)"),
-    "cut": (BODY[:-1], "something that is not JSON"),
-    "a stream": (b"data: " + BODY + b"\n\n", "something that is not JSON"),
-    "text": (b'"hi"', "it has no array `choices`"),
-    "array": (b"[" + BODY + b"]", "it has no array `choices`"),
-    "null": (b"null", "it has no array `choices`"),
-    "no choices": (b'{"id":"i"}', "it has no array `choices`"),
-    "choices null": (b'{"choices":null}', "it has no array `choices`"),
-    "choices object": (b'{"choices":{}}', "it has no array `choices`"),
-    "a remark": (b'{"message":"later"}', "it has no array `choices`"),
+    "empty": (b"", "is not JSON (0 bytes)"),
+    "HTML": (b"<html>", "is not JSON (6 bytes)"),
+    "cut": (BODY[:-1], "is not JSON"),
+    "a stream": (b"data: " + BODY + b"\n\n", "is not JSON"),
+    "text": (b'"hi"', "is not a chat completion: it has no array `choices`"),
+    "array": (b"[" + BODY + b"]", "is not a chat completion: it has no array `choices`"),
+    "null": (b"null", "is not a chat completion: it has no array `choices`"),
+    "no choices": (b'{"id":"i"}', "is not a chat completion: it has no array `choices`"),
+    "choices null": (b'{"choices":null}', "is not a chat completion: it has no array `choices`"),
+    "choices object": (b'{"choices":{}}', "is not a chat completion: it has no array `choices`"),
+    "a remark": (b'{"message":"later"}', "is not a chat completion: it has no array `choices`"),
 }
 
 

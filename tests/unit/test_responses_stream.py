@@ -188,7 +188,7 @@ def test_9_usage_that_is_not_wanted(source: Any, dropped: bool) -> None:
         assert (reader.usage == Usage(total_tokens=3)) == ("usage" in source)
 
 
-TRUNCATED = "the upstream's stream ended without [DONE] and before every choice had finished"
+TRUNCATED = "the upstream closed the stream before [DONE] and before every choice had a finish_reason"
 TWO = chunk(choice("a"), choice("b", 1))
 END1 = chunk(choice("", 1, finish_reason="length"))
 ENDS: dict[str, tuple[bytes, bool]] = {
@@ -283,10 +283,10 @@ FAILURES: dict[str, tuple[bytes, Reason, str]] = {
     "error event, plain text": (b"event: error\ndata: m\xff\n\n", Reason.UPSTREAM_ERROR_BODY, "m\ufffd"),
     "error event, null": (b"event: error\n" + event(None), Reason.UPSTREAM_ERROR_BODY, "an error without a message"),
     "error field of llama.cpp": (b'error: {"message":"m","code":503}\n\n', Reason.UPSTREAM_UNAVAILABLE, "m"),
-    "garbage": (b"data: <html>\n\n", INVALID, "an event that is not JSON (6 bytes)"),
-    "an object cut short": (END[:-5] + b"\n\n", INVALID, "an event that is not JSON (62 bytes)"),
-    "a number": (b"data: 5\n\n", INVALID, "an event that is no JSON object"),
-    "an array": (b"data: []\n\n", INVALID, "an event that is no JSON object"),
+    "garbage": (b"data: <html>\n\n", INVALID, "an event of the upstream's stream is not JSON (6 bytes)"),
+    "an object cut short": (END[:-5] + b"\n\n", INVALID, "an event of the upstream's stream is not JSON (62 bytes)"),
+    "a number": (b"data: 5\n\n", INVALID, "an event of the upstream's stream is not a JSON object"),
+    "an array": (b"data: []\n\n", INVALID, "an event of the upstream's stream is not a JSON object"),
     "too much": (b"data: " + b"x" * LIMIT * 2, INVALID, f"an event of more than {LIMIT} bytes"),
 }
 

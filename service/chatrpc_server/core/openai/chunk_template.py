@@ -1,8 +1,8 @@
-"""Most chunks of a stream are the last one once more, byte by byte, but for their text: those need no decoding.
+"""Template of a stream's chunks: most chunks differ from the previous one only in their text, and need no decoding.
 
-What stands before and after the text is learnt from a chunk that was decoded, and proven by decoding it with another
-text in its place. An event with the same bytes there, and what JSON calls a string between them, says the same with
-its own text. That takes a third of the time, a fifth where one read brings several (bench/chunks.py).
+The bytes before and after the text are learnt from a decoded chunk, and proven by decoding it with another text. An
+event with the same bytes around a valid JSON string is the same chunk with that text. This takes a third of the time,
+or a fifth if one read brings several events (bench/chunks.py).
 """
 
 from typing import Any
@@ -13,108 +13,106 @@ from chatrpc_server.core.openai.coalesce import coalesce
 from chatrpc_server.core.upstream import ChatChunk
 
 _KEYS = (b'"content":"', b'"content": "')
-_MORE = "x"
-"""What is put behind the text for the proof: the text has to be another, since it may stand at other places too."""
-_LESSONS = 3
-"""After so many without use this stream's chunks differ in more than text: as with OpenAI's `obfuscation`."""
-_USES = 1000
-"""So often a message is reused: it keeps the memory of every text that it ever had (upb's arena)."""
+_PROOF_SUFFIX = "x"
+"""Appended to the text for the proof. The text must change because the same bytes may also occur elsewhere."""
+_MAX_UNUSED_LESSONS = 3
+"""Lessons without a match. After them the chunks of this stream differ in more than text (OpenAI's `obfuscation`)."""
+_MAX_REUSES = 1000
+"""Uses of one message object: a message keeps the memory of every text that it has held (upb's arena)."""
 _BACKSLASH = ord("\\")
 
 
 class ChunkTemplate:
-    """What one stream repeats."""
+    """The repeated part of one stream's chunks."""
 
     def __init__(self, max_event_bytes: int) -> None:
-        self._most_bytes = max_event_bytes + len("data: \n\n")
-        self._start = self._end = b""
-        """Of an event that repeats: what stands before its text, and after it."""
         self.known = False
-        """Has one been learnt?"""
-        self._pattern = ChatChunk()
-        self._lessons_left = _LESSONS
-        self._joins = False
-        """May several of these become one message with the joined text?"""
+        """A template has been learnt. `match` and `scan` require it."""
+        self._max_bytes = max_event_bytes + len("data: \n\n")
+        self._prefix = self._suffix = b""
+        """The bytes of an event before and after its text."""
+        self._chunk = ChatChunk()
+        self._is_joinable = False
+        """Several matching events can become one message with the joined text."""
+        self._lessons_left = _MAX_UNUSED_LESSONS
         self._reused = ChatChunk()
         self._reused_delta = Delta()
-        self._uses_left = 0
+        self._reuses_left = 0
 
-    def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
-        """The texts of the events from there on that repeat, as they stand in JSON; and where the next event begins.
+    def match(self, data: bytes) -> ChatChunk | None:
+        """Return the chunk if the bytes are exactly one matching event. The next match returns the same object.
 
-        To be asked once one is known. Whether they are texts is for `texts` to find out.
+        This is one function because with paced streams each further function finds cold caches.
         """
-        texts: list[bytes] = []
-        start, end = self._start, self._end
-        most_bytes = self._most_bytes - len(end)
-        while data.startswith(start, at):
-            begins = at + len(start)
-            ends = data.find(end, begins)
-            # After a backslash it would not be the quotation mark that ends the text.
-            if ends < 0 or data[ends - 1] == _BACKSLASH or ends - at > most_bytes:
-                break
-            texts.append(data[begins:ends])
-            at = ends + len(end)
-        return texts, at
-
-    def texts(self, written: list[bytes], *, joined: bool) -> list[str]:
-        """What is written there, in one if it may be; nothing at all where one of them is no text."""
-        try:
-            texts = [jsontext.text(text) for text in ([b"".join(written)] if joined and self._joins else written)]
-        except ValueError:
-            return []
-        self._lessons_left = _LESSONS
-        return texts
-
-    def chunk(self, text: str) -> ChatChunk:
-        """The chunk learnt, with this text."""
-        chunk = ChatChunk()
-        chunk.CopyFrom(self._pattern)
-        chunk.choices[0].delta.content = text
-        return chunk
-
-    def only(self, data: bytes) -> ChatChunk | None:
-        """What these bytes say if they are one event that repeats, in the message that the last call gave.
-
-        To be asked once one is known. All in one place, since with paced streams each function more finds cold caches.
-        """
-        begins = len(self._start)
-        ends = data.find(self._end, begins)
-        if ends < 0 or ends + len(self._end) != len(data) or not data.startswith(self._start):
+        begin = len(self._prefix)
+        end = data.find(self._suffix, begin)
+        if end < 0 or end + len(self._suffix) != len(data) or not data.startswith(self._prefix):
             return None
-        if len(data) > self._most_bytes:
+        if len(data) > self._max_bytes:
             return None
         try:
-            text = jsontext.text(data[begins:ends])
+            text = jsontext.text(data[begin:end])
         except ValueError:
             return None
-        self._lessons_left = _LESSONS
-        if not self._uses_left:
-            self._reused, self._uses_left = self.chunk(""), _USES
+        self._lessons_left = _MAX_UNUSED_LESSONS
+        if not self._reuses_left:
+            self._reused, self._reuses_left = self._fill(""), _MAX_REUSES
             self._reused_delta = self._reused.choices[0].delta
-        self._uses_left -= 1
+        self._reuses_left -= 1
         self._reused_delta.content = text
         return self._reused
 
+    def scan(self, data: bytes, at: int, *, join: bool) -> tuple[list[ChatChunk], int, int]:
+        """Return the chunks of the matching events from offset `at` on, the number of events, and their end offset.
+
+        If one of their texts is invalid, there are no chunks. `join`: allow one chunk for the texts of all events.
+        """
+        written: list[bytes] = []
+        prefix, suffix = self._prefix, self._suffix
+        max_bytes = self._max_bytes - len(suffix)
+        while data.startswith(prefix, at):
+            begin = at + len(prefix)
+            end = data.find(suffix, begin)
+            # After a backslash the quotation mark would not be the end of the text.
+            if end < 0 or data[end - 1] == _BACKSLASH or end - at > max_bytes:
+                break
+            written.append(data[begin:end])
+            at = end + len(suffix)
+        if not written:
+            return [], 0, at
+        try:
+            texts = [jsontext.text(text) for text in ([b"".join(written)] if join and self._is_joinable else written)]
+        except ValueError:
+            return [], 0, at
+        self._lessons_left = _MAX_UNUSED_LESSONS
+        return list(map(self._fill, texts)), len(written), at
+
     def learn(self, payload: bytes, source: dict[str, Any], chunk: ChatChunk) -> None:
-        """Looks at a chunk that had to be decoded: `source` is the JSON of the payload, `chunk` what it says."""
-        if not self._lessons_left or not _is_text(source) or b"\n" in payload:
+        """Learn from a decoded chunk: `source` is the JSON of the payload, `chunk` the message."""
+        if not self._lessons_left or not _has_only_text(source) or b"\n" in payload:
             return
         self._lessons_left -= 1
         written = jsontext.dumps(chunk.choices[0].delta.content)[1:-1]
-        pattern = ChatChunk()
-        pattern.CopyFrom(chunk)
-        pattern.choices[0].delta.content += _MORE
+        proof = ChatChunk()
+        proof.CopyFrom(chunk)
+        proof.choices[0].delta.content += _PROOF_SUFFIX
         for key in _KEYS:
             before, _, after = payload.partition(key + written)
-            if after and _says(before + key + written + _MORE.encode() + after, pattern):
-                self._start, self._end = b"data: " + before + key, after + b"\n\n"
-                self._pattern, self._uses_left, self.known = pattern, 0, True
-                self._joins = list(coalesce([self.chunk("a"), self.chunk("b")])) == [self.chunk("ab")]
+            if after and _decodes_to(before + key + written + _PROOF_SUFFIX.encode() + after, proof):
+                self._prefix, self._suffix = b"data: " + before + key, after + b"\n\n"
+                self._chunk, self._reuses_left, self.known = proof, 0, True
+                self._is_joinable = list(coalesce([self._fill("a"), self._fill("b")])) == [self._fill("ab")]
+
+    def _fill(self, text: str) -> ChatChunk:
+        """Return a new chunk with this text."""
+        chunk = ChatChunk()
+        chunk.CopyFrom(self._chunk)
+        chunk.choices[0].delta.content = text
+        return chunk
 
 
-def _is_text(source: dict[str, Any]) -> bool:
-    """One choice that says nothing but some content. Looked for in the JSON: that is the cheapest way to say no."""
+def _has_only_text(source: dict[str, Any]) -> bool:
+    """Does the chunk hold one choice with nothing but content? Checks the JSON because that rejects most cheaply."""
     choices = source.get("choices")
     if type(choices) is not list or len(choices) != 1 or source.get("usage") is not None:
         return False
@@ -129,10 +127,10 @@ def _is_text(source: dict[str, Any]) -> bool:
     )
 
 
-def _says(payload: bytes, chunk: ChatChunk) -> bool:
-    read = ChatChunk()
+def _decodes_to(payload: bytes, chunk: ChatChunk) -> bool:
+    decoded = ChatChunk()
     try:
-        mapping.read(read, jsontext.loads(payload))
-    except ValueError:  # at the very brink of what can be nested it comes down to how deep we are ourselves
+        mapping.read(decoded, jsontext.loads(payload))
+    except ValueError:  # nested near the limit: the limit depends on the depth of our own stack
         return False
-    return read == chunk
+    return decoded == chunk

@@ -1,0 +1,103 @@
+"""Normalisation of stream chunks: the dialects of all providers become OpenAI's, before chunks are mapped to messages.
+
+Rules 2 and 5 of protos/chatrpc/v1/chat_service.proto: every tool call has an index of its own, and usage is in `usage`.
+"""
+
+from typing import Any
+
+from chatrpc_server.core.openai import mapping
+
+
+class ChunkNormaliser:
+    """The state of one stream that normalisation needs: the tool calls of each choice."""
+
+    def __init__(self) -> None:
+        self._tool_calls: dict[int, ToolCallNumbering] = {}
+
+    def normalise(self, chunk: dict[str, Any]) -> None:
+        """Normalise a JSON chunk in place."""
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            choices = []
+        for choice in choices:
+            if not isinstance(choice, dict):
+                continue
+            if "delta" not in choice and isinstance(choice.get("message"), dict):
+                choice["delta"] = choice.pop("message")
+            delta = choice.get("delta")
+            if isinstance(delta, dict) and isinstance(delta.get("tool_calls"), list):
+                index = mapping.whole(choice.get("index")) or 0
+                self._tool_calls.setdefault(index, ToolCallNumbering()).number(delta["tool_calls"])
+        if chunk.get("usage") is None:
+            usage = _find_usage(chunk, choices)
+            if usage is not None:
+                chunk["usage"] = usage
+
+
+class ToolCallNumbering:
+    """Unique indexes for the tool calls of one choice; without them parallel calls would merge.
+
+    The upstream's index is valid unless it is missing or the same for all calls. Then the ids distinguish the calls.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int | None, str], int] = {}
+        """Index by the upstream's index and id. An empty id stands for the latest call with that upstream index."""
+        self._with_id: set[int] = set()
+        self._last = -1
+
+    def number(self, calls: list[Any]) -> None:
+        """Set `index` in the deltas of tool calls."""
+        for position, call in enumerate(calls):
+            if not isinstance(call, dict):
+                continue
+            identity = call.get("id")
+            if not isinstance(identity, str):
+                identity = ""
+            sent = _sent_index(call.get("index"))
+            if sent is None:
+                # A delta without id and name continues the call at its position; a single delta continues the last.
+                index = self._index(call, identity, position if len(calls) > 1 else max(self._last, 0))
+            else:
+                index = self._index_for(sent, call, identity)
+                self._known[sent, identity] = self._known[sent, ""] = index
+            call["index"] = index
+            if identity:
+                self._known.setdefault((None, identity), index)
+                self._with_id.add(index)
+            self._last = max(self._last, index)
+
+    def _index(self, call: dict[str, Any], identity: str, otherwise: int) -> int:
+        if identity and (None, identity) in self._known:
+            return self._known[None, identity]
+        return self._last + 1 if identity or _has_name(call) else otherwise
+
+    def _index_for(self, sent: int, call: dict[str, Any], identity: str) -> int:
+        if (sent, identity) in self._known:
+            return self._known[sent, identity]
+        index = self._known.get((sent, ""), sent)
+        # Ollama sends index 0 for all calls. A new id without a name is no new call, because Poolside changes the id
+        # of a call.
+        has_new_id = identity and index in self._with_id and self._known.get((None, identity)) != index
+        return self._last + 1 if has_new_id and _has_name(call) else index
+
+
+def _sent_index(value: Any) -> int | None:
+    if isinstance(value, str) and len(value) < 10 and value.isdecimal():
+        return int(value)
+    return mapping.whole(value)
+
+
+def _has_name(call: dict[str, Any]) -> bool:
+    return any(isinstance(holder, dict) and holder.get("name") for holder in (call.get("function"), call.get("custom")))
+
+
+def _find_usage(chunk: dict[str, Any], choices: list[Any]) -> dict[str, Any] | None:
+    """Return the usage in the first choice (Moonshot) or in `x_groq` (Groq). It also stays there, as an extra."""
+    holders = [choices[0]] if choices else []
+    holders.append(chunk.get("x_groq"))
+    for holder in holders:
+        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
+            usage: dict[str, Any] = holder["usage"]
+            return usage
+    return None
