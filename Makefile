@@ -55,8 +55,8 @@ chart: $(INSTALLED) ## write anew what the chart has from settings, rules and da
 	tests/deploy/manifests/install
 	deploy/kubernetes/base/render
 
-dashboard-preview: $(INSTALLED) ## draw it without Grafana into build/dashboard/index.html (PROMETHEUS=http://..., else one of its own)
-	$(BIN)/python deploy/grafana/preview $(if $(PROMETHEUS),--prometheus=$(PROMETHEUS)) $(ARGS)
+dashboard-preview: $(INSTALLED) ## draw docs/dashboard.png: the dashboard's first rows under load (needs Chromium and make tools)
+	PYTHONPATH=tests $(BIN)/python -m support.dashboard_preview
 
 docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py tests/rpc/test_metric_list.py

@@ -1,6 +1,7 @@
-"""Writes the Grafana dashboard chatrpc.json from rows/, in the classic schema, which Grafana 10 to 13 import.
+"""Writes the Grafana dashboard from rows/, in the classic schema, which Grafana 10 to 13 import.
 
-With --check it writes nothing and fails unless what is there is fresh.
+The file is in the chart because a chart can read only its own folder. With --check nothing is written, and a stale file
+is an error.
 """
 
 import json
@@ -12,7 +13,7 @@ from panel import Panel
 from queries import SERVICE
 from rows import methods, rollout, saturation, slo, streams, tokens, upstreams
 
-OUTPUT = Path(__file__).with_name("chatrpc.json")
+OUTPUT = Path(__file__).parents[1] / "helm/chatrpc/files/dashboard.json"
 ROWS = (slo, methods, streams, tokens, upstreams, saturation, rollout)
 RUNBOOK = "https://github.com/chatrpc/chatrpc/blob/main/docs/runbook.md"
 PRICES = {"input": "1", "cached": "0.5", "output": "4"}
@@ -198,12 +199,12 @@ def _options(panel: Panel) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes it, or checks it."""
+    """Write the dashboard, or check it."""
     text = json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
     if "--check" not in sys.argv[1:]:
         OUTPUT.write_text(text)
     elif not OUTPUT.exists() or OUTPUT.read_text() != text:
-        sys.exit(f"{OUTPUT.name} is not what deploy/grafana/rows/ says: make dashboard")
+        sys.exit(f"{OUTPUT}: differs from deploy/grafana/rows; run make dashboard")
 
 
 if __name__ == "__main__":

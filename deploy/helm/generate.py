@@ -97,7 +97,6 @@ def generated() -> dict[Path, str]:
     schema["properties"]["config"] = config_schema()
     return {
         SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
-        CHART / "files/dashboard.json": (DEPLOY / "grafana/chatrpc.json").read_text(),
         **{
             CHART / "files/rules" / path.name: rules_of_a_job(path.read_text())
             for path in (DEPLOY / "prometheus/rules").glob("*.yaml")

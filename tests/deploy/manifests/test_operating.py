@@ -51,7 +51,7 @@ def test_alerts(alert: str) -> None:
 
 def test_panels() -> None:
     section = (ROOT / "docs/operating.md").read_text().partition("## Read the dashboard")[2].partition("\n## ")[0]
-    panels = {panel["title"] for panel in json.loads((ROOT / "deploy/grafana/chatrpc.json").read_text())["panels"]}
+    panels = {panel["title"] for panel in json.loads((CHART / "files/dashboard.json").read_text())["panels"]}
     quoted = {" ".join(title.split()) for title in re.findall(r'"([^"]+)"', section)}
     assert len(quoted) > 15
     assert quoted <= panels, quoted - panels

@@ -273,7 +273,7 @@ def test_the_dashboard_is_that_of_deploy() -> None:
     release = Release("full")
     dashboard = release.one("ConfigMap", "-dashboard")
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert dashboard["data"]["chatrpc.json"] == (ROOT / "deploy/grafana/chatrpc.json").read_text()
+    assert dashboard["data"]["chatrpc.json"] == (CHART / "files/dashboard.json").read_text()
 
 
 def test_the_certificate_is_for_the_names_that_callers_use() -> None:

@@ -1,19 +1,14 @@
-"""The real service under a scripted load, and Debian's Prometheus that scrapes it every second and knows the rules.
-
-Run as a program it stays, with a load every few seconds, and prints where Prometheus is, until SIGINT or SIGTERM.
-"""
+"""The real service under a scripted load, and Debian's Prometheus, which scrapes it every second and has the rules."""
 
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,15 +16,13 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import grpc
+import trustme
+
+from deploy.prometheus.load import MODELS, Load, upstream
+from support.process import ANY_PORTS, Process, running
+
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "tests")]  # as a program
-
-import grpc  # noqa: E402
-import trustme  # noqa: E402
-
-from deploy.prometheus.load import MODELS, Load, upstream  # noqa: E402
-from support.process import ANY_PORTS, Process, running  # noqa: E402
-
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 SECONDS = 30.0
 MISSING = "needs prometheus, promtool and jq: `make tools` fetches Debian's into .tools/bin"
@@ -207,19 +200,3 @@ def _free_port() -> Iterator[int]:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         yield server.getsockname()[1]
-
-
-def main() -> None:
-    """Runs until it is told to end."""
-    if not tool("prometheus"):
-        sys.exit(MISSING)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT unless told so
-        signal.signal(number, signal.default_int_handler)
-    with suppress(KeyboardInterrupt), live() as running_now:
-        print(running_now.prometheus.url, flush=True)
-        while True:
-            running_now.play()
-
-
-if __name__ == "__main__":
-    main()
