@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test tools lint format protos protos-breaking protos-release dashboard chart dashboard-preview docs lock fuzz \
+.PHONY: help demo serve test tools lint format version protos protos-breaking protos-release dashboard chart dashboard-preview docs lock fuzz \
 	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients test-deploy test-balancing image-check test-kubernetes \
 	test-litellm test-collector clean
 
@@ -38,11 +38,15 @@ lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs, the dashboard and
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
 	$(BIN)/python deploy/helm/generate.py --check
+	$(BIN)/python deploy/release/versions.py --check
 
 format: $(INSTALLED) ## mend what ruff and buf can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	cd protos && ../$(BIN)/buf format --write
+
+version: $(INSTALLED) ## write the version of the file VERSION into every package, chart and image; and LICENSE beside it
+	$(BIN)/python deploy/release/versions.py
 
 protos: $(INSTALLED) ## write the stubs of protos/python anew
 	$(BIN)/python protos/generate.py

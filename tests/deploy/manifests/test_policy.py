@@ -338,7 +338,7 @@ def test_the_overlay_changes_image_settings_and_number(tmp_path: Path) -> None:
         overlay.container["lifecycle"]["preStop"]["sleep"]["seconds"] + drain
         < overlay.pod["terminationGracePeriodSeconds"]
     )
-    assert overlay.container["image"] == "registry.example/chatrpc:0.1.0"
+    assert overlay.container["image"] == f"registry.example/chatrpc:{__version__}"
     assert overlay.deployment["spec"]["replicas"] == 3
     (settings_map,) = overlay.of("ConfigMap")
     assert re.fullmatch("chatrpc-settings-[a-z0-9]{10}", settings_map["metadata"]["name"]), "new settings, new pods"
