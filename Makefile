@@ -36,6 +36,7 @@ lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs, the dashboard and
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python protos/reference.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
 	$(BIN)/python deploy/helm/generate.py --check
 	$(BIN)/python deploy/release/versions.py --check
@@ -48,8 +49,9 @@ format: $(INSTALLED) ## mend what ruff and buf can mend
 version: $(INSTALLED) ## write the version of the file VERSION into every package, chart and image; and LICENSE beside it
 	$(BIN)/python deploy/release/versions.py
 
-protos: $(INSTALLED) ## write the stubs of protos/python anew
+protos: $(INSTALLED) ## write the stubs in protos/python and docs/contract.md from the contract
 	$(BIN)/python protos/generate.py
+	$(BIN)/python protos/reference.py
 
 dashboard: $(INSTALLED) ## write the Grafana dashboard anew from deploy/grafana/rows
 	$(BIN)/python deploy/grafana/generate.py

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from chatrpc.v1 import chat_error_pb2, chat_message_pb2, chat_request_pb2, chat_response_pb2
+from chatrpc_server.core.errors import Reason
+from chatrpc_server.rpc.layers.errors import CODES
 
 ROOT = Path(__file__).parents[2]
 PROTOS = ROOT / "protos"
@@ -35,6 +37,25 @@ def test_stubs_are_fresh() -> None:
     """Installs the pinned generator the first time."""
     result = run(sys.executable, PROTOS / "generate.py", "--check")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_reference_is_fresh() -> None:
+    result = run(sys.executable, PROTOS / "reference.py", "--check")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_table_of_reasons_has_the_services_codes() -> None:
+    sys.path.insert(0, str(PROTOS))
+    try:
+        import reference  # a script beside the contract
+    finally:
+        sys.path.remove(str(PROTOS))
+    (error,) = (file for file in reference.descriptors() if file.name.endswith("chat_error.proto"))
+    table = {(reason, code) for code, reason, _ in reference.reasons(reference.Comments(error).file)}
+    codes = {(reason.value, code.name) for reason, code in CODES.items()}
+    assert table - codes == {("UPSTREAM_ERROR", "FAILED_PRECONDITION"), ("UPSTREAM_ERROR_BODY", "(see below)")}
+    assert codes - table == {("UPSTREAM_ERROR_BODY", "INTERNAL")}
+    assert len({reason for reason, _ in table}) == len(Reason)
 
 
 def test_nothing_breaks_who_relies_on_the_last_release() -> None:

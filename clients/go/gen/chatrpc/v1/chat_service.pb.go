@@ -3,7 +3,7 @@
 // Chat completions over gRPC: typed messages for the schema of OpenAI's `POST /v1/chat/completions`, which many
 // providers and servers implement. In these files "the upstream" is that HTTP API behind the service.
 //
-// CONVENTIONS of all files in this package
+// Conventions of all files in this package:
 //
 // 1. Names. A message mirrors a JSON object, with the same snake_case names and the same nesting. A field `x_json`
 //    holds the JSON text of key `x`. If a shape differs from the JSON, the field's comment describes the difference.
@@ -20,6 +20,7 @@
 //    - In a request its keys are added to the JSON object that is built from the message. A key that a field also sets
 //      is INVALID_ARGUMENT. So are `model`, `messages` and `stream` in the `extra_json` of the request itself.
 //    - JSON values are preserved exactly, including 64-bit integers. White space is not preserved.
+//
 //    ToolChoice and FunctionCallChoice have no `extra_json` because they mirror no object but choose between JSON
 //    forms. UpstreamError has none because it belongs to this service.
 //
