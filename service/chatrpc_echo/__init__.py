@@ -1,12 +1,12 @@
-"""echo: the embedded upstream, an OpenAI-compatible HTTP server that needs no key and no model.
+"""The embedded upstream: an OpenAI-compatible HTTP server that requires neither a key nor a model.
 
-It serves the demo and is the tests' double of a provider: it answers by repeating the last user message, and it
-misbehaves on request, by model name (`echo:status=429,retry_after=2`). It is deterministic, and it imports none of our
-other modules.
+It serves the demo and stands in for a provider in tests. It repeats the last user message, and simulates faults that
+the model name selects (`echo:status=429,retry_after=2`). Its responses are deterministic. It imports no other package
+of the project.
 
-How a request passes through: `server` (socket, routes, what was received) → `validation` → `directives` (how to
-misbehave) → `answers` (what to say; with `tools`, `instances`, `pieces`) → `wire` (as bytes) → `delivery` (when, and
-how it breaks off). `errors` has OpenAI's words.
+A request passes through `server` (socket, routes, record of requests) → `validation` → `directives` (which fault) →
+`completions` (content; uses `tools`, `schema_instances`, `tokens`) → `encoding` (bytes) → `responses` (timing and
+interruptions). `errors` holds OpenAI's error texts.
 """
 
 from chatrpc_echo.directives import DIRECTIVES

@@ -1,7 +1,7 @@
-"""Directives in the model's name → how echo behaves: `echo:status=429,times=2`.
+"""Directives in the model name → behaviour of echo: `echo:status=429,times=2`.
 
-The fields of `Behaviour` are the one table: what is parsed, and what the help prints.
-Pure: nothing here waits or writes; `delivery` and `server` carry out what is read here.
+The fields of `Behaviour` are the one table for the parser and the help. Pure: `responses` and `server` execute the
+behaviour.
 """
 
 import math
@@ -49,18 +49,18 @@ def _directive(default: _Value, parse: Callable[[str], Any] | None, description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """How to treat one request. Chunks are counted without the one that carries only the role."""
+    """The behaviour for one request. Chunk counts exclude the chunk that carries only the role."""
 
     status: int | None = _directive(
-        None, _integer(400, 599), "=N: HTTP status 400-599 with the error that OpenAI usually gives with it"
+        None, _integer(400, 599), "=N: HTTP status 400-599 with OpenAI's usual error for it"
     )
     code: str | None = _directive(
         None,
         _text,
-        "=CODE: the error's code, for status and error (digits: as a number); alone it brings its usual status",
+        "=CODE: error code, for status and error (digits become a number); alone it implies its usual status",
     )
     message: str | None = _directive(
-        None, _text, "=TEXT: the error's message, for status, code and error (write %2C for a comma)"
+        None, _text, "=TEXT: error message, for status, code and error (write %2C for a comma)"
     )
     retry_after: float | None = _directive(None, _seconds, "=SECONDS: retry-after header on the error")
     retry_after_ms: int | None = _directive(
@@ -69,68 +69,68 @@ class Behaviour:
     times: int | None = _directive(
         None,
         _integer(0, 1_000_000),
-        "=N: misbehave for the first N requests with this model string and user, then obey only pieces, size and pace",
+        "=N: apply faults to the first N requests with this model string and user, then only pieces, size and pace",
     )
-    delay: float = _directive(0.0, _seconds, "=SECONDS: silence before the headers")
-    first: float = _directive(0.0, _seconds, "=SECONDS: silence between the headers and the first chunk (or the body)")
+    delay: float = _directive(0.0, _seconds, "=SECONDS: pause before the headers")
+    first: float = _directive(0.0, _seconds, "=SECONDS: pause between the headers and the first chunk (or the body)")
     pace: float | None = _directive(None, _seconds, "=SECONDS: pause before each chunk")
-    gap: float = _directive(0.0, _seconds, "=SECONDS: one silence after the 2nd chunk")
+    gap: float = _directive(0.0, _seconds, "=SECONDS: one pause after the 2nd chunk")
     pieces: int | None = _directive(
-        None, _integer(0, 1_000_000), "=N: the answer is N pieces, the numbers 1 to N, one in each chunk"
+        None, _integer(0, 1_000_000), "=N: the content is the numbers 1 to N, one per chunk"
     )
     size: int | None = _directive(
         None,
         _integer(0, 100_000_000),
-        "=BYTES: the answer is so many bytes in one chunk, or in as many as pieces says",
+        "=BYTES: the content has so many bytes, in one chunk or in as many as pieces requests",
     )
     truncate: int | None = _directive(
         None,
         _integer(0, 1_000_000),
-        "=K: the stream ends cleanly after K chunks, without finish_reason and [DONE] (unary: half of the JSON)",
+        "=K: the stream ends after K chunks, without finish_reason and [DONE] (unary: half of the JSON)",
     )
     reset: int | None = _directive(
         None,
         _integer(0, 1_000_000),
-        "=K: the connection is aborted after K chunks (unary: 0 is before the headers, else amid the body)",
+        "=K: the connection is aborted after K chunks (unary: 0 is before the headers, else within the body)",
     )
     error: int | None = _directive(
         None,
         _integer(0, 1_000_000),
-        "=K: an error object in the stream after K chunks, code says which (unary: the error object with status 200)",
+        "=K: an error object in the stream after K chunks; code selects it (unary: the error object with status 200)",
     )
     html: bool = _directive(False, None, ": an HTML page with status 200")
-    no_usage: bool = _directive(False, None, ": no usage, even if asked for")
+    no_usage: bool = _directive(False, None, ": no usage, even if requested")
     no_done: bool = _directive(False, None, ": the stream ends without [DONE]")
-    reject_usage: bool = _directive(False, None, ": stream_options is refused with status 400")
+    reject_usage: bool = _directive(False, None, ": stream_options is rejected with status 400")
 
     @property
     def is_error(self) -> bool:
-        """Whether the answer is an error status."""
+        """Whether the response has an error status."""
         return self.status is not None or (self.code is not None and self.error is None)
 
     @property
-    def ending(self) -> tuple[str, int] | None:
-        """How the answer breaks off (`truncate`, `reset` or `error`) and after how many chunks; None: it does not."""
-        endings = {"truncate": self.truncate, "reset": self.reset, "error": self.error}
-        given = [(name, after) for name, after in endings.items() if after is not None]
-        return min(given, key=lambda ending: ending[1], default=None)
+    def interruption(self) -> tuple[str, int] | None:
+        """The interruption (`truncate`, `reset` or `error`) and the number of chunks before it, if any."""
+        interruptions = {"truncate": self.truncate, "reset": self.reset, "error": self.error}
+        given = [(name, after) for name, after in interruptions.items() if after is not None]
+        return min(given, key=lambda interruption: interruption[1], default=None)
 
     @property
-    def calmed(self) -> "Behaviour":
-        """What is left once `times` is used up: the shape of the answer, and no fault."""
+    def without_faults(self) -> "Behaviour":
+        """The behaviour after `times` requests: the same content and pace, without faults."""
         return Behaviour(pieces=self.pieces, size=self.size, pace=self.pace)
 
 
 DIRECTIVES: dict[str, str] = {each.name: each.metadata["description"] for each in fields(Behaviour)}
-"""Name → description, which begins with the form of the value (`=N: …`): `name + description` is a line of help."""
+"""Name → description. It starts with the value's form (`=N: …`), so `name + description` is a line of help."""
 
 _PARSERS: dict[str, Callable[[str], Any] | None] = {each.name: each.metadata["parse"] for each in fields(Behaviour)}
 
 
 def behaviour_of(model: str) -> Behaviour | None:
-    """How a request for `model` is to be treated; None if it is no name of echo's.
+    """Return the behaviour for `model`, or None if the name does not belong to echo.
 
-    Raises ApiError (400) that names the directive if one is unknown, has a bad value or is given twice.
+    Raises ApiError (400), which names the directive, if one is unknown, invalid or given twice.
     """
     return _parsed(model) if model.startswith(_PREFIX) else None
 
@@ -141,9 +141,9 @@ def _parsed(model: str) -> Behaviour:
     for item in filter(None, map(str.strip, model.partition(":")[2].split(","))):
         name, equals, text = item.partition("=")
         if name not in _PARSERS:
-            raise _refusal(model, f"unknown directive '{name}'")
+            raise _invalid_model(model, f"unknown directive '{name}'")
         if name in values:
-            raise _refusal(model, f"directive '{name}' is given twice")
+            raise _invalid_model(model, f"directive '{name}' is given twice")
         values[name] = _value(model, name, text if equals else None)
     return Behaviour(**values)
 
@@ -152,19 +152,19 @@ def _value(model: str, name: str, text: str | None) -> Any:
     parse = _PARSERS[name]
     if parse is None:
         if text is not None:
-            raise _refusal(model, f"directive '{name}' takes no value")
+            raise _invalid_model(model, f"directive '{name}' does not accept a value")
         return True
     try:
         return parse(text or "")
     except ValueError as error:
-        raise _refusal(model, f"bad value for directive '{name}': {error}, got '{text or ''}'") from error
+        raise _invalid_model(model, f"invalid value for directive '{name}': {error}, got '{text or ''}'") from error
 
 
-def _refusal(model: str, what: str) -> ApiError:
+def _invalid_model(model: str, problem: str) -> ApiError:
     valid = ", ".join(DIRECTIVES)
     return ApiError(
         400,
-        f"Invalid model '{model}': {what}. Valid directives: {valid}.",
+        f"Invalid model '{model}': {problem}. Valid directives: {valid}.",
         param="model",
         code="invalid_directive",
     )

@@ -1,4 +1,4 @@
-"""The errors echo answers with, in OpenAI's shape and words: `{"error": {message, type, param, code}}`."""
+"""Error responses with OpenAI's format and texts: `{"error": {message, type, param, code}}`."""
 
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ SERVER_ERROR = "server_error"
 
 
 class ApiError(Exception):
-    """An error answer: HTTP status, the four fields of the error object, and extra response headers."""
+    """An error response: HTTP status, the four fields of the error object, and extra headers."""
 
     def __init__(
         self,
@@ -29,12 +29,12 @@ class ApiError(Exception):
 
     @property
     def body(self) -> bytes:
-        """The JSON that says it."""
+        """The JSON body."""
         return orjson.dumps({"error": self.fields})
 
 
-class _Usual(NamedTuple):
-    """What OpenAI usually says; `{model}` in the message is replaced by the model asked for."""
+class _Template(NamedTuple):
+    """A typical error of OpenAI. `{model}` in the message stands for the requested model."""
 
     status: int
     kind: str
@@ -44,44 +44,44 @@ class _Usual(NamedTuple):
 
 _NO_MODEL = "The model `{model}` does not exist or you do not have access to it."
 _BY_CODE = {
-    usual.code: usual
-    for usual in (
-        _Usual(401, INVALID_REQUEST, "invalid_api_key", "Incorrect API key provided."),
-        _Usual(402, "billing_error", "insufficient_balance", "Insufficient balance."),
-        _Usual(
+    template.code: template
+    for template in (
+        _Template(401, INVALID_REQUEST, "invalid_api_key", "Incorrect API key provided."),
+        _Template(402, "billing_error", "insufficient_balance", "Insufficient balance."),
+        _Template(
             403,
             "request_forbidden",
             "unsupported_country_region_territory",
             "Country, region, or territory not supported",
         ),
-        _Usual(404, INVALID_REQUEST, "model_not_found", _NO_MODEL),
-        _Usual(
+        _Template(404, INVALID_REQUEST, "model_not_found", _NO_MODEL),
+        _Template(
             429,
             "requests",
             "rate_limit_exceeded",
             "Rate limit reached for `{model}` in organization org-echo on requests per min (RPM): "
             "Limit 3, Used 3, Requested 1.",
         ),
-        _Usual(
+        _Template(
             429,
             "insufficient_quota",
             "insufficient_quota",
             "You exceeded your current quota, please check your plan and billing details.",
         ),
-        _Usual(
+        _Template(
             400,
             INVALID_REQUEST,
             "context_length_exceeded",
             "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. "
             "Please reduce the length of the messages.",
         ),
-        _Usual(
+        _Template(
             400,
             INVALID_REQUEST,
             "content_filter",
             "The response was filtered due to the prompt triggering the content management policy.",
         ),
-        _Usual(500, SERVER_ERROR, SERVER_ERROR, "The server had an error while processing your request."),
+        _Template(500, SERVER_ERROR, SERVER_ERROR, "The server had an error while processing your request."),
     )
 }
 _BY_STATUS = {
@@ -90,12 +90,12 @@ _BY_STATUS = {
     403: _BY_CODE["unsupported_country_region_territory"],
     404: _BY_CODE["model_not_found"],
     429: _BY_CODE["rate_limit_exceeded"],
-    500: _Usual(500, SERVER_ERROR, None, "The server had an error while processing your request. Sorry about that!"),
-    503: _Usual(503, SERVER_ERROR, None, "The engine is currently overloaded, please try again later."),
+    500: _Template(500, SERVER_ERROR, None, "The server had an error while processing your request. Sorry about that!"),
+    503: _Template(503, SERVER_ERROR, None, "The engine is currently overloaded, please try again later."),
 }
 
 
-def usual(
+def openai_error(
     model: str,
     *,
     status: int | None = None,
@@ -103,56 +103,56 @@ def usual(
     message: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> ApiError:
-    """The error that OpenAI would give with this status, this code, or both; what is named wins over what is usual."""
+    """Return OpenAI's error for this status, code, or both. Arguments override the typical values."""
     by_code = _BY_CODE.get(code)
     if status is None:
         status = by_code.status if by_code else 400
-    by_status = _BY_STATUS.get(status) or _plain(status)
-    # A code under another status than its own keeps its words: providers do that too.
-    kind, words = (by_code or by_status).kind, (by_code or by_status).message
+    by_status = _BY_STATUS.get(status) or _generic(status)
+    # A code keeps its text even with an unusual status, as at some providers.
+    kind, text = (by_code or by_status).kind, (by_code or by_status).message
     return ApiError(
         status,
-        message or words.replace("{model}", model),
+        message or text.replace("{model}", model),
         kind=kind,
-        # Some providers give the HTTP status here, as a number.
+        # Some providers send the HTTP status here, as a number.
         code=int(code) if code and code.isdecimal() else code or by_status.code,
         headers=headers,
     )
 
 
-def _plain(status: int) -> _Usual:
+def _generic(status: int) -> _Template:
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = f"Status {status}"
-    return _Usual(status, SERVER_ERROR if status >= 500 else INVALID_REQUEST, None, f"{phrase}.")
+    return _Template(status, SERVER_ERROR if status >= 500 else INVALID_REQUEST, None, f"{phrase}.")
 
 
 def unknown_model(model: str) -> ApiError:
-    """The model's name does not begin with `echo`."""
-    return usual(model, code="model_not_found")
+    """Return the error for a model name that does not begin with `echo`."""
+    return openai_error(model, code="model_not_found")
 
 
 def unknown_url(method: str, path: str) -> ApiError:
-    """No such route."""
+    """Return the error for an unknown route."""
     return ApiError(404, f"Invalid URL ({method} {path})", code="unknown_url")
 
 
 def rejected_key(key: str | None) -> ApiError:
-    """The bearer token is missing (None) or not the right one."""
+    """Return the error for a bearer token that is missing (None) or wrong."""
     if not key:
         message = (
             "You didn't provide an API key. You need to provide your API key in an Authorization header "
             "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
         )
     else:
-        message = f"Incorrect API key provided: {masked(key)}."
+        message = f"Incorrect API key provided: {mask(key)}."
     return ApiError(401, message, code="invalid_api_key")
 
 
-def masked(key: str) -> str:
-    """The key as OpenAI quotes it: its ends, and stars; a short one is stars only."""
-    # The header may hold any bytes; JSON may not.
+def mask(key: str) -> str:
+    """Mask the key as OpenAI does: its ends and stars. Short keys become stars only."""
+    # The header can hold any bytes, JSON cannot.
     key = key.encode("ascii", "replace").decode("ascii")
     if len(key) <= 12:
         return "*" * len(key)

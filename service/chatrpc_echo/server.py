@@ -1,6 +1,6 @@
-"""Echo, the server: the socket, the routes, the key, and the record of what was received.
+"""The HTTP server of echo: socket, routes, API key, and the record of received requests.
 
-What it answers is decided in `answers` and `directives`; this module never looks into a message.
+`completions` and `directives` decide the response; this module never reads a message.
 """
 
 import asyncio
@@ -16,43 +16,43 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
-from chatrpc_echo import answers, delivery, errors, validation, wire
+from chatrpc_echo import completions, encoding, errors, responses, validation
 from chatrpc_echo.directives import Behaviour, behaviour_of
 
 _MOST_REQUESTS_KEPT = 1000
 _MOST_COUNTERS_KEPT = 10_000
 _LARGEST_REQUEST_BYTES = 256 * 1024 * 1024
-_BACKLOG = 1024  # load tests open their connections all at once
-# Open answers are cancelled before this begins to count; it is for a request that arrives during the stop.
+_BACKLOG = 1024  # load tests open all their connections at once
+# For a request that arrives during the stop; open responses are cancelled before this time starts.
 _SHUTDOWN_SECONDS = 0.2
 
 
 @dataclass(slots=True, eq=False)
 class Received:
-    """One request as it reached the server, and what became of its answer."""
+    """One received request, and the outcome of its response."""
 
     method: str
     path: str
     headers: dict[str, str]
-    """Names in lower case; of repeated ones the last."""
+    """Names in lower case. If a header is repeated, the last value."""
     body: Any
-    """The parsed JSON; None if there is no body or it is not JSON."""
+    """The parsed JSON. None if the body is missing or invalid."""
     disconnected: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the caller went away before the answer was complete."""
+    """Set when the caller disconnected before the response was complete."""
     finished: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when all was written that was to be written, including a fault on request."""
+    """Set when the response, or the requested fault, was written completely."""
 
 
 class Echo:
-    """An OpenAI-compatible upstream of our own: `async with Echo() as echo: echo.base_url`.
+    """An OpenAI-compatible server: `async with Echo() as echo: echo.base_url`.
 
-    `port` 0 takes a free one. `pace_seconds` is the pause before each chunk of streams whose model does not say `pace`.
-    With `api_key`, requests need it as their bearer token. It belongs to one event loop; it can be started again after
-    a stop.
+    `port` 0 selects a free port. `pace_seconds` is the pause before each chunk of streams without the directive `pace`.
+    If `api_key` is set, requests require it as their bearer token. An instance belongs to one event loop, and can be
+    restarted after a stop.
     """
 
     requests: deque[Received]
-    """What was received, the last 1000; the newest is at the right."""
+    """The last 1000 requests; the newest is at the right."""
 
     def __init__(
         self, host: str = "127.0.0.1", port: int = 0, *, pace_seconds: float = 0.0, api_key: str | None = None
@@ -68,19 +68,19 @@ class Echo:
         self._open: set[asyncio.Task[Any]] = set()
         self._received = 0
         self._arrival = asyncio.Event()
-        self._served: OrderedDict[tuple[str, str | None], int] = OrderedDict()
+        self._request_counts: OrderedDict[tuple[str, str | None], int] = OrderedDict()
 
     async def start(self) -> None:
-        """Listens; returns once connections are accepted.
+        """Start to listen; return when connections are accepted.
 
-        Raises OSError if the address cannot be bound, RuntimeError if it is already started.
+        Raises OSError if the address cannot be bound, RuntimeError if the server is already started.
         """
         if self._runner is not None:
             raise RuntimeError("Echo is already started")
         self._stopping = False
         app = web.Application(client_max_size=_LARGEST_REQUEST_BYTES)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        app.on_response_prepare.append(_without_noise)
+        app.on_response_prepare.append(_remove_noise_headers)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         try:
@@ -93,7 +93,7 @@ class Echo:
         self._base_url = f"http://{host}:{runner.addresses[0][1]}/v1"
 
     async def stop(self) -> None:
-        """Stops listening and ends open answers, within a second. Does nothing if it is not started."""
+        """Stop listening and cancel open responses within a second. Do nothing if the server is not started."""
         if self._runner is None:
             return
         runner, self._runner = self._runner, None
@@ -113,18 +113,18 @@ class Echo:
 
     @property
     def base_url(self) -> str:
-        """`http://HOST:PORT/v1`, with the port that was really bound.
+        """`http://HOST:PORT/v1` with the actual port.
 
-        Raises RuntimeError if it is not started.
+        Raises RuntimeError if the server is not started.
         """
         if self._runner is None:
             raise RuntimeError("Echo is not started")
         return self._base_url
 
     async def arrived(self, count: int = 1) -> Received:
-        """Waits until `count` requests have been received since the beginning, and returns that one.
+        """Wait until `count` requests have been received in total, and return the last of them.
 
-        Raises IndexError if it is no longer kept.
+        Raises IndexError if that request is no longer kept.
         """
         while self._received < count:
             self._arrival.clear()
@@ -132,7 +132,7 @@ class Echo:
         return self.requests[count - 1 - (self._received - len(self.requests))]
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        """Records the request, answers it, and notes whether the answer got through."""
+        """Record the request, send the response, and record its outcome."""
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
@@ -140,13 +140,13 @@ class Echo:
         try:
             raw = await request.read()
             received = self._record(request, raw)
-            response = await self._answer(request, received, raw)
-            # Written here and not by aiohttp, so that `finished` is told from `disconnected`.
+            response = await self._respond(request, received, raw)
+            # Written here and not by aiohttp, so that `finished` and `disconnected` can be distinguished.
             await response.prepare(request)
             await response.write_eof()
             received.finished.set()
             return response
-        except delivery.AbortedError:
+        except responses.AbortedError:
             assert received is not None
             received.finished.set()
             return web.Response()
@@ -172,9 +172,9 @@ class Echo:
         self._arrival.set()
         return received
 
-    async def _answer(self, request: web.Request, received: Received, raw: bytes) -> web.StreamResponse:
+    async def _respond(self, request: web.Request, received: Received, raw: bytes) -> web.StreamResponse:
         identity = hashlib.blake2b(raw, digest_size=12).hexdigest()
-        headers = delivery.headers_of(request, identity)
+        headers = responses.common_headers(request, identity)
         try:
             self._authorise(received)
             route = _ROUTES.get((request.method, request.path))
@@ -182,7 +182,7 @@ class Echo:
                 raise errors.unknown_url(request.method, request.rel_url.raw_path)
             return await route(self, request, raw, identity, headers)
         except errors.ApiError as error:
-            return delivery.as_json(error.body, {**headers, **error.headers}, error.status)
+            return responses.json_response(error.body, {**headers, **error.headers}, error.status)
 
     def _authorise(self, received: Received) -> None:
         if self._api_key is None:
@@ -195,14 +195,14 @@ class Echo:
     async def _models(
         self, request: web.Request, raw: bytes, identity: str, headers: dict[str, str]
     ) -> web.StreamResponse:
-        return delivery.as_json(wire.models(), headers)
+        return responses.json_response(encoding.models(), headers)
 
     async def _chat(
         self, request: web.Request, raw: bytes, identity: str, headers: dict[str, str]
     ) -> web.StreamResponse:
-        body = validation.validated(raw)
+        body = validation.validate(raw)
         behaviour = self._behaviour(body)
-        await delivery.pause(behaviour.delay)
+        await responses.pause(behaviour.delay)
         if behaviour.is_error:
             raise _error(body["model"], behaviour)
         if behaviour.reject_usage and "stream_options" in body:
@@ -210,21 +210,21 @@ class Echo:
                 400, "Unknown parameter: 'stream_options'.", param="stream_options", code="unknown_parameter"
             )
         if behaviour.html:
-            return delivery.page(headers)
-        answer = answers.compose(body, identity, behaviour)
+            return responses.html_page(headers)
+        completion = completions.compose(body, identity, behaviour)
         if not body.get("stream"):
-            return await delivery.unary(request, answer, behaviour, headers)
-        return await delivery.stream(
+            return await responses.unary(request, completion, behaviour, headers)
+        return await responses.stream(
             request,
-            answer,
+            completion,
             behaviour,
             headers,
-            asked_for_usage=bool(body.get("stream_options", {}).get("include_usage")),
+            include_usage=bool(body.get("stream_options", {}).get("include_usage")),
             pace_seconds=self._pace_seconds if behaviour.pace is None else behaviour.pace,
         )
 
     def _behaviour(self, body: dict[str, Any]) -> Behaviour:
-        """How to treat this request, `times` taken into account."""
+        """Return the behaviour for this request, which depends on `times`."""
         model = body["model"]
         behaviour = behaviour_of(model)
         if behaviour is None:
@@ -232,14 +232,14 @@ class Echo:
         if behaviour.times is None:
             return behaviour
         caller = (model, body.get("user"))
-        served = self._served[caller] = self._served.pop(caller, 0) + 1
-        if len(self._served) > _MOST_COUNTERS_KEPT:
-            self._served.popitem(last=False)
-        return behaviour if served <= behaviour.times else behaviour.calmed
+        served = self._request_counts[caller] = self._request_counts.pop(caller, 0) + 1
+        if len(self._request_counts) > _MOST_COUNTERS_KEPT:
+            self._request_counts.popitem(last=False)
+        return behaviour if served <= behaviour.times else behaviour.without_faults
 
 
 _Route = Callable[[Echo, web.Request, bytes, str, dict[str, str]], Awaitable[web.StreamResponse]]
-# Some base URLs end in /v1 and some do not.
+# Base URLs exist with and without /v1.
 _ROUTES: dict[tuple[str, str], _Route] = {
     ("POST", "/v1/chat/completions"): Echo._chat,
     ("POST", "/chat/completions"): Echo._chat,
@@ -254,10 +254,12 @@ def _error(model: str, behaviour: Behaviour) -> errors.ApiError:
         headers["retry-after"] = f"{behaviour.retry_after:g}"
     if behaviour.retry_after_ms is not None:
         headers["retry-after-ms"] = str(behaviour.retry_after_ms)
-    return errors.usual(model, status=behaviour.status, code=behaviour.code, message=behaviour.message, headers=headers)
+    return errors.openai_error(
+        model, status=behaviour.status, code=behaviour.code, message=behaviour.message, headers=headers
+    )
 
 
-async def _without_noise(request: web.Request, response: web.StreamResponse) -> None:
-    """Server and Date say nothing that a caller needs, and the date would differ from answer to answer."""
+async def _remove_noise_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Remove Server and Date: callers do not need them, and the date would make responses differ."""
     response.headers.popall("Server", None)
     response.headers.popall("Date", None)

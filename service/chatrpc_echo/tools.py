@@ -1,4 +1,4 @@
-"""Which tools echo calls, and with what: the tools of a request → the calls in the answer. Pure."""
+"""The tools of a request → the tool calls of the completion. Pure."""
 
 import json
 import re
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatrpc_echo.errors import ApiError
-from chatrpc_echo.instances import NoInstanceError, instance
+from chatrpc_echo.schema_instances import NoInstanceError, instance
 from chatrpc_echo.validation import missing, require_object
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call: `kind` is function, custom or (legacy, without id) function_call; `text` the arguments or the input."""
+    """A tool call: `kind` is function, custom or function_call (legacy, no id); `text` is the arguments or input."""
 
     kind: str
     name: str
@@ -22,7 +22,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class _Tool:
-    """A tool on offer; `where` is its place in the request, for errors."""
+    """A tool of the request; `where` is its path there, for errors."""
 
     kind: str
     name: str
@@ -31,27 +31,27 @@ class _Tool:
 
 
 def calls(body: dict[str, Any], question: str, identity: str) -> list[ToolCall]:
-    """The calls that answer the request: none unless it offers tools and ends with a user message.
+    """Return the tool calls; none unless the request has tools and ends with a user message.
 
-    Called is the tool that `tool_choice` names; else one that the question names; else the first. With
-    `parallel_tool_calls: true`, it is all that the question names, or simply all. Functions get small arguments that
-    fit their schema, custom tools the question. Ids are made of `identity`.
+    The tool is the one that `tool_choice` names, else one that the question names, else the first. With
+    `parallel_tool_calls: true`, all tools that the question names are called, or all if it names none. Functions get
+    small arguments that fit their schema, custom tools the question. Ids derive from `identity`.
 
-    Raises ApiError (400) for a malformed tool, a schema without instance, or a choice that is not on offer.
+    Raises ApiError (400) for an invalid tool, a schema without instance, or a choice that is not among the tools.
     """
-    offered = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.get("tools", ()))]
+    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.get("tools", ()))]
     legacy = [
         _function(each, f"functions[{index}]", "function_call") for index, each in enumerate(body.get("functions", ()))
     ]
     if body["messages"][-1]["role"] != "user":
         return []
-    if offered:
-        chosen = _chosen(offered, body.get("tool_choice", "auto"), "tool_choice")
+    if tools:
+        chosen = _select(tools, body.get("tool_choice", "auto"), "tool_choice")
     else:
-        chosen = _chosen(legacy, body.get("function_call", "auto"), "function_call")
+        chosen = _select(legacy, body.get("function_call", "auto"), "function_call")
     named = [tool for tool in chosen if re.search(rf"(?<!\w){re.escape(tool.name)}(?!\w)", question)]
     chosen = named or chosen
-    if not (offered and body.get("parallel_tool_calls") is True):
+    if not (tools and body.get("parallel_tool_calls") is True):
         chosen = chosen[:1]
     return [
         ToolCall(tool.kind, tool.name, _input(tool, question), f"call_{identity}_{index}")
@@ -105,8 +105,8 @@ def _name(value: Any, where: str) -> str:
     return name
 
 
-def _chosen(tools: list[_Tool], choice: Any, param: str) -> list[_Tool]:
-    """The tools that the choice leaves: a mode, one tool by name, or a list of allowed ones."""
+def _select(tools: list[_Tool], choice: Any, param: str) -> list[_Tool]:
+    """Return the tools that the choice selects: a mode, one tool by name, or a list of allowed tools."""
     if choice == "none":
         return []
     if isinstance(choice, str):
@@ -128,7 +128,7 @@ def _chosen(tools: list[_Tool], choice: Any, param: str) -> list[_Tool]:
 
 
 def _named(choice: Any, param: str) -> str:
-    """The name in `{type, function: {name}}`, `{type, custom: {name}}` or plain `{name}`."""
+    """Return the name in `{type, function: {name}}`, `{type, custom: {name}}` or plain `{name}`."""
     choice = require_object(choice, param)
     holder = choice.get(choice["type"]) if isinstance(choice.get("type"), str) else choice
     return _name(holder if isinstance(holder, dict) else choice, param)

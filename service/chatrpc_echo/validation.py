@@ -1,6 +1,6 @@
-"""Request bytes → a request whose top level can be trusted, or the 400 that OpenAI would give.
+"""Request bytes → a request with a valid top level, or OpenAI's error 400.
 
-It checks shapes, and the ranges that OpenAI documents. Nested schemas (tools, formats) are checked where they are read.
+Checks types, and the ranges that OpenAI documents. `tools` and `completions` check the nested schemas.
 """
 
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 
 
 class _Kind(NamedTuple):
-    """A JSON type (or several), and what OpenAI calls it."""
+    """One or more JSON types, and OpenAI's name for them."""
 
     types: tuple[type, ...]
-    words: str
+    name: str
 
 
 _STRING = _Kind((str,), "a string")
@@ -25,7 +25,7 @@ _INTEGER = _Kind((int,), "an integer")
 _NUMBER = _Kind((int, float), "a decimal")
 _ARRAY = _Kind((list,), "an array")
 _OBJECT = _Kind((dict,), "an object")
-_WORDS = {
+_TYPE_NAMES = {
     str: "a string",
     bool: "a boolean",
     int: "an integer",
@@ -72,8 +72,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 _MOST_STOPS = 4
 
 
-def validated(raw: bytes) -> dict[str, Any]:
-    """The request in `raw`; fields that are null are left out, since OpenAI takes them as absent.
+def validate(raw: bytes) -> dict[str, Any]:
+    """Parse and validate the request. Omit null fields, because OpenAI treats them as absent.
 
     Raises ApiError (400).
     """
@@ -106,14 +106,14 @@ def validated(raw: bytes) -> dict[str, Any]:
 
 
 def missing(name: str) -> ApiError:
-    """The error for a required field that is not there."""
+    """Return the error for a missing required field."""
     return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
 
 
 def require_object(value: Any, name: str) -> dict[str, Any]:
-    """`value` if it is a JSON object.
+    """Return `value` if it is a JSON object.
 
-    Raises ApiError (400) that calls it `name`.
+    Raises ApiError (400), which names the field `name`.
     """
     _require(value, _OBJECT, name)
     assert isinstance(value, dict)
@@ -121,20 +121,20 @@ def require_object(value: Any, name: str) -> dict[str, Any]:
 
 
 def _require(value: Any, kind: _Kind, name: str) -> None:
-    """Raises ApiError (400) unless `value` is of that kind."""
-    # bool is an int in Python, not in JSON: compare exact types.
+    """Raise ApiError (400) unless `value` is of that kind."""
+    # Compare exact types, because bool is an int in Python but not in JSON.
     if type(value) not in kind.types:
-        found = "null" if value is None else _WORDS[type(value)]
+        found = "null" if value is None else _TYPE_NAMES[type(value)]
         raise ApiError(
             400,
-            f"Invalid type for '{name}': expected {kind.words}, but got {found} instead.",
+            f"Invalid type for '{name}': expected {kind.name}, but got {found} instead.",
             param=name,
             code="invalid_type",
         )
 
 
 def _require_range(value: float, name: str, least: float, most: float | None) -> None:
-    kind = _KINDS[name].words.split()[-1]
+    kind = _KINDS[name].name.split()[-1]
     if value < least:
         relation, bound, code = ">=", least, "below_min_value"
     elif most is not None and value > most:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatrpc_echo import answers, directives, errors, validation, wire
+from chatrpc_echo import completions, directives, encoding, errors, validation
 from support.echo_caller import CLOCK, INVALID, Caller, calling, joined, parsed, soon
 
 
@@ -203,11 +203,11 @@ def test_whatever_is_sent_is_answered_or_refused(fields: dict[str, Any]) -> None
     raw = json.dumps({"model": "echo", "messages": [{"role": "user", "content": content}], **fields}).encode()
     refusal = None
     try:
-        answer = answers.compose(validation.validated(raw), "0", directives.Behaviour())
+        answer = completions.compose(validation.validate(raw), "0", directives.Behaviour())
     except errors.ApiError as error:
         refusal = error.status
     else:
-        whole = json.loads(wire.unary(answer, with_usage=True))
-        streamed = parsed(b"".join(wire.Events(answer, with_usage=True).deltas()))
+        whole = json.loads(encoding.unary(answer, with_usage=True))
+        streamed = parsed(b"".join(encoding.StreamEvents(answer, with_usage=True).deltas()))
         assert joined(streamed) == (whole["choices"][0]["message"]["content"] or "")
     assert refusal in (None, 400)

@@ -1,17 +1,18 @@
-"""JSON Schema → a small value that fits it: what echo gives as tool arguments and as structured output.
+"""JSON Schema → a small valid instance, for tool arguments and structured output.
 
-Covers what tool and output schemas use: type, properties, required, enum, const, default, items, prefixItems, bounds,
-formats, local $ref, allOf, anyOf, oneOf. Not: pattern, not, if/then/else, uniqueItems, dependencies.
+Supports the common keywords of tool and output schemas: type, properties, required, enum, const, default, items,
+prefixItems, bounds, formats, local $ref, allOf, anyOf, oneOf. Ignores pattern, not, if/then/else, uniqueItems and
+dependencies.
 """
 
 import math
 from typing import Any
 
-# A schema comes from outside and may describe something endless, or huge: these bound the work for one instance.
+# Schemas come from callers and can describe infinite or huge values, so these limits bound the work per instance.
 _MOST_NODES = 10_000
 _DEEPEST = 50
 _LONGEST_TEXT = 100_000
-# Beyond this depth only what the schema demands is built, so that optional recursion (a tree's children) ends.
+# Below this depth only required parts are built, so that optional recursion (a tree's children) terminates.
 _SHALLOW = 5
 
 _FORMATS = {
@@ -38,11 +39,11 @@ _TYPE_BY_KEYWORD = {
 
 
 class NoInstanceError(ValueError):
-    """No instance can be given: the schema is not a schema, contradicts itself, or is endless."""
+    """The schema has no instance: it is invalid, contradictory or infinite."""
 
 
 def instance(schema: Any) -> Any:
-    """A small value that fits `schema`, always the same one.
+    """Return a small instance of `schema`, always the same one.
 
     Raises NoInstanceError.
     """
@@ -50,7 +51,7 @@ def instance(schema: Any) -> Any:
 
 
 class _Builder:
-    """Builds one instance; holds the root, for `$ref`, and the budget."""
+    """Builds one instance. Holds the root schema for `$ref`, and the node count."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -59,7 +60,7 @@ class _Builder:
     def build(self, schema: Any, depth: int) -> Any:
         if depth > _DEEPEST:
             raise NoInstanceError("the schema nests too deeply")
-        schema = self._flat(_as_object(schema))
+        schema = self._flatten(_as_object(schema))
         for given in ("const", "default"):
             if given in schema:
                 return schema[given]
@@ -103,34 +104,34 @@ class _Builder:
             values.append(self.build(items, depth + 1))
         return values
 
-    def _flat(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """The schema with `$ref`, `allOf`, and the first choice of `anyOf` and `oneOf` merged into it."""
+    def _flatten(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Merge `$ref`, `allOf`, and the first choice of `anyOf` and `oneOf` into the schema."""
         while True:
-            self._spend()
+            self._count_node()
             rest = dict(schema)
             if isinstance(reference := rest.pop("$ref", None), str):
-                schema = _merged(self._referred(reference), rest)
+                schema = _merge(self._resolve(reference), rest)
             elif isinstance(parts := rest.pop("allOf", None), list):
                 schema = rest
                 for part in parts:
-                    schema = _merged(schema, self._flat(_as_object(part)))
+                    schema = _merge(schema, self._flatten(_as_object(part)))
             elif isinstance(parts := rest.pop("anyOf", rest.pop("oneOf", None)), list) and parts:
-                schema = _merged(rest, _as_object(parts[0]))
+                schema = _merge(rest, _as_object(parts[0]))
             else:
                 return rest
 
-    def _referred(self, reference: str) -> dict[str, Any]:
+    def _resolve(self, reference: str) -> dict[str, Any]:
         if not reference.startswith("#"):
             raise NoInstanceError(f"reference {reference!r} is not local")
         target = self._root
         for step in reference[1:].split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
             if not isinstance(target, dict) or step not in target:
-                raise NoInstanceError(f"reference {reference!r} leads nowhere")
+                raise NoInstanceError(f"reference {reference!r} cannot be resolved")
             target = target[step]
         return _as_object(target)
 
-    def _spend(self) -> None:
+    def _count_node(self) -> None:
         self._nodes += 1
         if self._nodes > _MOST_NODES:
             raise NoInstanceError("the schema has no small instance")
@@ -144,7 +145,7 @@ def _as_object(schema: Any) -> dict[str, Any]:
     return schema
 
 
-def _merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+def _merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     merged = {**left, **right}
     if "properties" in left and "properties" in right:
         merged["properties"] = {**_object_at(left, "properties"), **_object_at(right, "properties")}
@@ -170,7 +171,7 @@ def _string(schema: dict[str, Any]) -> str:
 
 
 def _number(schema: dict[str, Any], *, whole: bool) -> int | float:
-    """The first of the likely numbers that fits: 0, else one at or beside a bound."""
+    """Return the first candidate within the bounds: 0, 1, or a number at or next to a bound."""
     candidates: list[float] = [0, 1]
     bounds = [_number_at(schema, key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
     step = _number_at(schema, "multipleOf")
@@ -201,7 +202,7 @@ def _fits(number: float, bounds: list[float | None], step: float | None, *, whol
 
 def _number_at(schema: dict[str, Any], key: str) -> float | None:
     value = schema.get(key)
-    # bool is an int in Python, and `exclusiveMinimum: true` is JSON Schema of 2013.
+    # bool is an int in Python, and `exclusiveMinimum: true` is valid in JSON Schema draft 4 (2013).
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

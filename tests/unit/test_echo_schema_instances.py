@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chatrpc_echo.instances import NoInstanceError, instance
+from chatrpc_echo.schema_instances import NoInstanceError, instance
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": []}
 TREE = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}

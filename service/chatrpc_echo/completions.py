@@ -1,6 +1,6 @@
-"""A validated request → what echo answers, complete and ready to be written: pure, and always the same.
+"""A validated request → the whole completion. Pure and deterministic.
 
-How it is written (one body or a stream) is for `wire`; when it breaks is for `delivery`.
+`encoding` turns it into one body or a stream; `responses` decides when it is interrupted.
 """
 
 import json
@@ -10,22 +10,24 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from chatrpc_echo import pieces
+from chatrpc_echo import tokens
 from chatrpc_echo.directives import Behaviour
 from chatrpc_echo.errors import ApiError
-from chatrpc_echo.instances import NoInstanceError, instance
+from chatrpc_echo.schema_instances import NoInstanceError, instance
 from chatrpc_echo.tools import ToolCall, calls
 
-_LONGEST_ECHO = 400
+_LONGEST_ECHO_CHARACTERS = 400
 _ATTACHMENTS = {"image_url": "image", "input_audio": "audio clip", "file": "file", "video_url": "video"}
-_TOKENS_BESIDE_TEXT = 4  # for each message: role and separators
-_TOKENS_FOR_ATTACHMENT = 85
-_CACHED_BLOCK = 16  # prompt caches count in whole blocks; a small one, so that short prompts show a figure
+_TOKENS_PER_MESSAGE = 4  # for each message: role and separators
+_TOKENS_PER_ATTACHMENT = 85
+_CACHED_BLOCK_TOKENS = (
+    16  # prompt caches count whole blocks; this one is small so that short prompts have cached tokens
+)
 
 
 @dataclass(slots=True)
 class Choice:
-    """One of the `n` answers. Texts are in pieces: one piece is one token and one chunk."""
+    """One of the `n` choices. Texts are split into tokens: one token is one chunk."""
 
     content: Sequence[str] | None
     finish_reason: str
@@ -35,70 +37,72 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Answer:
-    """Everything a response says, whichever way it is written."""
+class Completion:
+    """The content of a response, unary or streaming."""
 
     identity: str
     model: str
     choices: list[Choice]
     prompt_tokens: int
     top_logprobs: int | None
-    """How many alternatives to show for each token; None: no logprobs at all."""
+    """Number of alternatives per token. If None, the response has no logprobs."""
     usage: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         reasoning = sum(len(choice.reasoning) for choice in self.choices)
-        completion = reasoning + sum(map(_spoken_tokens, self.choices))
+        completion = reasoning + sum(map(_output_tokens, self.choices))
         self.usage = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion,
             "total_tokens": self.prompt_tokens + completion,
-            "prompt_tokens_details": {"cached_tokens": self.prompt_tokens // _CACHED_BLOCK * _CACHED_BLOCK},
+            "prompt_tokens_details": {
+                "cached_tokens": self.prompt_tokens // _CACHED_BLOCK_TOKENS * _CACHED_BLOCK_TOKENS
+            },
             "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
 
 
-def compose(body: dict[str, Any], identity: str, behaviour: Behaviour) -> Answer:
-    """The answer to a validated request; `identity` is the hash that its ids are made of.
+def compose(body: dict[str, Any], identity: str, behaviour: Behaviour) -> Completion:
+    """Return the completion for a validated request. Its ids derive from the hash `identity`.
 
-    Raises ApiError (400) for tools, a tool choice or a response format that make no sense.
+    Raises ApiError (400) for invalid tools, tool choices and response formats.
     """
-    return Answer(
+    return Completion(
         identity=identity,
         model=body["model"],
         choices=[_choice(body, identity, behaviour, index) for index in range(body.get("n", 1))],
-        prompt_tokens=sum(map(_tokens_in, body["messages"])),
+        prompt_tokens=sum(map(_input_tokens, body["messages"])),
         top_logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None,
     )
 
 
 def _choice(body: dict[str, Any], identity: str, behaviour: Behaviour, index: int) -> Choice:
     reasoning = _reasoning(body)
-    said = _prescribed(behaviour)
-    if said is None:
+    content = _requested_text(behaviour)
+    if content is None:
         question = text_of(_last_user_message(body).get("content"))
         called = calls(body, question, f"{identity}_{index}")
         if called and called[0].kind == "function_call":
             return Choice(None, "function_call", reasoning, function_call=called[0])
         if called:
             return Choice(None, "tool_calls", reasoning, tool_calls=called)
-        said = pieces.split(_formatted(body) or _remark(body, index))
-    return _cut(said, reasoning, body)
+        content = tokens.split(_json_text(body) or _prose(body, index))
+    return _truncate(content, reasoning, body)
 
 
-def _cut(said: Sequence[str], reasoning: Sequence[str], body: dict[str, Any]) -> Choice:
-    """Ends the text where `stop` or the token limit says; reasoning is paid from the same limit, as OpenAI does."""
+def _truncate(content: Sequence[str], reasoning: Sequence[str], body: dict[str, Any]) -> Choice:
+    """Cut the text at `stop` and at the token limit. Reasoning counts towards the limit, as at OpenAI."""
     stop = body.get("stop", ())
-    kept = pieces.cut_before(said, [stop] if isinstance(stop, str) else stop)
-    said = said if kept is None else kept
+    before_stop = tokens.cut_before(content, [stop] if isinstance(stop, str) else stop)
+    content = content if before_stop is None else before_stop
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    if limit is None or len(reasoning) + len(said) <= limit:
-        return Choice(said, "stop", reasoning)
-    return Choice(said[: max(0, limit - len(reasoning))], "length", reasoning[:limit])
+    if limit is None or len(reasoning) + len(content) <= limit:
+        return Choice(content, "stop", reasoning)
+    return Choice(content[: max(0, limit - len(reasoning))], "length", reasoning[:limit])
 
 
-def _prescribed(behaviour: Behaviour) -> Sequence[str] | None:
-    """The text that `pieces` and `size` ask for, if any."""
+def _requested_text(behaviour: Behaviour) -> Sequence[str] | None:
+    """Return the text that the directives `pieces` and `size` request, if any."""
     if behaviour.size is None:
         return None if behaviour.pieces is None else _numbers(behaviour.pieces)
     parts = min(behaviour.size, 1 if behaviour.pieces is None else behaviour.pieces)
@@ -110,7 +114,7 @@ def _prescribed(behaviour: Behaviour) -> Sequence[str] | None:
 
 @lru_cache(maxsize=8)
 def _numbers(count: int) -> tuple[str, ...]:
-    """'1', ' 2', ' 3' …: a reader sees at once which piece is lost, doubled, or out of order."""
+    """Return '1', ' 2', ' 3' …, so that lost, duplicate and misplaced chunks are obvious."""
     return tuple(f" {number}" if number > 1 else "1" for number in range(1, count + 1))
 
 
@@ -119,11 +123,11 @@ def _reasoning(body: dict[str, Any]) -> Sequence[str]:
     if effort == "none":
         return ()
     words = len(text_of(_last_user_message(body).get("content")).split())
-    return pieces.split(f"Thinking with {effort} effort: {words} words came in, and I shall repeat them.")
+    return tokens.split(f"Thinking with {effort} effort: {words} words came in, and I shall repeat them.")
 
 
-def _formatted(body: dict[str, Any]) -> str | None:
-    """The JSON text that `response_format` asks for; None: it asks for prose."""
+def _json_text(body: dict[str, Any]) -> str | None:
+    """Return the JSON text that `response_format` requests. If it requests prose, return None."""
     form = body.get("response_format", {})
     match form.get("type", "text"):
         case "text":
@@ -131,7 +135,7 @@ def _formatted(body: dict[str, Any]) -> str | None:
         case "json_object":
             value: Any = {"you_said": text_of(_last_user_message(body).get("content"))}
         case "json_schema" if isinstance(form.get("json_schema"), dict):
-            value = _structured(form["json_schema"])
+            value = _schema_instance(form["json_schema"])
         case "json_schema":
             raise ApiError(400, "Missing required parameter: 'response_format.json_schema'.", param="response_format")
         case other:
@@ -144,7 +148,7 @@ def _formatted(body: dict[str, Any]) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _structured(form: dict[str, Any]) -> Any:
+def _schema_instance(form: dict[str, Any]) -> Any:
     try:
         return instance(form.get("schema") or {"type": "object"})
     except NoInstanceError as error:
@@ -155,31 +159,31 @@ def _structured(form: dict[str, Any]) -> Any:
         ) from error
 
 
-def _remark(body: dict[str, Any], index: int) -> str:
-    """What echo says in prose; the other choices say which one they are, so that they can be told apart."""
-    results = _results(body["messages"])
+def _prose(body: dict[str, Any], index: int) -> str:
+    """Return prose. Choices after the first carry their number so that they differ."""
+    results = _tool_results(body["messages"])
     if results:
-        remark = f"The tool says: {'; '.join(map(_shortened, results))}"
+        remark = f"The tool says: {'; '.join(map(_shorten, results))}"
     else:
-        remark = _repeated(_last_user_message(body).get("content"))
+        remark = _repeat(_last_user_message(body).get("content"))
     return f"{remark} ({index + 1})" if index else remark
 
 
-def _repeated(content: Any) -> str:
-    text, attached = text_of(content).strip(), _attached(content)
+def _repeat(content: Any) -> str:
+    text, attached = text_of(content).strip(), _describe_attachments(content)
     if not text:
         return f"You sent {attached}" if attached else "You said nothing"
-    return f"You said: {_shortened(text)}" + (f" … and {attached}" if attached else "")
+    return f"You said: {_shorten(text)}" + (f" … and {attached}" if attached else "")
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= _LONGEST_ECHO:
+def _shorten(text: str) -> str:
+    if len(text) <= _LONGEST_ECHO_CHARACTERS:
         return text
-    return f"{text[:_LONGEST_ECHO].rstrip()} … ({len(text):,} characters)"
+    return f"{text[:_LONGEST_ECHO_CHARACTERS].rstrip()} … ({len(text):,} characters)"
 
 
-def _results(messages: list[dict[str, Any]]) -> list[str]:
-    """What the tools answered, if the conversation ends with that."""
+def _tool_results(messages: list[dict[str, Any]]) -> list[str]:
+    """Return the tool results at the end of the conversation."""
     results: list[str] = []
     for message in reversed(messages):
         if message["role"] not in ("tool", "function"):
@@ -193,31 +197,31 @@ def _last_user_message(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_of(content: Any) -> str:
-    """The text in a message's content: a string, or parts of which some are texts."""
+    """Return the text of a message's content, which is a string or a list of parts."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else ()
     return " ".join(part["text"] for part in parts if part["type"] == "text" and isinstance(part.get("text"), str))
 
 
-def _attached(content: Any) -> str:
-    """'1 image, 2 files', in order of appearance."""
-    counts = _attachments(content)
+def _describe_attachments(content: Any) -> str:
+    """Return a text such as '1 image, 2 files', in order of appearance."""
+    counts = _count_attachments(content)
     return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items())
 
 
-def _attachments(content: Any) -> Counter[str]:
+def _count_attachments(content: Any) -> Counter[str]:
     parts = content if isinstance(content, list) else ()
     kinds = [str(part["type"]) for part in parts if part["type"] not in ("text", "refusal")]
     return Counter(_ATTACHMENTS.get(kind, f"{kind} part") for kind in kinds)
 
 
-def _tokens_in(message: dict[str, Any]) -> int:
+def _input_tokens(message: dict[str, Any]) -> int:
     content = message.get("content")
-    attachments = _attachments(content).total() * _TOKENS_FOR_ATTACHMENT
-    return _TOKENS_BESIDE_TEXT + pieces.count(text_of(content)) + attachments
+    attachments = _count_attachments(content).total() * _TOKENS_PER_ATTACHMENT
+    return _TOKENS_PER_MESSAGE + tokens.count(text_of(content)) + attachments
 
 
-def _spoken_tokens(choice: Choice) -> int:
+def _output_tokens(choice: Choice) -> int:
     called = [*choice.tool_calls, *([choice.function_call] if choice.function_call else [])]
-    return len(choice.content or ()) + sum(pieces.count(call.name) + pieces.count(call.text) for call in called)
+    return len(choice.content or ()) + sum(tokens.count(call.name) + tokens.count(call.text) for call in called)

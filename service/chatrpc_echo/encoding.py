@@ -1,6 +1,7 @@
-"""An answer as bytes: the JSON of a unary response, and the events of a stream.
+"""Encodes a completion: the JSON of a unary response, or the events of a stream.
 
-A load test runs through here: what all chunks of a stream share is encoded once, and a chunk is three bytes joined.
+Load tests depend on its speed, so the parts that all chunks of a stream share are encoded once. A chunk joins three
+byte strings.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,86 +10,86 @@ from typing import Any
 
 import orjson
 
-from chatrpc_echo.answers import Answer, Choice
+from chatrpc_echo.completions import Choice, Completion
 from chatrpc_echo.tools import ToolCall
 
 CREATED = 1_700_000_000
-"""Unix seconds, in every answer: the same request gets the same bytes."""
+"""Unix seconds. Constant, so that the same request gets the same bytes."""
 _FINGERPRINT = "fp_echo"
 DONE = b"data: [DONE]\n\n"
 _ARGUMENT_SLICE = 12
 
 
-def unary(answer: Answer, *, with_usage: bool) -> bytes:
-    """The body of a unary response."""
-    body = _head(answer, "chat.completion")
+def unary(completion: Completion, *, with_usage: bool) -> bytes:
+    """Return the body of a unary response."""
+    body = _head(completion, "chat.completion")
     body["choices"] = [
         {
             "index": index,
             "message": _message(choice),
-            "logprobs": _logprobs(choice.content or (), answer.top_logprobs),
+            "logprobs": _logprobs(choice.content or (), completion.top_logprobs),
             "finish_reason": choice.finish_reason,
         }
-        for index, choice in enumerate(answer.choices)
+        for index, choice in enumerate(completion.choices)
     ]
     if with_usage:
-        body["usage"] = answer.usage
+        body["usage"] = completion.usage
     return orjson.dumps(body)
 
 
 def error_event(body: bytes) -> bytes:
-    """An error object as an event of a stream."""
+    """Return an error object as an event of a stream."""
     return b"data: " + body + b"\n\n"
 
 
 def models() -> bytes:
-    """The body of GET /v1/models."""
+    """Return the body of GET /v1/models."""
     model = {"id": "echo", "object": "model", "created": CREATED, "owned_by": "chatrpc"}
     return orjson.dumps({"object": "list", "data": [model]})
 
 
-class Events:
-    """The events of one streamed answer, in three parts: `opening`, `deltas` one by one, `closing`."""
+class StreamEvents:
+    """The events of one streamed completion, in three parts: `opening`, single `deltas`, `closing`."""
 
-    def __init__(self, answer: Answer, *, with_usage: bool) -> None:
-        self._answer = answer
+    def __init__(self, completion: Completion, *, with_usage: bool) -> None:
+        self._completion = completion
         self._with_usage = with_usage
-        self._before = b"data: " + orjson.dumps(_head(answer, "chat.completion.chunk"))[:-1] + b',"choices":['
-        # With usage asked for, all chunks but the last say that it is null.
-        self._after = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
+        self._prefix = b"data: " + orjson.dumps(_head(completion, "chat.completion.chunk"))[:-1] + b',"choices":['
+        # If usage is requested, OpenAI sends it as null in all chunks except the last.
+        self._suffix = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
 
     def opening(self) -> bytes:
-        """For each choice the event that carries only the role."""
-        choices = enumerate(self._answer.choices)
+        """Return the first event of each choice, which carries only the role."""
+        choices = enumerate(self._completion.choices)
         return b"".join(self._event(index, _first_delta(choice)) for index, choice in choices)
 
     def deltas(self) -> Iterator[bytes]:
-        """The events with reasoning, content, or pieces of tool calls; those of several choices alternate."""
-        rows = zip_longest(*(self._deltas(index, choice) for index, choice in enumerate(self._answer.choices)))
+        """Yield the events with reasoning, content or parts of tool calls; choices alternate."""
+        rows = zip_longest(*(self._deltas(index, choice) for index, choice in enumerate(self._completion.choices)))
         return (event for row in rows for event in row if event is not None)
 
     def closing(self) -> bytes:
-        """The events with the finish reasons, and the one with the usage; not DONE."""
-        choices = enumerate(self._answer.choices)
+        """Return the events with finish reasons, and the event with the usage; not DONE."""
+        choices = enumerate(self._completion.choices)
         finished = b"".join(self._event(index, {}, finish_reason=choice.finish_reason) for index, choice in choices)
         if not self._with_usage:
             return finished
-        return finished + self._before + b'],"usage":' + orjson.dumps(self._answer.usage) + b"}\n\n"
+        return finished + self._prefix + b'],"usage":' + orjson.dumps(self._completion.usage) + b"}\n\n"
 
     def _event(
         self, index: int, delta: dict[str, Any], *, logprobs: Any = None, finish_reason: str | None = None
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return self._before + orjson.dumps(choice) + self._after
+        return self._prefix + orjson.dumps(choice) + self._suffix
 
     def _deltas(self, index: int, choice: Choice) -> Iterator[bytes]:
-        yield from self._texts(index, "reasoning_content", choice.reasoning)
+        yield from self._text_events(index, "reasoning_content", choice.reasoning)
         content = choice.content or ()
-        if self._answer.top_logprobs is None:
-            yield from self._texts(index, "content", content)
+        if self._completion.top_logprobs is None:
+            yield from self._text_events(index, "content", content)
         else:
-            for piece in content:
-                yield self._event(index, {"content": piece}, logprobs=_logprobs([piece], self._answer.top_logprobs))
+            for token in content:
+                yield self._event(index, {"content": token}, logprobs=_logprobs([token], self._completion.top_logprobs))
         for position, call in enumerate(choice.tool_calls):
             for delta in _call_deltas(call):
                 yield self._event(index, {"tool_calls": [{"index": position, **delta}]})
@@ -96,21 +97,21 @@ class Events:
             for delta in _function_call_deltas(choice.function_call):
                 yield self._event(index, {"function_call": delta})
 
-    def _texts(self, index: int, name: str, texts: Iterable[str]) -> Iterator[bytes]:
-        """The hot path: one event for each text, of which only the text itself is encoded anew."""
-        before = self._before + b'{"index":%d,"delta":{"%s":' % (index, name.encode())
-        after = b'},"logprobs":null,"finish_reason":null}' + self._after
+    def _text_events(self, index: int, name: str, texts: Iterable[str]) -> Iterator[bytes]:
+        """Yield one event per text and encode only the text, because this is the hot path."""
+        prefix = self._prefix + b'{"index":%d,"delta":{"%s":' % (index, name.encode())
+        suffix = b'},"logprobs":null,"finish_reason":null}' + self._suffix
         dumps = orjson.dumps
         for text in texts:
-            yield before + dumps(text) + after
+            yield prefix + dumps(text) + suffix
 
 
-def _head(answer: Answer, kind: str) -> dict[str, Any]:
+def _head(completion: Completion, kind: str) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{answer.identity}",
+        "id": f"chatcmpl-{completion.identity}",
         "object": kind,
         "created": CREATED,
-        "model": answer.model,
+        "model": completion.model,
         "system_fingerprint": _FINGERPRINT,
     }
 
@@ -145,7 +146,7 @@ def _first_delta(choice: Choice) -> dict[str, Any]:
 def _call_deltas(call: ToolCall) -> Iterator[dict[str, Any]]:
     yield _call(call, "")
     for text in _slices(call.text):
-        # As OpenAI does, only the first delta carries id and name; the type of a custom call is repeated by its field.
+        # As at OpenAI, only the first delta carries id and name. The field name repeats the type of a custom call.
         yield {call.kind: {_text_field(call): text}}
 
 
@@ -156,7 +157,7 @@ def _function_call_deltas(call: ToolCall) -> Iterator[dict[str, Any]]:
 
 
 def _slices(text: str) -> Iterator[str]:
-    """At least two slices where there are two characters, so that whoever forgets to join them is found out."""
+    """Slice the text; two characters already give two slices, so that tests detect a client that does not join them."""
     length = max(1, min(_ARGUMENT_SLICE, (len(text) + 1) // 2))
     return (text[start : start + length] for start in range(0, len(text), length))
 
@@ -174,5 +175,5 @@ def _token_logprob(token: str, alternatives: int) -> dict[str, Any]:
 
 
 def _token(token: str, rank: int) -> dict[str, Any]:
-    # Made up, but the same each time, below zero, and falling with the rank.
+    # Synthetic but deterministic: negative, and lower for higher ranks.
     return {"token": token, "logprob": -(rank * 8 + len(token) % 7 + 1) / 8, "bytes": list(token.encode())}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatrpc_echo.pieces import cut_before, split
+from chatrpc_echo.tokens import cut_before, split
 
 
 @settings(max_examples=50, deadline=None)
