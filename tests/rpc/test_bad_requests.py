@@ -17,12 +17,12 @@ from chatrpc_echo import Echo
 from support import Service, failure, request, service
 
 BAD: list[tuple[str, CreateChatCompletionRequest, str, str]] = [
-    ("no-messages", CreateChatCompletionRequest(model="echo"), "messages", "at least one message is required"),
+    ("no-messages", CreateChatCompletionRequest(model="echo"), "messages", "is empty; add at least one message"),
     (
         "empty-role",
         CreateChatCompletionRequest(messages=[ChatMessage(role="user", content="a"), ChatMessage(content="b")]),
         "messages[1].role",
-        "is empty: a role such as user, system or assistant is required",
+        "is empty; use a role such as user, system or assistant",
     ),
     (
         "parameters-not-json",
@@ -34,13 +34,13 @@ BAD: list[tuple[str, CreateChatCompletionRequest, str, str]] = [
         "parameters-not-an-object",
         request(tools=[Tool(function=FunctionDefinition(name="f", parameters_json="[1]"))]),
         "tools[0].function.parameters_json",
-        "is JSON an array: an object is expected",
+        "is an array in JSON; use an object",
     ),
     (
         "schema-not-an-object",
         request(response_format=ResponseFormat(json_schema={"name": "s", "schema_json": '"x"'})),
         "response_format.json_schema.schema_json",
-        "is JSON a string: an object is expected",
+        "is a string in JSON; use an object",
     ),
     (
         "tool-choice-not-json",
@@ -48,18 +48,18 @@ BAD: list[tuple[str, CreateChatCompletionRequest, str, str]] = [
         "tool_choice.raw_json",
         "is not JSON",
     ),
-    ("extra-not-an-object", request(extra_json="[]"), "extra_json", "is JSON an array: an object is expected"),
+    ("extra-not-an-object", request(extra_json="[]"), "extra_json", "is an array in JSON; use an object"),
     ("extra-nan", request(extra_json='{"a": NaN}'), "extra_json", "NaN is not a JSON value"),
     (
         "extra-sets-a-field-again",
         request(temperature=1, extra_json='{"temperature": 0}'),
         "extra_json",
-        'sets "temperature", which a field of this message sets too: set only one',
+        'sets "temperature", which a field of this message also sets; set only one',
     ),
-    ("extra-sets-the-model", request(extra_json='{"model": "x"}'), "extra_json", 'may not set "model"'),
-    ("extra-sets-stream", request(extra_json='{"stream": true}'), "extra_json", 'may not set "stream"'),
+    ("extra-sets-the-model", request(extra_json='{"model": "x"}'), "extra_json", 'must not set "model"'),
+    ("extra-sets-stream", request(extra_json='{"stream": true}'), "extra_json", 'must not set "stream"'),
     ("stream-contradicts", request(stream=True), "stream", "call CreateChatCompletionStream"),
-    ("not-finite", request(temperature=float("nan")), "temperature", "JSON has finite numbers only"),
+    ("not-finite", request(temperature=float("nan")), "temperature", "JSON allows only finite numbers"),
 ]
 
 

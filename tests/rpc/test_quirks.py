@@ -207,11 +207,11 @@ QUIRKS: dict[str, Quirk] = {
     ),
     "error-list.json": refused("400 Bad Request", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", UNKNOWN_FIELD),
     "error-html.html": refused(
-        "502 Bad Gateway", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", "the upstream answered with HTTP 502 Bad Gateway"
+        "502 Bad Gateway", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", "the upstream responded with HTTP 502 Bad Gateway"
     ),
     "error-empty.json": refused("500 Oh", Code.INTERNAL, "UPSTREAM_INTERNAL", "HTTP 500 Internal Server Error"),
     "error-null-fields.json": refused(
-        "529 Full", Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", "the upstream answered with HTTP 529"
+        "529 Full", Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", "the upstream responded with HTTP 529"
     ),
     "error-surrogate.json": refused("418 Teapot", Code.FAILED_PRECONDITION, "UPSTREAM_ERROR", HALF_A_PAIR),
     "error-openrouter.json": refused(

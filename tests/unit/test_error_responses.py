@@ -130,8 +130,8 @@ def test_body(body: Any, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("body", SILENT.values(), ids=SILENT)
 def test_body_without_message(body: Any) -> None:
-    assert refusal(502, body).message == "the upstream answered with HTTP 502 Bad Gateway"
-    assert refusal(599, body).message == "the upstream answered with HTTP 599"
+    assert refusal(502, body).message == "the upstream responded with HTTP 502 Bad Gateway"
+    assert refusal(599, body).message == "the upstream responded with HTTP 599"
 
 
 @pytest.mark.parametrize("depth", [100, 900, 960, 1000, 9000])
@@ -152,8 +152,8 @@ def test_a_message_too_deep_to_show() -> None:
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (302, "the upstream answered with HTTP 302: redirects are not followed"),
-        (204, "the upstream answered with HTTP 204, which is no completion"),
+        (302, "the upstream responded with HTTP 302; redirects are not followed"),
+        (204, "the upstream responded with HTTP 204 instead of 200"),
     ],
 )
 def test_neither_success_nor_error(status: int, message: str) -> None:

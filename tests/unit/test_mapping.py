@@ -341,5 +341,5 @@ KINDS = [
 
 
 def test_a_field_of_a_new_type_is_noticed() -> None:
-    with pytest.raises(TypeError, match="no JSON form is known"):
+    with pytest.raises(TypeError, match="have no JSON form"):
         read(chat_request_pb2.StreamOptions, {})

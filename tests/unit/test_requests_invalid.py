@@ -43,26 +43,26 @@ def refusal(request: ChatRequest, *, stream: bool = False) -> InvalidRequest:
     return caught.value
 
 
-TWICE = 'sets "{}", which a field of this message sets too: set only one'
-OWN = 'may not set "{}": it has a field of its own'
+TWICE = 'sets "{}", which a field of this message also sets; set only one'
+OWN = 'must not set "{0}"; use the field {0}'
 MISTAKES: dict[str, tuple[ChatRequest, str, str]] = {
-    "no messages": (ChatRequest(model="m"), "messages", "at least one message is required"),
-    "no role": (said(role=""), "messages[1].role", "a role such as user, system or assistant is required"),
-    "NaN": (a_request(temperature=NAN), "temperature", "is nan: JSON has finite numbers only"),
-    "infinite": (a_request(top_p=-INFINITE), "top_p", "is -inf: JSON has finite numbers only"),
-    "NaN in a map": (a_request(logit_bias={"5": NAN}), 'logit_bias["5"]', "is nan: JSON has finite numbers only"),
-    "a long key": (a_request(logit_bias={"é" * 9999: NAN}), f'logit_bias["{"é" * 64}"]', "finite numbers only"),
-    "not JSON": (a_request(extra_json="{"), "extra_json", "the text of an object is expected"),
+    "no messages": (ChatRequest(model="m"), "messages", "is empty; add at least one message"),
+    "no role": (said(role=""), "messages[1].role", "use a role such as user, system or assistant"),
+    "NaN": (a_request(temperature=NAN), "temperature", "is nan; JSON allows only finite numbers"),
+    "infinite": (a_request(top_p=-INFINITE), "top_p", "is -inf; JSON allows only finite numbers"),
+    "NaN in a map": (a_request(logit_bias={"5": NAN}), 'logit_bias["5"]', "is nan; JSON allows only finite numbers"),
+    "a long key": (a_request(logit_bias={"é" * 9999: NAN}), f'logit_bias["{"é" * 64}"]', "only finite numbers"),
+    "not JSON": (a_request(extra_json="{"), "extra_json", "use the text of an object"),
     "blank": (a_request(extra_json=" "), "extra_json", "is not JSON (Expecting value: line 1 column 2 (char 1))"),
-    "array": (a_request(extra_json="[]"), "extra_json", "is JSON an array: an object is expected"),
-    "string": (a_request(extra_json='"{}"'), "extra_json", "is JSON a string: an object is expected"),
-    "number": (a_request(extra_json="1"), "extra_json", "is JSON a number: an object is expected"),
-    "fraction": (a_request(extra_json="1.5"), "extra_json", "is JSON a number: an object is expected"),
-    "boolean": (a_request(extra_json="true"), "extra_json", "is JSON a boolean: an object is expected"),
-    "null": (a_request(extra_json="null"), "extra_json", "is JSON null: an object is expected"),
+    "array": (a_request(extra_json="[]"), "extra_json", "is an array in JSON; use an object"),
+    "string": (a_request(extra_json='"{}"'), "extra_json", "is a string in JSON; use an object"),
+    "number": (a_request(extra_json="1"), "extra_json", "is a number in JSON; use an object"),
+    "fraction": (a_request(extra_json="1.5"), "extra_json", "is a number in JSON; use an object"),
+    "boolean": (a_request(extra_json="true"), "extra_json", "is a boolean in JSON; use an object"),
+    "null": (a_request(extra_json="null"), "extra_json", "is null in JSON; use an object"),
     "extra NaN": (a_request(extra_json='{"x":NaN}'), "extra_json", "NaN is not a JSON value"),
     "extra infinity": (a_request(extra_json='{"x":-Infinity}'), "extra_json", "-Infinity is not a JSON value"),
-    "extra 1e999": (a_request(extra_json='{"x":1e999}'), "extra_json", "beyond the range of a double"),
+    "extra 1e999": (a_request(extra_json='{"x":1e999}'), "extra_json", "exceeds the range of a double"),
     "too deep": (a_request(extra_json='{"x":' + "[" * 9999 + "]" * 9999 + "}"), "extra_json", "nested too deeply"),
     "model": (a_request(extra_json='{"model":"m"}'), "extra_json", OWN.format("model")),
     "messages": (a_request(extra_json='{"messages":[]}'), "extra_json", OWN.format("messages")),
@@ -111,7 +111,7 @@ MISTAKES: dict[str, tuple[ChatRequest, str, str]] = {
     "schema, no object": (
         a_request(tools=[Tool(function=FunctionDefinition(parameters_json="[]"))]),
         "tools[0].function.parameters_json",
-        "is JSON an array: an object is expected",
+        "is an array in JSON; use an object",
     ),
     "schema, empty text": (
         a_request(functions=[FunctionDefinition(), FunctionDefinition(parameters_json="")]),
@@ -121,17 +121,17 @@ MISTAKES: dict[str, tuple[ChatRequest, str, str]] = {
     "raw choice, a number": (
         a_request(tool_choice=ToolChoice(raw_json="1")),
         "tool_choice.raw_json",
-        "is JSON a number: an object or a string is expected",
+        "is a number in JSON; use an object or a string",
     ),
     "raw choice, bare word": (
         a_request(tool_choice=ToolChoice(raw_json="auto")),
         "tool_choice.raw_json",
-        "the text of an object or a string is expected",
+        "use the text of an object or a string",
     ),
     "allowed tools": (
         a_request(tool_choice=ToolChoice(allowed_tools=AllowedTools(tools_json=["{}", '"f"']))),
         "tool_choice.allowed_tools.tools_json[1]",
-        "is JSON a string: an object is expected",
+        "is a string in JSON; use an object",
     ),
 }
 
@@ -148,8 +148,8 @@ def test_mistake(request_: ChatRequest, field: str, description: str) -> None:
 @pytest.mark.parametrize(
     ("stream", "description"),
     [
-        (True, "is false, which this RPC contradicts: leave it unset or call CreateChatCompletion"),
-        (False, "is true, which this RPC contradicts: leave it unset or call CreateChatCompletionStream"),
+        (True, "is false, but this RPC determines it; leave it unset or call CreateChatCompletion"),
+        (False, "is true, but this RPC determines it; leave it unset or call CreateChatCompletionStream"),
     ],
 )
 def test_stream_contradicts_the_rpc(stream: bool, description: str) -> None:

@@ -199,7 +199,7 @@ TOO_LARGE: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("pieces", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_too_large(pieces: list[bytes]) -> None:
-    with pytest.raises(InvalidResponse, match=f"more than {LIMIT} bytes"):
+    with pytest.raises(InvalidResponse, match=f"exceeds {LIMIT} bytes"):
         decoded(pieces, flush=False)
 
 

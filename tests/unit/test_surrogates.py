@@ -146,11 +146,11 @@ def test_every_text_is_joined(delta: Any) -> None:
 
 def test_the_rest() -> None:
     joiner = SurrogateJoiner()
-    assert joiner.rest() is None
+    assert joiner.flush() is None
     both = {**call("a" + HIGH, 1), "reasoning": HIGH}
     joiner.join({"id": "i", "model": "m", **choice({"content": HIGH}, None), "usage": {}})
     joiner.join({"id": "j", "created": 1, "choices": [choice({}, None)["choices"][0], *choice(both, 2)["choices"]]})
-    assert joiner.rest() == {
+    assert joiner.flush() == {
         "id": "j",
         "created": 1,
         "choices": [
@@ -158,7 +158,7 @@ def test_the_rest() -> None:
             {"index": 2, "delta": {**call(LOST, 1), "reasoning": LOST}},
         ],
     }
-    assert (joiner.waiting, joiner.rest()) == (False, None)
+    assert (joiner.waiting, joiner.flush()) == (False, None)
 
 
 @pytest.mark.parametrize(

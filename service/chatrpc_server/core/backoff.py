@@ -1,4 +1,4 @@
-"""May this be tried again, and after how long? Pure: the chance comes in as an argument."""
+"""Retry decision: which errors are retried, and after which delay. Pure: the random number is an argument."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,16 @@ _RETRIED_STATUSES = {408, 409, 429}
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential with full jitter, as the OpenAI SDKs retry."""
+    """Exponential backoff with full jitter, like the OpenAI SDKs."""
 
     max_retries: int = 2
     initial_seconds: float = 0.5
     max_seconds: float = 8.0
 
     def delay_seconds(self, error: ChatError, retries: int, chance: float) -> float | None:
-        """How long to wait before the next try, or None to give up.
+        """Return the delay before the next attempt, or None if no retry follows.
 
-        `retries`: how many there have been. `chance`: uniform in [0, 1). What the upstream asks for goes first.
+        `retries`: number of retries so far. `chance`: uniform in [0, 1). The upstream's own delay has precedence.
         """
         if retries >= self.max_retries or not is_transient(error):
             return None
@@ -28,7 +28,7 @@ class Backoff:
 
 
 def is_transient(error: ChatError) -> bool:
-    """Could the very same request succeed a moment later?"""
+    """Can the same request succeed later?"""
     if isinstance(error, ErrorResponse):
         if error.reason is Reason.UPSTREAM_QUOTA_EXHAUSTED:
             return False

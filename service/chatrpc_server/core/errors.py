@@ -1,23 +1,22 @@
-"""Everything that can go wrong with a call, by whose fault it is.
+"""All errors of a call, by the party at fault.
 
     ChatError
     ├── CallerError            the caller's
-    │   ├── InvalidRequest       the request cannot be put to an upstream as it is
-    │   └── DeadlineExceeded     the time the caller gave is over
+    │   ├── InvalidRequest       the request cannot be sent to an upstream
+    │   └── DeadlineExceeded     the call's deadline has expired
     ├── ServiceError           ours
-    │   ├── Overloaded           too many calls are in flight
-    │   ├── ResponseTooLarge     the answer is larger than a message may be
-    │   └── Draining             this process is about to stop
+    │   ├── Overloaded           the limit of calls in flight is reached
+    │   ├── ResponseTooLarge     the response exceeds the size limit of messages
+    │   └── Draining             this process is stopping
     └── UpstreamFault          the upstream's
-        ├── Unreachable          no connection, or it broke before the response began
-        ├── TimedOut             silence for longer than the settings allow
-        ├── ErrorResponse        an HTTP error status, or an error object where a completion should be
-        ├── InvalidResponse      not what the chat completions API sends
-        └── Truncated            the response ended before the completion did
+        ├── Unreachable          no connection, or it closed before the response began
+        ├── TimedOut             no data for longer than the settings allow
+        ├── ErrorResponse        an HTTP error status, or an error object instead of a completion
+        ├── InvalidResponse      not a chat completion
+        └── Truncated            the response ended before the completion
 
-`reason` is the `google.rpc.ErrorInfo.reason` that the caller sees; `rpc/layers/errors.py` maps reasons to gRPC codes.
-Messages may be shown to the caller, so they never hold a key; they are never logged, since an upstream may quote a
-prompt in them.
+`reason` is the caller's `google.rpc.ErrorInfo.reason`; `rpc/layers/errors.py` maps reasons to gRPC codes. Callers see
+the messages, so they never hold a key. They are never logged, because an upstream can quote a prompt in them.
 """
 
 from enum import StrEnum
@@ -62,7 +61,7 @@ class Reason(StrEnum):
 
 
 class ChatError(Exception):
-    """A call cannot be answered. `retry_after_seconds`: when trying again makes sense, if that is known."""
+    """A failure of a call. `retry_after_seconds`: the wait before a retry, if known."""
 
     reason: Reason = Reason.INTERNAL
 
@@ -73,11 +72,11 @@ class ChatError(Exception):
 
 
 class CallerError(ChatError):
-    """The caller has to change something."""
+    """An error that the caller must fix."""
 
 
 class InvalidRequest(CallerError):
-    """The request is malformed at `field`, a path such as `messages[0].role`."""
+    """A malformed request. `field` is a path such as `messages[0].role`."""
 
     reason = Reason.INVALID_REQUEST
 
@@ -87,58 +86,58 @@ class InvalidRequest(CallerError):
         self.description = description
 
     def inside(self, parent: str) -> "InvalidRequest":
-        """The same mistake as seen from the message that holds the field."""
+        """Return the same error with the path from the parent message."""
         return InvalidRequest(f"{parent}.{self.field}", self.description)
 
 
 class DeadlineExceeded(CallerError):
-    """The call's deadline has passed, or is too near to begin."""
+    """A deadline that has expired, or leaves too little time to begin."""
 
     reason = Reason.DEADLINE_EXCEEDED
 
 
 class ServiceError(ChatError):
-    """This process cannot take or finish the call."""
+    """A call that this process cannot accept or finish."""
 
 
 class Overloaded(ServiceError):
-    """The limit of calls in flight is reached."""
+    """A call beyond the limit of calls in flight."""
 
     reason = Reason.IN_FLIGHT_LIMIT
 
 
 class ResponseTooLarge(ServiceError):
-    """The answer does not fit into a message of the allowed size."""
+    """A response that exceeds the size limit of messages."""
 
     reason = Reason.RESPONSE_TOO_LARGE
 
 
 class Draining(ServiceError):
-    """The process stops and the call was still running."""
+    """A call that was still running when the process stopped."""
 
     reason = Reason.SERVER_DRAINING
 
 
 class UpstreamFault(ChatError):
-    """The upstream did not deliver."""
+    """A failure of the upstream."""
 
     reason = Reason.UPSTREAM_ERROR
 
 
 class Unreachable(UpstreamFault):
-    """Connecting failed (refused, DNS, TLS), or the connection broke before the response began."""
+    """A failed connect (refused, DNS, TLS), or a connection that closed before the response began."""
 
     reason = Reason.UPSTREAM_UNREACHABLE
 
 
 class TimedOut(UpstreamFault):
-    """The upstream stayed silent for longer than the settings allow."""
+    """An upstream that sent nothing for longer than the settings allow."""
 
     reason = Reason.UPSTREAM_TIMEOUT
 
 
 class InvalidResponse(UpstreamFault):
-    """The upstream sent something that is no chat completion. `kind` is why not, for the metrics."""
+    """A response that is not a chat completion. `kind` is the cause, for the metrics."""
 
     reason = Reason.UPSTREAM_INVALID_RESPONSE
 
@@ -150,16 +149,16 @@ class InvalidResponse(UpstreamFault):
 
 
 class Truncated(UpstreamFault):
-    """The response ended without `[DONE]` and without a finish_reason for every choice."""
+    """A response without `[DONE]` and without a finish_reason for every choice."""
 
     reason = Reason.UPSTREAM_TRUNCATED
 
 
 class ErrorResponse(UpstreamFault):
-    """The upstream answered with an error.
+    """An error response of the upstream.
 
-    `detail` is what it said. `status` is the HTTP status that the error amounts to: the response's own or, for an error
-    object inside a 200 (`in_success`), the one its code stands for. `should_retry` is the upstream's word on that.
+    `detail` is the upstream's error. `status` is its HTTP status. For an error object inside a 200 (`in_success`) it is
+    the status that the error's code stands for. `should_retry` is the upstream's advice.
     """
 
     def __init__(

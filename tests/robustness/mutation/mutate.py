@@ -34,6 +34,7 @@ TESTS = {
     "core/openai/mapping.py": "tests/unit/test_mapping.py tests/unit/test_responses.py"
     " tests/unit/test_responses_stream.py tests/unit/test_responses_tool_calls.py tests/unit/test_mapping_lossless.py",
     "core/openai/error_responses.py": "tests/unit/test_error_responses.py tests/unit/test_responses.py",
+    "core/openai/normalise.py": "tests/unit/test_responses_tool_calls.py tests/unit/test_responses_stream.py",
     "core/openai/coalesce.py": "tests/unit/test_coalesce.py",
     "core/openai/chunk_template.py": "tests/unit/test_chunk_template.py",
     "core/openai/surrogates.py": "tests/unit/test_surrogates.py tests/unit/test_responses_stream.py",

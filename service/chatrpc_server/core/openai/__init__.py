@@ -1,1 +1,1 @@
-"""The OpenAI dialect: requests to JSON, JSON and SSE to messages. Pure, like the rest of the core."""
+"""The OpenAI dialect: messages to JSON requests, JSON and SSE responses to messages. Pure, like all of the core."""

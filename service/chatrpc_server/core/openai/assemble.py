@@ -1,6 +1,6 @@
-"""The chunks of a stream put together to the response that they amount to, for servers that stream unasked.
+"""Assembly of a stream's chunks into one response, for servers that stream although no stream was requested.
 
-Text concatenates, a delta's lists grow, of everything else the newest counts.
+Text is concatenated, the lists of a delta grow, and of all other values the newest counts.
 """
 
 from base64 import b64decode, b64encode
@@ -19,7 +19,7 @@ _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
 def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
-    """The response. Choices stand in the order in which they appeared, tool calls in that of their indexes."""
+    """Return the response: choices in the order of appearance, tool calls in the order of their indexes."""
     response = ChatResponse()
     choices: dict[int, Choice] = {}
     calls: dict[tuple[int, int], ToolCall] = {}
@@ -64,7 +64,7 @@ def _add_delta(message: ChatMessage, delta: Delta) -> None:
 
 
 def _add_parts(message: ChatMessage, delta: Delta) -> None:
-    """Where content comes as text and as arrays, as Mistral's does when it thinks, all of it is in the parts."""
+    """Add content to the parts if it comes as text and as arrays (Mistral's reasoning models)."""
     if delta.content_parts:
         if message.content and not message.content_parts:
             message.content_parts.add(type="text", text=message.content)
@@ -76,7 +76,7 @@ def _add_parts(message: ChatMessage, delta: Delta) -> None:
 
 
 def _add_base64(known: str, more: str) -> str:
-    """Each piece is encoded for itself, so that padding may stand between them."""
+    """Concatenate encoded pieces. Each piece is encoded separately, so padding can occur between them."""
     if known.endswith("="):
         try:
             return b64encode(b64decode(known) + b64decode(more)).decode()
@@ -111,7 +111,7 @@ def _concatenate(into: Message, source: Message, names: tuple[str, ...]) -> None
 
 
 def _merge_extras(into: Any, source: Any, *, grow: bool = False) -> None:
-    """`grow`: lists such as reasoning_details come in parts; others, such as citations, whole in every chunk."""
+    """Merge `extra_json`. `grow`: lists arrive in parts (reasoning_details), else complete each time (citations)."""
     if not source.extra_json:
         return
     extras = jsontext.loads_leniently(into.extra_json.encode()) if into.extra_json else {}

@@ -1,8 +1,8 @@
-"""Chunks that arrived together to the fewest messages that say the same.
+"""Merging of chunks that arrived together into as few messages as possible.
 
-Never waits: it sees what one read brought. Two neighbours become one if all they differ in is text that concatenates:
-the same stream and choice, the same kind of text, no finish_reason, no usage, no extras. The first may also tell the
-role, or begin a tool call (protos/chatrpc/v1/chat_service.proto).
+It never waits: it sees the chunks of one read. Two neighbours merge if they differ only in text that concatenates: same
+stream, choice and kind of text, without finish_reason, usage and extras. The first can also hold the role, or begin a
+tool call (protos/chatrpc/v1/chat_service.proto).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _TEXTS = {"content", "reasoning_content", "reasoning", "refusal"}
 
 
 def coalesce(chunks: Sequence[ChatChunk]) -> Sequence[ChatChunk]:
-    """The same stream in as few messages as possible. Merges into the given messages: they are used up."""
+    """Return the same stream in as few messages as possible. Merges into the given messages; do not use them again."""
     if len(chunks) < 2:
         return chunks
     runs = [[chunks[0]]]
@@ -37,7 +37,7 @@ def _continues(first: ChatChunk, second: ChatChunk) -> bool:
     one, two = first.choices[0], second.choices[0]
     return (
         one.index == two.index
-        and _continues_delta(one.delta, two.delta)  # before the rest, as neighbours that differ mostly differ there
+        and _continues_delta(one.delta, two.delta)  # first, because most neighbours that differ do so here
         and _same_fields(one, two, _CHOICE_FIELDS)
         and _same_fields(first, second, _CHUNK_FIELDS)
         and not one.logprobs.extra_json
@@ -56,7 +56,7 @@ def _continues_delta(one: Delta, two: Delta) -> bool:
 
 
 def _continues_call(one: ToolCallDelta, two: ToolCallDelta) -> bool:
-    """The second brings nothing but more arguments; the first may have begun the call."""
+    """Does the second hold only more arguments? The first can begin the call."""
     return (
         one.index == two.index
         and _field_names(two) <= {"index", "function"}
@@ -67,7 +67,7 @@ def _continues_call(one: ToolCallDelta, two: ToolCallDelta) -> bool:
 
 
 def _merged(run: Sequence[ChatChunk]) -> ChatChunk:
-    """All in the first. Each text is set once: a message keeps the memory of every text it ever had (upb's arena)."""
+    """Merge all into the first. Set each text once: a message keeps the memory of all its texts (upb's arena)."""
     first = run[0]
     if len(run) == 1:
         return first

@@ -1,7 +1,7 @@
-"""What an upstream says when it refuses, to the one exception for it.
+"""The upstream's error responses to exceptions.
 
-The providers agree on the status, hardly on the body: an object under `error`, a text there, a flat object, `detail`, a
-list of one, HTML. The tables are the contract's (protos/chatrpc/v1/chat_error.proto).
+Providers agree on the status but not on the body: an object or a text under `error`, a flat object, `detail`, a list of
+one, HTML. The tables are those of the contract (protos/chatrpc/v1/chat_error.proto).
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from chatrpc_server.core.text import clip
 MESSAGE_BYTES = 2048
 RAW_BODY_BYTES = 4096
 FIELD_BYTES = 128
-"""What is kept. Less is shown of the longer ones: keys are taken out in between, and half a key would not be found."""
-_LONGEST_WAIT_SECONDS = 1e9
-"""What asks for more says nothing, and would not fit a `google.protobuf.Duration`."""
+"""Size limits. Callers see less: redaction comes between, and would not find a key that this limit cuts."""
+_MAX_RETRY_AFTER_SECONDS = 1e9
+"""A longer wait is ignored; it would not fit a `google.protobuf.Duration`."""
 
 _BY_STATUS = {
     400: Reason.UPSTREAM_INVALID_REQUEST,
@@ -83,15 +83,15 @@ _STATUS_OF_CODE = {
     "overloaded_error": 503,
     "timeout": 504,
 }
-"""The HTTP status that an error object in a 200 amounts to, by its `code` or `type`."""
+"""HTTP status of an error object in a 200, by its `code` or `type`."""
 
 
 def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: float) -> UpstreamFault:
-    """The exception for a response whose status is not 200. `headers` by lower-case name; `now` in Unix seconds."""
+    """Return the exception for a status other than 200. `headers` by lower-case name; `now` in Unix seconds."""
     if http_status < 400:
-        # Following a redirect could carry the key to somewhere else.
-        remark = ": redirects are not followed" if http_status >= 300 else ", which is no completion"
-        return InvalidResponse(f"the upstream answered with HTTP {http_status}{remark}", "unexpected_content")
+        # A redirect could send the key to another host.
+        problem = "; redirects are not followed" if http_status >= 300 else " instead of 200"
+        return InvalidResponse(f"the upstream responded with HTTP {http_status}{problem}", "unexpected_content")
     error = _error_object(_loads(body), certain=True)
     detail = _detail(http_status, error, body)
     detail.request_id = clip(headers.get("x-request-id", ""), FIELD_BYTES)
@@ -105,9 +105,9 @@ def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: floa
 
 
 def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> ErrorResponse | None:
-    """The exception for JSON with status 200 that holds an error where a completion should be, else None.
+    """Return the exception for JSON that holds an error despite status 200, or None if it holds no error.
 
-    `certain`: it is known to be one (an `error` event), whatever it looks like.
+    `certain`: it is an error whatever its shape, because the event is an `error` event.
     """
     error = _error_object(source, certain=certain)
     if error is None:
@@ -126,7 +126,7 @@ def rejects_usage(error: ErrorResponse) -> bool:
 
 
 def _error_object(source: Any, *, certain: bool) -> dict[str, Any] | None:
-    """The object that describes the error, in whichever of the known shapes."""
+    """Return the object that describes the error, from any of the known shapes."""
     if isinstance(source, list) and source and isinstance(source[0], dict) and source[0].get("error"):
         source = source[0]
     if not isinstance(source, dict):
@@ -170,16 +170,16 @@ def _status_of(detail: UpstreamError) -> int | None:
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait as the upstream asks, by the headers that the OpenAI SDKs honour."""
+    """Return the upstream's delay in seconds, from the headers that the OpenAI SDKs honour."""
     value = headers.get("retry-after", "")
     for seconds in (_number(headers.get("retry-after-ms", "")) / 1000, _number(value), _unix_time(value) - now):
-        if seconds < _LONGEST_WAIT_SECONDS:  # which NaN is not
+        if seconds < _MAX_RETRY_AFTER_SECONDS:  # false for NaN
             return max(0.0, seconds)
     return None
 
 
 def _number(text: str) -> float:
-    """NaN if it is none."""
+    """Return the number, or NaN if the text is invalid."""
     try:
         return float(text)
     except ValueError:
@@ -187,7 +187,7 @@ def _number(text: str) -> float:
 
 
 def _unix_time(text: str) -> float:
-    """NaN if it is no HTTP date."""
+    """Return the time of an HTTP date, or NaN if the text is invalid."""
     try:
         date = parsedate_to_datetime(text)
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
@@ -199,9 +199,9 @@ def _standard_message(http_status: int) -> str:
     if http_status == 200:
         return "the upstream sent an error without a message"
     try:
-        return f"the upstream answered with HTTP {http_status} {HTTPStatus(http_status).phrase}"
+        return f"the upstream responded with HTTP {http_status} {HTTPStatus(http_status).phrase}"
     except ValueError:
-        return f"the upstream answered with HTTP {http_status}"
+        return f"the upstream responded with HTTP {http_status}"
 
 
 def _loads(body: bytes) -> Any:

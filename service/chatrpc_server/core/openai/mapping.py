@@ -1,8 +1,7 @@
 """JSON objects to messages, driven by the messages' descriptors.
 
-One rule keeps everything: a key whose value fits the field of that name goes into the field; every other key, unknown
-or of another type than declared, stays in the message's `extra_json`. So no oddity is lost, and none is an error.
-JSON null means absent.
+If the value of a key fits the field of that name, the field gets it. All other keys, unknown or of another type, stay
+in the message's `extra_json`. So no data is lost, and no deviation is an error. Null means absent.
 """
 
 from collections.abc import Callable
@@ -17,13 +16,13 @@ from chatrpc_server.core.text import well_formed
 
 JsonObject = dict[str, Any]
 Setter = Callable[[Any, Any], bool]
-"""Puts a value into a message; False if it does not fit."""
+"""Sets a value in a message; returns False if it does not fit."""
 
 _INT_BITS = {FieldDescriptor.TYPE_INT32: 31, FieldDescriptor.TYPE_INT64: 63}
 
 
 def read(message: Message, source: JsonObject) -> None:
-    """Fills an empty message from a JSON object. Raises ValueError for what is nested too deeply to keep."""
+    """Fill an empty message from a JSON object. Raises ValueError if an extra is nested too deeply."""
     setters = _setters(type(message))  # type: ignore[arg-type]  # mypy looks at the instances' __hash__
     extras: JsonObject | None = None
     for key, value in source.items():
@@ -40,7 +39,7 @@ def read(message: Message, source: JsonObject) -> None:
 
 @cache
 def _setters(kind: type[Message]) -> dict[str, Setter]:
-    """JSON key to setter of a message type."""
+    """Return the setters of a message type by JSON key."""
     setters: dict[str, Setter] = {}
     field: Any
     for field in kind.DESCRIPTOR.fields:
@@ -72,7 +71,7 @@ def _setter(field: FieldDescriptor) -> Setter:
         return _double(name)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return _byte_values(name)
-    raise TypeError(f"{field.full_name}: no JSON form is known for this type of field")
+    raise TypeError(f"{field.full_name}: fields of this type have no JSON form; add one")
 
 
 def _string(name: str) -> Setter:
@@ -89,13 +88,13 @@ def _string(name: str) -> Setter:
 
 
 def _nonempty(name: str) -> Setter:
-    """For the names and ids of a stream, of which some servers repeat an empty one in each delta."""
+    """Return a setter that ignores "": some servers repeat an empty name or id in each delta of a stream."""
     string = _string(name)
     return lambda message, value: value == "" or string(message, value)
 
 
-def whole(value: Any) -> int | None:
-    """The integer that a JSON number stands for; some servers write all theirs with a fraction."""
+def to_integer(value: Any) -> int | None:
+    """Return the integer value of a JSON number, or None. Some servers write integers with a fraction (1.0)."""
     if type(value) is int:
         return value
     return int(value) if type(value) is float and value.is_integer() else None
@@ -103,7 +102,7 @@ def whole(value: Any) -> int | None:
 
 def _integer(name: str, limit: int) -> Setter:
     def put(message: Any, value: Any) -> bool:
-        number = whole(value)
+        number = to_integer(value)
         if number is None or not -limit <= number < limit:
             return False
         setattr(message, name, number)
@@ -178,18 +177,18 @@ def _messages(name: str) -> Setter:
 
 
 def _once(field: FieldDescriptor, setter: Setter) -> Setter:
-    """A oneof holds one value; should an object have two of its keys, the second stays an extra."""
+    """Return a setter for a field of a oneof. If an object has two keys of the oneof, the second is an extra."""
     if field.containing_oneof is None or field.containing_oneof.name.startswith("_"):  # "_x": `optional x`
         return setter
     oneof = field.containing_oneof.name
     return lambda message, value: message.WhichOneof(oneof) is None and setter(message, value)
 
 
-# Setters of the fields that are shaped otherwise in JSON.
+# Setters of the fields that have another shape in JSON.
 
 
 def _content(message: Any, value: Any) -> bool:
-    """Text, or an array of parts with their text beside it."""
+    """Set content: text, or an array of parts together with their text."""
     if type(value) is str:
         return _content_text(message, value)
     if not _parts(message, value):
@@ -205,7 +204,7 @@ _parts = _messages("content_parts")
 
 
 def _arguments(message: Any, value: Any) -> bool:
-    """JSON text; some servers send the object itself."""
+    """Set arguments: JSON text. Some servers send the object itself."""
     if type(value) is str:
         return _arguments_text(message, value)
     if not isinstance(value, dict | list):

@@ -26,7 +26,7 @@ class ChunkNormaliser:
                 choice["delta"] = choice.pop("message")
             delta = choice.get("delta")
             if isinstance(delta, dict) and isinstance(delta.get("tool_calls"), list):
-                index = mapping.whole(choice.get("index")) or 0
+                index = mapping.to_integer(choice.get("index")) or 0
                 self._tool_calls.setdefault(index, ToolCallNumbering()).number(delta["tool_calls"])
         if chunk.get("usage") is None:
             usage = _find_usage(chunk, choices)
@@ -85,7 +85,7 @@ class ToolCallNumbering:
 def _sent_index(value: Any) -> int | None:
     if isinstance(value, str) and len(value) < 10 and value.isdecimal():
         return int(value)
-    return mapping.whole(value)
+    return mapping.to_integer(value)
 
 
 def _has_name(call: dict[str, Any]) -> bool:

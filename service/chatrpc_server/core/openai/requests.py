@@ -1,10 +1,9 @@
-"""ChatRequest (proto) to the JSON body that goes upstream. Nothing here depends on the upstream or on the call.
+"""ChatRequest (proto) to the JSON body of the upstream request. Nothing here depends on the call.
 
-The rules are the contract's (protos/chatrpc/v1/chat_service.proto): same names, same nesting, unset means the key is
-left out, integral doubles become JSON integers, `x_json` is the JSON text of key `x`, and `extra_json` is merged into
-the object of the message that carries it. Most fields follow from their descriptors; the exceptions are the table
-`_SPECIAL`. Only the structure is checked: values are the upstream's to judge, since every provider draws its limits
-elsewhere.
+The rules are those of the contract (protos/chatrpc/v1/chat_service.proto): same names, same nesting, no key for an
+unset field, JSON integers for integral doubles. `x_json` is the JSON text of key `x`, and `extra_json` is merged into
+the object of its message. Most fields follow from their descriptors; `_SPECIAL` holds the exceptions. Only the
+structure is checked. The upstream checks the values, because each provider has other limits.
 """
 
 from collections.abc import Callable
@@ -24,11 +23,11 @@ _Writer = Callable[[Message, JsonObject, Any], None]
 _Finisher = Callable[[Any, JsonObject], None]
 
 _EXACT_FLOAT = 2.0**53
-"""Above this a double has no fraction left, but as an integer it would claim digits that it does not have."""
+"""Larger doubles have no fraction. As an integer they would show digits that they do not have."""
 _OWN_KEYS = ("model", "messages", "stream")
-"""Top-level keys that `extra_json` may never set: they decide what the call is."""
+"""Top-level keys that `extra_json` must not set, because they determine the call."""
 _RESPONSE_ONLY_KEYS = ("annotations",)
-"""Keys of a response message that no upstream takes back."""
+"""Keys of a response message that no upstream accepts in a request."""
 
 
 def body(request: ChatRequest, *, stream: bool, ask_usage: bool) -> bytes:
@@ -37,11 +36,11 @@ def body(request: ChatRequest, *, stream: bool, ask_usage: bool) -> bytes:
     `ask_usage`: also ask a stream for its usage, which the caller may not have done. Raises `InvalidRequest`.
     """
     if not request.messages:
-        raise InvalidRequest("messages", "at least one message is required")
+        raise InvalidRequest("messages", "is empty; add at least one message")
     if request.HasField("stream") and request.stream != stream:
         rpc = "CreateChatCompletion" if stream else "CreateChatCompletionStream"
         value = str(request.stream).lower()
-        raise InvalidRequest("stream", f"is {value}, which this RPC contradicts: leave it unset or call {rpc}")
+        raise InvalidRequest("stream", f"is {value}, but this RPC determines it; leave it unset or call {rpc}")
     out = _write(request)
     if stream:
         out["stream"] = True
@@ -86,13 +85,13 @@ def _merge(message: Message, out: JsonObject, extra_json: str) -> None:
     if isinstance(message, ChatRequest):
         for key in _OWN_KEYS:
             if key in extras:
-                raise InvalidRequest("extra_json", f'may not set "{key}": it has a field of its own')
+                raise InvalidRequest("extra_json", f'must not set "{key}"; use the field {key}')
     elif isinstance(message, chat_message_pb2.ChatMessage):
         for key in _RESPONSE_ONLY_KEYS:
             extras.pop(key, None)
     for key, value in extras.items():
         if key in out:
-            raise InvalidRequest("extra_json", f'sets "{key}", which a field of this message sets too: set only one')
+            raise InvalidRequest("extra_json", f'sets "{key}", which a field of this message also sets; set only one')
         out[key] = value
 
 
@@ -101,9 +100,9 @@ def _parse(field: str, text: str, *kinds: type) -> Any:
     try:
         value = jsontext.loads_exactly(text)
     except ValueError as error:
-        raise InvalidRequest(field, f"is not JSON ({error}): the text of {names} is expected") from None
+        raise InvalidRequest(field, f"is not JSON ({error}); use the text of {names}") from None
     if not isinstance(value, kinds):
-        raise InvalidRequest(field, f"is JSON {_KIND_NAMES[type(value)]}: {names} is expected")
+        raise InvalidRequest(field, f"is {_KIND_NAMES[type(value)]} in JSON; use {names}")
     return value
 
 
@@ -125,7 +124,7 @@ def _number(field: str, value: float) -> float | int:
     if value.is_integer() and abs(value) < _EXACT_FLOAT:
         return int(value)
     if value - value != 0:  # NaN and the infinities
-        raise InvalidRequest(field, f"is {value}: JSON has finite numbers only")
+        raise InvalidRequest(field, f"is {value}; JSON allows only finite numbers")
     return value
 
 
@@ -175,15 +174,15 @@ def _set(out: JsonObject, key: str, value: Any) -> None:
     out[key] = value
 
 
-# Writers of the fields that are shaped otherwise in JSON.
+# Writers of the fields that have another shape in JSON.
 
 
 def _nothing(_: Message, __: JsonObject, ___: Any) -> None:
-    """For fields that are written by another one, or never leave."""
+    """Write nothing: another writer writes the field, or no upstream gets it."""
 
 
 def _stop(_: Message, out: JsonObject, value: Any) -> None:
-    # One sequence goes as a string: some servers' schema has no array here.
+    # Send one sequence as a string, because the schema of some servers has no array here.
     out["stop"] = value[0] if len(value) == 1 else list(value)
 
 
@@ -258,16 +257,16 @@ _SPECIAL: dict[str, _Writer] = {
 }
 
 
-# What a message still needs once its fields are written.
+# Finishers: changes to an object after its fields are written.
 
 
 def _finish_message(message: chat_message_pb2.ChatMessage, _: JsonObject) -> None:
     if not message.role:
-        raise InvalidRequest("role", "is empty: a role such as user, system or assistant is required")
+        raise InvalidRequest("role", "is empty; use a role such as user, system or assistant")
 
 
 def _finish_function_call(message: chat_message_pb2.FunctionCall, out: JsonObject) -> None:
-    # Upstreams want both keys, and a call without arguments has them as "".
+    # Upstreams require both keys; a call without arguments has "".
     out["name"] = message.name
     out["arguments"] = message.arguments
 
@@ -280,9 +279,9 @@ def _finish_custom_call(message: chat_message_pb2.CustomToolCall, out: JsonObjec
 def _type_from(*fields: str, default: str = "") -> _Finisher:
     def finish(message: Message, out: JsonObject) -> None:
         if "type" not in out:
-            told = next((field for field in fields if message.HasField(field)), default)
-            if told:
-                out["type"] = told
+            name = next((field for field in fields if message.HasField(field)), default)
+            if name:
+                out["type"] = name
 
     return finish
 
@@ -301,7 +300,7 @@ _FINISH: dict[str, _Finisher] = {
 
 @cache
 def _plan(kind: type[Message]) -> tuple[dict[int, _Writer], _Finisher | None]:
-    """Field number to writer, and the finisher, of a message type."""
+    """Return the writers of a message type by field number, and its finisher."""
     name = kind.DESCRIPTOR.name
     writers: dict[int, _Writer] = {}
     field: Any

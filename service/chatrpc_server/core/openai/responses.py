@@ -209,7 +209,7 @@ class StreamReader:
 
     def _flush_surrogates(self, chunks: list[ChatChunk]) -> None:
         """Flush unpaired surrogates at the end of the stream."""
-        source = self._surrogates.rest()
+        source = self._surrogates.flush()
         if source is not None:
             self._add_chunk(source, chunks)
 

@@ -1,8 +1,8 @@
 """Bytes to server-sent events, by the WHATWG rules (html.spec.whatwg.org, "Interpreting an event stream").
 
-Pure: feed bytes in, take events out. Lines end in LF, CR or CRLF and nothing else: `str.splitlines` also cuts at
-U+2028, which is legal inside a JSON string. Time is linear in the bytes however they are cut, and memory is bounded.
-One thing beyond the rules: the field `error:` that older llama.cpp servers send counts as data of an `error` event.
+Only LF, CR and CRLF end a line: `str.splitlines` also splits at U+2028, which is legal inside a JSON string. Time is
+linear in the number of bytes, however they are split; memory is bounded. One extension: the field `error:` of older
+llama.cpp servers counts as data of an `error` event.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from chatrpc_server.core.errors import InvalidResponse
 
 Event = tuple[str, bytes]
-"""The event's type (`message` unless named) and its data."""
+"""The event's type (default `message`) and its data."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
 class Decoder:
-    """Decodes one stream. `max_event_bytes` bounds what is kept: one unfinished line and one unfinished event."""
+    """Decoder of one stream. `max_event_bytes` limits its memory: one unfinished line and one unfinished event."""
 
     def __init__(self, max_event_bytes: int) -> None:
         self._max_event_bytes = max_event_bytes
@@ -28,42 +28,42 @@ class Decoder:
         self._at_start = True
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events that these bytes complete. Raises `InvalidResponse` where one is larger than allowed."""
+        """Return the events that these bytes complete. Raises `InvalidResponse` if an event is too large."""
         return self.feed_lines(self.only_lf(data))
 
     def feed_lines(self, data: bytes) -> Iterator[Event]:
-        """The same, for what comes from `only_lf`."""
+        """Do the same for bytes from `only_lf`."""
         *lines, rest = data.split(b"\n")
         if lines and self._line:
             lines[0] = bytes(self._line) + lines[0]
             self._line.clear()
         for line in lines:
             if line:
-                self._take(line)
+                self._read_line(line)
             elif self._data:
                 yield self._dispatch()
             else:
                 self._type = ""
                 self._at_start = False
         self._line += rest
-        self._check(len(self._line))
+        self._check_size(len(self._line))
 
     def flush(self) -> Iterator[Event]:
-        """What the end of the stream left unfinished: the rules drop it, real servers mean it."""
+        """Return the unfinished event at the end of the stream. The rules drop it, but real servers rely on it."""
         if self._line:
             line = bytes(self._line)
             self._line.clear()
-            self._take(line)
+            self._read_line(line)
         if self._data:
             yield self._dispatch()
 
     @property
     def is_between_events(self) -> bool:
-        """Has all been told of what was fed?"""
+        """Have all fed bytes been returned as events?"""
         return not (self._line or self._data or self._type or self._at_start)
 
     def only_lf(self, data: bytes) -> bytes:
-        """These bytes with each end of a line as LF."""
+        """Return these bytes with LF as the only line ending."""
         if not self._after_cr and b"\r" not in data:
             return data
         if self._after_cr and data.startswith(b"\n"):
@@ -73,7 +73,7 @@ class Decoder:
         self._after_cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    def _take(self, line: bytes) -> None:
+    def _read_line(self, line: bytes) -> None:
         if self._at_start:
             self._at_start = False
             line = line.removeprefix(_BOM)
@@ -89,7 +89,7 @@ class Decoder:
             self._append(value)
 
     def _append(self, value: bytes) -> None:
-        self._check(len(value))
+        self._check_size(len(value))
         self._data.append(value)
         self._data_bytes += len(value) + 1
 
@@ -100,6 +100,8 @@ class Decoder:
         self._data_bytes = 0
         return event
 
-    def _check(self, more: int) -> None:
+    def _check_size(self, more: int) -> None:
         if self._data_bytes + more > self._max_event_bytes:
-            raise InvalidResponse(f"the upstream sent an event of more than {self._max_event_bytes} bytes", "oversize")
+            raise InvalidResponse(
+                f"an event of the upstream's stream exceeds {self._max_event_bytes} bytes", "oversize"
+            )

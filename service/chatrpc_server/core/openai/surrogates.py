@@ -1,7 +1,7 @@
-"""Halves of UTF-16 pairs in JSON text: servers that cut a string between the halves of an emoji escape each on its own.
+"""Surrogates in JSON text: some servers split an emoji between two deltas and escape each half of its UTF-16 pair.
 
-A protobuf string cannot hold a lone half. Within one stream the halves meet again: a high one that ends a delta waits
-for the low one that begins the next delta of the same text. One that stays alone becomes U+FFFD.
+A protobuf string cannot hold a lone surrogate. A high surrogate at the end of a delta waits for the low one at the
+start of the next delta of the same text. A surrogate that stays alone becomes U+FFFD.
 """
 
 from typing import Any
@@ -10,26 +10,26 @@ from chatrpc_server.core.text import well_formed
 
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _HEAD = ("id", "object", "created", "model")
-_LOST = "\ufffd"
+_REPLACEMENT = "\ufffd"
 _Place = tuple[str, str, str, str]
-"""The choice, what of its delta, the tool call, and the key of the text."""
+"""The choice, the part of its delta, the tool call, and the key of the text."""
 
 
 class SurrogateJoiner:
-    """Carries the high halves of one stream from delta to delta."""
+    """The waiting high surrogates of one stream."""
 
     def __init__(self) -> None:
         self._waiting: dict[_Place, tuple[str, Any, Any]] = {}
-        """With each half the indexes of its choice and of its tool call, as sent."""
+        """Each with the indexes of its choice and of its tool call, as sent."""
         self._head: dict[str, Any] = {}
 
     @property
     def waiting(self) -> bool:
-        """Is a half still without its other one?"""
+        """Does a high surrogate wait for its low one?"""
         return bool(self._waiting)
 
     def join(self, chunk: dict[str, Any]) -> None:
-        """Mends the texts of a chunk's deltas in place."""
+        """Join the texts of a chunk's deltas in place."""
         self._head = {key: chunk[key] for key in _HEAD if key in chunk}
         for choice in _objects(chunk.get("choices")):
             index = choice.get("index")
@@ -43,13 +43,13 @@ class SurrogateJoiner:
                 self._join(_object(call.get("function")), index, "function", ("arguments",), call.get("index"))
                 self._join(_object(call.get("custom")), index, "custom", ("input",), call.get("index"))
             if choice.get("finish_reason"):  # nothing follows in this choice
-                self._give_up(choice)
+                self._flush(choice)
 
-    def rest(self) -> dict[str, Any] | None:
-        """At the end of the stream: a chunk with what still waits, if anything does."""
+    def flush(self) -> dict[str, Any] | None:
+        """Return a chunk with the surrogates that still wait at the end of the stream, or None if none does."""
         choices: dict[str, dict[str, Any]] = {place[0]: {"index": at[1]} for place, at in self._waiting.items()}
         for choice in choices.values():
-            self._give_up(choice)
+            self._flush(choice)
         return {**self._head, "choices": list(choices.values())} if choices else None
 
     def _join(self, source: dict[str, Any], index: Any, kind: str, keys: tuple[str, ...], call: Any = None) -> None:
@@ -57,37 +57,37 @@ class SurrogateJoiner:
             text = source.get(key)
             if not isinstance(text, str) or not text:
                 continue
-            place = (repr(index), kind, repr(call), key)  # whatever the indexes are
+            place = (repr(index), kind, repr(call), key)  # the indexes can be of any type
             text = self._waiting.pop(place, ("",))[0] + text
             if "\ud800" <= text[-1] <= "\udbff":
                 self._waiting[place] = text[-1], index, call
                 text = text[:-1]
             source[key] = well_formed(text)
 
-    def _give_up(self, choice: dict[str, Any]) -> None:
-        """What waits in this choice stays alone: the choice's delta says so, at the same places."""
+    def _flush(self, choice: dict[str, Any]) -> None:
+        """Append U+FFFD to the choice's delta for each surrogate that waits in it, at the same place."""
         index = repr(choice.get("index"))
         for place, (_, _, call) in list(self._waiting.items()):
             if place[0] == index:
                 del self._waiting[place]
                 choice["delta"] = _object(choice.get("delta"))
-                _append_lost(choice["delta"], place, call)
+                _append_replacement(choice["delta"], place, call)
 
 
-def _append_lost(delta: dict[str, Any], place: _Place, call: Any) -> None:
+def _append_replacement(delta: dict[str, Any], place: _Place, call: Any) -> None:
     _, kind, _, key = place
     if kind in ("function", "custom"):
         calls = delta.get("tool_calls")
-        delta["tool_calls"] = [*(calls if isinstance(calls, list) else ()), {"index": call, kind: {key: _LOST}}]
+        delta["tool_calls"] = [*(calls if isinstance(calls, list) else ()), {"index": call, kind: {key: _REPLACEMENT}}]
     elif kind == "content" and isinstance(delta.get("content"), list):
-        delta["content"].append({"type": "text", "text": _LOST})
+        delta["content"].append({"type": "text", "text": _REPLACEMENT})
     else:
         holder = delta
         if kind in ("function_call", "audio"):
             holder = delta[kind] = _object(delta.get(kind))
         key = "content" if kind == "content" else key
         text = holder.get(key)
-        holder[key] = (text if isinstance(text, str) else "") + _LOST
+        holder[key] = (text if isinstance(text, str) else "") + _REPLACEMENT
 
 
 def _object(value: Any) -> dict[str, Any]:
