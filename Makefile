@@ -65,7 +65,7 @@ dashboard-preview: $(INSTALLED) ## draw docs/dashboard.png: the dashboard's firs
 	PYTHONPATH=tests $(BIN)/python -m support.dashboard_preview
 
 docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
-	UPDATE_DOCS=1 $(BIN)/pytest -q tests/e2e/test_readme.py::test_the_settings_table tests/rpc/test_faults.py tests/rpc/test_metric_list.py
+	UPDATE_DOCS=1 $(BIN)/pytest -q tests/unit/test_settings_docs.py tests/rpc/test_faults.py tests/rpc/test_metric_list.py
 
 ifdef AGAINST
 BEFORE := ../.git\#ref=$(AGAINST),subdir=protos

@@ -31,18 +31,25 @@ def config_schema() -> dict[str, Any]:
 
 
 def _with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same, with null for what need not be given: so the service takes it, and so a key without a value reads."""
+    """Allow null for all that is optional, because the service accepts it and a YAML key without a value means it."""
+    for each in schema.get("anyOf", ()):
+        _with_nulls(each)
+    for each in schema.get("patternProperties", {}).values():
+        _allow_null(_with_nulls(each))
     for name, each in schema.get("properties", {}).items():
         _with_nulls(each)
-        if name in schema.get("required", ()):
-            continue
-        if "anyOf" not in each:
-            each["type"] = [each["type"], "null"]
-        elif {"type": "null"} not in each["anyOf"]:
-            each["anyOf"].append({"type": "null"})
-        if "enum" in each:
-            each["enum"].append(None)
+        if name not in schema.get("required", ()):
+            _allow_null(each)
     return schema
+
+
+def _allow_null(schema: dict[str, Any]) -> None:
+    if "anyOf" not in schema:
+        schema["type"] = [schema["type"], "null"]
+    elif {"type": "null"} not in schema["anyOf"]:
+        schema["anyOf"].append({"type": "null"})
+    if "enum" in schema:
+        schema["enum"].append(None)
 
 
 def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +61,10 @@ def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         plain["properties"] = {name: _plain(each, definitions) for name, each in chosen.items()}
     if "anyOf" in schema:
         plain["anyOf"] = [_plain(each, definitions) for each in schema["anyOf"]]
+    if "patternProperties" in schema:  # a map of groups, by the pattern of their names
+        groups = schema["patternProperties"].items()
+        plain["patternProperties"] = {pattern: _plain(each, definitions) for pattern, each in groups}
+        plain["additionalProperties"] = False
     if "items" in schema:
         plain["items"] = _plain(schema["items"], definitions)
     return plain

@@ -18,7 +18,7 @@ from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_echo import Echo
 from chatrpc_server.process.lifecycle import stop_signals
 from chatrpc_server.server import Server
-from chatrpc_server.settings import Settings
+from chatrpc_server.settings import ModelSettings, Settings
 
 _PACE_SECONDS = 0.04
 _TIMEOUT_SECONDS = 60
@@ -70,16 +70,13 @@ async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tupl
     """The configured upstream if there is any sign of one, else the embedded one."""
     default = Settings().upstream
     if settings.upstream.api_key or settings.upstream.base_url != default.base_url:
-        model = model or next(iter(settings.upstream.models), "gpt-4o-mini")
-        upstream = settings.upstream.model_copy(update={"models": (*settings.upstream.models, model)})
-        yield settings.model_copy(update={"upstream": upstream}), model
+        model = model or next(iter(settings.models), "gpt-4o-mini")
+        yield settings.model_copy(update={"models": {**settings.models, model: ModelSettings()}}), model
         return
     async with Echo(pace_seconds=_PACE_SECONDS) as echo:
         model = model or "echo"
-        upstream = settings.upstream.model_copy(
-            update={"name": "echo", "provider": "echo", "base_url": echo.base_url, "models": (model,)}
-        )
-        yield settings.model_copy(update={"upstream": upstream}), model
+        upstream = settings.upstream.model_copy(update={"name": "echo", "provider": "echo", "base_url": echo.base_url})
+        yield settings.model_copy(update={"upstream": upstream, "models": {model: ModelSettings()}}), model
 
 
 async def _calls(target: str, model: str, prompt: str) -> None:

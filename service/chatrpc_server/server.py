@@ -55,7 +55,7 @@ class Server:
         self.settings = settings
         self._file = file
         self._is_worker = is_worker
-        self.metrics = Metrics(RPCS, settings.upstream)
+        self.metrics = Metrics(RPCS, settings.upstream, settings.models)
         self.metrics.in_flight_limit.set(settings.limits.max_in_flight)
         self._observe_upstream = AttemptMetrics(self.metrics, settings.upstream.name)
         self.metrics_address: Address | None = None

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from chatrpc_server.settings import describe
-from support import docs
 from support.process import ANY_PORTS, run, running
 
 ROOT = Path(__file__).parents[2]
@@ -113,8 +111,3 @@ def test_every_command_exists() -> None:
 def test_every_link_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
         assert target.startswith("https://") or (ROOT / target).exists(), target
-
-
-def test_the_settings_table() -> None:
-    rows = [(f"`{row.path}`", row.type, row.default, row.description) for row in describe()]
-    docs.check(README, "settings", docs.table(("setting", "must be", "default", "meaning"), rows))

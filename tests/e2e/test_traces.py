@@ -49,7 +49,7 @@ async def test_spans_arrive(echo: Echo, receiver: Process, workers: int) -> None
         "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=ours",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
         "CHATRPC_UPSTREAM__INITIAL_BACKOFF_SECONDS": "0.01",
-        "CHATRPC_UPSTREAM__MODELS": "echo",
+        "CHATRPC_MODELS": "echo",
     }
     with running("serve", *ANY_PORTS, f"--workers={workers}", **environ) as process:
         await _calls(process.log("serving")["listen"])

@@ -24,7 +24,7 @@ LABELS = {
     "grpc_code": labels.GRPC_CODES,
     "gen_ai_operation_name": "`chat`",
     "gen_ai_provider_name": "the setting `upstream.provider`",
-    "gen_ai_request_model": "those of the setting `upstream.models`, else `other`",
+    "gen_ai_request_model": "those of the setting `models`, else `other`",
     "gen_ai_token_type": labels.TOKEN_TYPES,
     "upstream": "the setting `upstream.name`",
     "error_type": (

@@ -125,7 +125,7 @@ def places(caplog: pytest.LogCaptureFixture) -> Places:
 @asynccontextmanager
 async def _service(base_url: str, **changes: Any) -> AsyncIterator[Service]:
     limits = {"default_deadline_seconds": 1, **changes.pop("limits", {})}
-    async with service(base_url, upstream={**SERVICE, "models": ("ok",)}, limits=limits, **changes) as chat:
+    async with service(base_url, upstream=SERVICE, models=["ok"], limits=limits, **changes) as chat:
         yield chat
 
 

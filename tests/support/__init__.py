@@ -51,7 +51,6 @@ def settings(base_url: str, **changes: Any) -> Settings:
     """Settings for a test's server. Groups are dicts: `upstream={"max_retries": 0}`."""
     upstream = {
         "base_url": base_url,
-        "models": ("echo",),
         "initial_backoff_seconds": 0.01,
         "max_backoff_seconds": 0.02,
         **changes.pop("upstream", {}),
@@ -60,6 +59,7 @@ def settings(base_url: str, **changes: Any) -> Settings:
         listen=ANY_PORT,
         metrics_listen=ANY_PORT,
         upstream=upstream,
+        models=changes.pop("models", ["echo"]),
         drain={"delay_seconds": 0, "grace_seconds": 1, **changes.pop("drain", {})},
         **changes,
     )

@@ -1,6 +1,7 @@
 """Fixtures for the tests of single modules."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +16,9 @@ async def caller() -> AsyncIterator[Caller]:
     """A client of a fresh embedded upstream."""
     async with calling() as caller:
         yield caller
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The path of a settings file to be written."""
+    return tmp_path / "settings.yaml"

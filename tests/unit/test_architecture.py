@@ -35,7 +35,6 @@ ONLY_IN: dict[str, set[str]] = {
     "aiohttp": set(),
     "chatrpc_echo": {"cli", "demo"},
     "prometheus_client": {"telemetry"},
-    "pydantic_settings": {"settings"},
     "yaml": {"settings"},
     "uvloop": {"cli"},
     "opentelemetry": {"telemetry"},

@@ -36,7 +36,7 @@ def test_loads_with_a_key_file(name: str, tmp_path: Path) -> None:
     assert settings.upstream.base_url == PROVIDERS[name]
     assert settings.upstream.api_key is not None
     assert settings.upstream.api_key.get_secret_value() == "canary-key"
-    assert settings.upstream.models
+    assert settings.models
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -63,7 +63,7 @@ def test_full_yaml_is_the_defaults() -> None:
 def test_full_yaml_names_every_setting_in_the_order_of_the_model() -> None:
     paths = []
     for name, value in yaml.safe_load((FOLDER / "full.yaml").read_text()).items():
-        paths += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [name]
+        paths += [f"{name}.{inner}" for inner in value] if value and isinstance(value, dict) else [name]
     assert paths == [row.path for row in describe()]
 
 

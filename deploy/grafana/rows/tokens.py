@@ -31,7 +31,7 @@ PANELS = (
     ),
     Panel(
         "Tokens by model",
-        "Input and output tokens a second. `other` are models without a label of their own (`upstream.models`).",
+        "Input and output tokens a second. `other` are models without a label of their own (`models`).",
         "Much of `other`: name these models in the settings, to see what they cost.",
         "short",
         {"{{gen_ai_request_model}}": rate(_TOKENS, f"{MODEL}, {PAID}", _BY_MODEL)},

@@ -1,23 +1,26 @@
-"""Every setting of the service: `model` declares them, `sources` finds them, `watcher` follows the file."""
+"""Every setting of the service: `model` declares, `sources` finds, `watcher` follows the file."""
 
 from chatrpc_server.settings.address import Address
+from chatrpc_server.settings.catalogue import SettingRow
 from chatrpc_server.settings.model import (
     DrainSettings,
     LimitsSettings,
     LogSettings,
+    ModelSettings,
     Settings,
     SettingsError,
     TlsSettings,
     TracingSettings,
     UpstreamSettings,
 )
-from chatrpc_server.settings.sources import SettingRow, SettingsFile, add_flags, describe, load, settings_file
+from chatrpc_server.settings.sources import SettingsFile, add_flags, describe, load, settings_file
 
 __all__ = [
     "Address",
     "DrainSettings",
     "LimitsSettings",
     "LogSettings",
+    "ModelSettings",
     "SettingRow",
     "Settings",
     "SettingsError",

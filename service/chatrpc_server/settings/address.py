@@ -1,4 +1,4 @@
-"""Addresses to listen on."""
+"""Addresses on which the service listens."""
 
 import re
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from ipaddress import IPv4Address, IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen: a host name or IP address (IPv6 without its brackets) and a TCP port, 0 for any free one."""
+    """A host name or IP address (IPv6 without its brackets) and a TCP port, 0 for any free one."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: object) -> "Address":
-        """From `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`. Raises ValueError, saying what would be right."""
+        """Parse `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`. Raises ValueError with the expected form."""
         if isinstance(text, Address):
             return text
         pattern = r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)):([0-9]{1,5})"
@@ -32,7 +32,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it. Of names only `localhost` counts: others are not looked up."""
+        """Whether only this machine can connect. Of names only `localhost` counts, because names are not resolved."""
         if ":" in self.host:
             return IPv6Address(self.host).is_loopback
         return self.host.lower() == "localhost" or re.fullmatch(r"127\.[0-9.]+", self.host) is not None

@@ -1,4 +1,4 @@
-"""What the values of settings look like: types with rules, told to people in words and to others as JSON schema."""
+"""Types of values, each with its rule: checked here, described in words to people and as JSON schema to tools."""
 
 import re
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Form:
-    """What a text, if there is one, has to look like. `schema` is what the JSON schema tells of it."""
+class _Rule:
+    """A rule for a text, if there is one. `schema` states it in the JSON schema."""
 
     check: Callable[[Any], Any]
     schema: dict[str, Any]
@@ -26,14 +26,14 @@ class _Form:
         return {**handler(core), **self.schema}
 
 
-def url_before(path: str) -> _Form:
-    """An address to which the service adds `path`. The schema lets some pass that are refused here."""
+def url_before(path: str) -> _Rule:
+    """Rule for an address to which the service adds `path`. The schema accepts some that are rejected here."""
 
     def check(text: str | None) -> str | None:
         return text if text is None else _base_url(text, path)
 
     pattern = r"^\s*[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[^?#\s]*)?\s*$"
-    return _Form(check, {"pattern": pattern, "not": {"type": "string", "pattern": rf"{path}/*\s*$"}})
+    return _Rule(check, {"pattern": pattern, "not": {"type": "string", "pattern": rf"{path}/*\s*$"}})
 
 
 def _base_url(text: str, path: str) -> str:
@@ -41,29 +41,29 @@ def _base_url(text: str, path: str) -> str:
         url = urlsplit(text)
         valid = url.scheme in ("http", "https") and url.hostname and url.port != 0 and re.fullmatch(r"[!-~]+", text)
         (url.hostname or "").encode("idna")
-    except ValueError:  # a port that is no number, a bracket left open, a name with an empty or too long part
+    except ValueError:  # a port that is no number, an unclosed bracket, a name with an empty or too long part
         valid = False
     if not valid:
         raise ValueError(f"must be http:// or https://, a host and the path before {path}")
     if "@" in url.netloc or "?" in text or "#" in text:
-        raise ValueError("must not hold a user name, password, query (?…) or fragment (#…)")
+        raise ValueError("must not contain a user name, password, query (?…) or fragment (#…)")
     if text.rstrip("/").endswith(path):
         raise ValueError(f"must end before {path}, which the service adds")
     return text.rstrip("/")
 
 
-def _made_of(pattern: str, right: str) -> _Form:
+def _made_of(pattern: str, right: str) -> _Rule:
     def check(value: str | SecretStr | None) -> str | SecretStr | None:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         if text is not None and not re.fullmatch(pattern, text):
             raise ValueError(f"must be {right}")
         return value
 
-    return _Form(check, {"pattern": f"^{pattern}$"})
+    return _Rule(check, {"pattern": f"^{pattern}$"})
 
 
 def at_least(other: str) -> AfterValidator:
-    """Not below the field `other`, which is declared before."""
+    """Rule for a number not below the field `other`, which is declared before."""
 
     def check(value: float, info: pydantic.ValidationInfo) -> float:
         if value < info.data.get(other, value):
@@ -74,33 +74,44 @@ def at_least(other: str) -> AfterValidator:
 
 
 def only_with(other: str, *, both: bool = False) -> AfterValidator:
-    """Of no use without the field `other`, which is declared before; `both`: nor is that one without this."""
+    """Rule for a file that needs the field `other`, declared before; `both`: that field needs this one too."""
 
     def check(value: Path | None, info: pydantic.ValidationInfo) -> Path | None:
         if value and not info.data.get(other, value):
-            raise ValueError(f"is of no use without {other}")
+            raise ValueError(f"needs {other}, which is not set")
         if both and info.data.get(other) and not value:
-            raise ValueError(f"must be given, as {other} is")
+            raise ValueError(f"must be set, because {other} is")
         return value
 
     return AfterValidator(check)
 
 
-def _split(value: object) -> object:
-    return [item for item in map(str.strip, value.split(",")) if item] if isinstance(value, str) else value
+def names_in(value: object) -> list[str] | None:
+    """Return the names in a text such as `a, b` or in a list; None for any other value."""
+    if isinstance(value, str):
+        return [name for name in map(str.strip, value.split(",")) if name]
+    return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else None
 
 
-# A line break in a header's value would begin another header.
-_in_header = _made_of(r"[!-~]+", "visible ASCII characters, without spaces or line breaks")
+def _named(value: object) -> object:
+    names = names_in(value)
+    return value if names is None else {name: {} for name in names}
+
+
 stripped = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
+# A line break in a header's value would start another header.
+_in_header = _made_of(r"[!-~]+", "visible ASCII characters, without spaces or line breaks")
 Secret = Annotated[
     SecretStr | None, stripped, _in_header, PlainSerializer(lambda _: "***", when_used="json-unless-none")
 ]
 HeaderValue = Annotated[str | None, _in_header]
 Name = Annotated[str, _made_of("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
 Provider = Annotated[str, _made_of("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
-_Models = Annotated[tuple[Annotated[str, _made_of(r"\S+", "names without spaces")], ...], Field(max_length=50)]
-_ModelsText = Annotated[str, Field(pattern=r"^\s*([^\s,]+\s*)?(,\s*([^\s,]+\s*)?){0,49}$")]
-Models = Annotated[_Models, BeforeValidator(_split, json_schema_input_type=_ModelsText | _Models)]
+ModelName = Annotated[str, _made_of(r"\S+", "a name without spaces")]
 _HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 Proxy = Annotated[str | None, _made_of(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
+
+
+def named_groups(accepts: Any) -> BeforeValidator:
+    """Rule for a map of groups that may be given as names alone, in a list or a text; `accepts` is its input type."""
+    return BeforeValidator(_named, json_schema_input_type=accepts)

@@ -56,12 +56,14 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 class Metrics:
     """The instruments, on a registry of their own: several servers may live in one process."""
 
-    def __init__(self, rpcs: Collection[tuple[str, str, str]], settings: UpstreamSettings) -> None:
-        """`rpcs`: type, service and method of each that is served. The settings' models get labels of their own."""
+    def __init__(
+        self, rpcs: Collection[tuple[str, str, str]], settings: UpstreamSettings, models: Iterable[str] = ()
+    ) -> None:
+        """`rpcs`: type, service and method of each RPC. `models` get labels of their own."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.child = functools.cache(_child)
-        self._models, self._provider, upstream = frozenset(settings.models), settings.provider, settings.name
+        self._models, self._provider, upstream = frozenset(models), settings.provider, settings.name
         shown_models = (*sorted(self._models), OTHER)
         methods = [method for _, _, method in rpcs]
         rpcs = [*rpcs, UNKNOWN_RPC]

@@ -225,7 +225,7 @@ def test_a_setting_without_a_value_is_not_given(path: str, tmp_path: Path) -> No
     "right",
     [
         ["ports.grpc=50052"],
-        ['config.upstream.models="a,b"'],
+        ['config.models="a,b"'],
         ["enabled=true"],
         ["autoscaling.enabled=true", "resources.requests.cpu=null", "resources.limits.cpu=1"],
         [
@@ -316,6 +316,6 @@ def test_the_notes_know_where_a_key_may_come_from() -> None:
 
 
 def test_the_notes_call_a_model() -> None:
-    assert '"model": "gpt-4o"' in notes_of("full"), "the first of config.upstream.models"
-    assert '"model": "gpt-4o-mini"' in notes_of("default", "--set=config.upstream.models=null")
-    assert '"model": "one"' in notes_of("default", '--set-json=config.upstream.models=" , one, two"')
+    assert '"model": "gpt-4o"' in notes_of("full"), "the first of config.models"
+    assert '"model": "gpt-4o-mini"' in notes_of("default", "--set=config.models=null")
+    assert '"model": "one"' in notes_of("default", '--set-json=config.models=" , one, two"')

@@ -140,10 +140,10 @@ def live() -> Iterator[Live]:
 
 def _settings(base_url: str, folder: Path) -> dict[str, Any]:
     return {
+        "models": list(MODELS),
         "tls": {"cert_file": str(folder / "tls.crt"), "key_file": str(folder / "tls.key")},
         "upstream": {
             "base_url": base_url,
-            "models": MODELS,
             "max_retries": 1,
             "initial_backoff_seconds": 0.01,
             "max_backoff_seconds": 0.02,

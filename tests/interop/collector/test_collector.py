@@ -63,7 +63,7 @@ def told(lines: list[str]) -> list[dict[str, str]]:
 
 async def test_a_collector_takes_them(echo: Echo, collector: Process, endpoint: str) -> None:
     options = [
-        "--upstream.models=echo",
+        "--models=echo",
         "--upstream.initial-backoff-seconds=0.01",
         f"--tracing.endpoint=http://{endpoint}",
     ]

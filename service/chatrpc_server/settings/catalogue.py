@@ -1,0 +1,190 @@
+"""The catalogue of settings: their names in every source and their types in words, read from the model.
+
+A field of the model is a setting, a group of settings (a nested model) or a map of groups (a dict from names to nested
+models, such as `models`). A path is the tuple of names from the root: names of map entries may contain dots.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from chatrpc_server.settings.address import Address
+
+Place = tuple[str, ...]
+"""The path of a setting, a group or a map, from the root of the model."""
+
+_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_KINDS |= {SecretStr: "text, secret", Address: "host:port", tuple: "a list of text"}
+_BOUNDS = {"gt": "more than", "ge": "at least", "le": "at most", "max_length": "at most"}
+_MAP_KIND = "names, or a mapping of names to settings"
+_PREFIX = "CHATRPC_"
+_NAME = "<name>"
+"""Stands for the name of a map's entry where a row describes all entries."""
+
+
+class SettingRow(NamedTuple):
+    """One setting: its name in each source, its type (to be read after "must be"), default and description.
+
+    Settings inside a map have `<name>` in path and variable, and an empty flag: only the file and variables reach them.
+    """
+
+    path: str
+    env: str
+    flag: str
+    type: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value. `kind` is its type in words."""
+
+    field: FieldInfo
+    kind: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The allowed values, if they are a closed set."""
+        return get_args(self.field.annotation) if get_origin(self.field.annotation) is Literal else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Settings that belong together, by name."""
+
+    model: type[BaseModel]
+    members: "dict[str, Node]"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMap:
+    """A group for each name that the settings give."""
+
+    field: FieldInfo
+    group: Group
+
+
+Node = Setting | Group | GroupMap
+
+
+def group_of(model: type[BaseModel]) -> Group:
+    """Return the catalogue of a model."""
+    return Group(model, {name: _node(field) for name, field in model.model_fields.items()})
+
+
+def _node(field: FieldInfo) -> Node:
+    annotation: Any = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return group_of(annotation)
+    if get_origin(annotation) is dict and issubclass(get_args(annotation)[1], BaseModel):
+        return GroupMap(field, group_of(get_args(annotation)[1]))
+    return Setting(field, _kind(field))
+
+
+def _kind(field: FieldInfo) -> str:
+    origin, arguments = get_origin(field.annotation), get_args(field.annotation)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    return _bounded(next(_KINDS[kind] for kind in (*arguments, origin, field.annotation) if kind in _KINDS), field)
+
+
+def _bounded(kind: str, field: FieldInfo) -> str:
+    bounds = ((words, getattr(data, name, None)) for data in field.metadata for name, words in _BOUNDS.items())
+    return ", ".join([kind, *(f"{words} {bound}" for words, bound in bounds if bound is not None)])
+
+
+def node_at(root: Group, place: Place) -> Node | None:
+    """Return the node at a path, or None if the model has none there."""
+    node: Node = root
+    for name in place:
+        if isinstance(node, GroupMap):
+            node = node.group
+        elif isinstance(node, Group) and name in node.members:
+            node = node.members[name]
+        else:
+            return None
+    return node
+
+
+def kind_of(node: Node | None) -> str:
+    """Return the type of a node in words, to be read after "must be"."""
+    if isinstance(node, Setting):
+        return node.kind
+    return _bounded(_MAP_KIND, node.field) if isinstance(node, GroupMap) else "a mapping of settings"
+
+
+def leaves(group: Group, place: Place = (), names: Callable[[Place], Iterable[str]] = lambda _: ()) -> Iterator[Place]:
+    """Yield the paths of all settings and maps in the order of the model, and those inside maps for `names`."""
+    for name, node in group.members.items():
+        path = (*place, name)
+        if isinstance(node, Group):
+            yield from leaves(node, path, names)
+            continue
+        yield path
+        if isinstance(node, GroupMap):
+            for entry in names(path):
+                yield from leaves(node.group, (*path, entry), names)
+
+
+def rows(root: Group) -> list[SettingRow]:
+    """Describe every setting, in the order of the model."""
+    return [row_at(root, place) for place in leaves(root, names=lambda _: (_NAME,))]
+
+
+def row_at(root: Group, place: Place) -> SettingRow:
+    """Describe the setting or map at a path."""
+    node = node_at(root, place)
+    assert isinstance(node, Setting | GroupMap)
+    default = _text(node.field.get_default(call_default_factory=True))
+    name = "" if _NAME in place else flag(place)
+    return SettingRow(shown(place), variable(place), name, kind_of(node), default, str(node.field.description))
+
+
+def _text(default: object) -> str:
+    if default is None or default in ((), {}):
+        return "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def shown(place: Place) -> str:
+    """Return a path as messages show it: dotted, a name with other characters in quotes."""
+    return ".".join(name if re.fullmatch(r"[\w<>?-]+", name) else json.dumps(name) for name in place)
+
+
+def flag(place: Place) -> str:
+    """Return the name of a setting's flag, such as `--upstream.base-url`."""
+    return "--" + ".".join(place).replace("_", "-")
+
+
+def variable(place: Place) -> str:
+    """Return the name of a setting's environment variable, such as `CHATRPC_UPSTREAM__BASE_URL`."""
+    return _PREFIX + "__".join(map(_in_variable, place))
+
+
+def _in_variable(name: str) -> str:
+    """A name as variables spell it: upper case, with `_` for what a variable's name cannot contain."""
+    return name.upper() if name == _NAME else re.sub(r"\W", "_", name).upper()
+
+
+def variable_place(root: Group, name: str, names: Callable[[Place], Iterable[str]]) -> Place | None:
+    """Return the path that a variable names, or None if it names no setting.
+
+    A part that stands for a map's entry means the known one that variables spell so, else the part in lower case.
+    """
+    node, place = root, Place()
+    for part in name.removeprefix(_PREFIX).split("__"):
+        if isinstance(node, GroupMap):
+            known = (entry for entry in names(place) if _in_variable(entry) == part)
+            node, place = node.group, (*place, next(known, part.lower()))
+        elif isinstance(node, Group) and part == part.upper() and part.lower() in node.members:
+            node, place = node.members[part.lower()], (*place, part.lower())  # type: ignore[assignment]
+        else:
+            return None
+    return None if isinstance(node, Group) else place

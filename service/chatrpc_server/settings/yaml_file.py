@@ -1,0 +1,111 @@
+"""The settings file: YAML to paths with their values and lines. No message quotes a value, since it may be a secret."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from chatrpc_server.settings.catalogue import Group, GroupMap, Node, Place, node_at, shown
+
+if TYPE_CHECKING:
+    import yaml
+
+_NULL = "tag:yaml.org,2002:null"
+
+
+class Entry(NamedTuple):
+    """One setting as a source gives it. `where` is the place that messages name."""
+
+    place: Place
+    value: Any
+    where: str
+
+
+class UnreadableFile(Exception):
+    """The file cannot be used as a whole; the message says why."""
+
+
+class YamlFile:
+    """A file that was read. What is wrong with single entries is added to `mistakes`."""
+
+    def __init__(self, file: str, root: Group, mistakes: list[str]) -> None:
+        """Read the file. Raises `UnreadableFile`."""
+        self._file, self._root, self._mistakes, self._lines = file, root, mistakes, dict[Place, int]()
+        self._mapping = _mapping(file)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the settings that the file gives. An entry of a map without settings of its own has the value {}."""
+        if self._mapping is not None:
+            yield from self._entries(self._mapping, ())
+
+    def _entries(self, mapping: "yaml.MappingNode", parent: Place) -> Iterator[Entry]:
+        import yaml
+
+        for key, node in mapping.value:
+            place = (*parent, key.value if isinstance(key, yaml.ScalarNode) else "?")
+            line = key.start_mark.line + 1
+            where = f"{shown(place)} in {self._file}, line {line}"
+            if place in self._lines:
+                self._mistakes.append(f"{where}: given twice, first in line {self._lines[place]}")
+            else:
+                self._lines[place] = line
+                yield from self._entry(node, Entry(place, None, where))
+
+    def _entry(self, node: "yaml.Node", entry: Entry) -> Iterator[Entry]:
+        import yaml
+
+        known, is_null = node_at(self._root, entry.place), node.tag == _NULL
+        if isinstance(known, Group | GroupMap) and isinstance(node, yaml.MappingNode):
+            if self._is_entry_of_map(entry.place):
+                yield entry._replace(value={})
+            yield from self._entries(node, entry.place)
+        elif isinstance(known, Group) and not is_null:
+            self._mistakes.append(f"{entry.where}: must be a mapping of settings")
+        elif isinstance(known, Group):
+            if self._is_entry_of_map(entry.place):
+                yield entry._replace(value={})
+        elif known is None or not is_null:
+            yield entry._replace(value=_value(node))
+
+    def _is_entry_of_map(self, place: Place) -> bool:
+        parent: Node | None = node_at(self._root, place[:-1])
+        return isinstance(parent, GroupMap)
+
+
+def _value(node: "yaml.Node") -> object:
+    """Scalars as they are written, so that they mean the same as in the other sources."""
+    import yaml
+
+    def plain(item: yaml.Node) -> object:
+        valid = isinstance(item, yaml.ScalarNode) and item.tag.startswith("tag:yaml.org") and item.tag != _NULL
+        return item.value if valid else {}  # a mapping, which is valid for no setting
+
+    return [plain(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else plain(node)
+
+
+def _mapping(file: str) -> "yaml.MappingNode | None":
+    import yaml  # here, because it is slow to import and needed only with a file
+
+    try:
+        text = Path(file).read_bytes().decode("utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, ValueError) as error:
+        raise UnreadableFile(f"{file}: cannot be read: {reason(error)}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        found = filter(None, (getattr(error, "context", None), getattr(error, "problem", "an invalid character")))
+        # The parser quotes parts of the text, such as the name of an alias.
+        what = re.sub(r"'[^'<\\][^']+'", "'…'", ", ".join(found))
+        raise UnreadableFile(f"{file}, line {line + 1}: not YAML: {what}") from None
+    if root is None or root.tag == _NULL:
+        return None
+    if not isinstance(root, yaml.MappingNode):
+        line = root.start_mark.line + 1
+        raise UnreadableFile(f"{file}, line {line}: must be a mapping, such as log: {{level: info}}")
+    return root
+
+
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read, without the path and the bytes that exceptions quote."""
+    return (isinstance(error, OSError) and error.strerror) or "not UTF-8 text"

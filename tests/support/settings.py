@@ -1,0 +1,104 @@
+"""Loads settings as the command line does, and an example of each setting."""
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from chatrpc_server.settings import (
+    Address,
+    ModelSettings,
+    Settings,
+    SettingsError,
+    add_flags,
+    describe,
+    load,
+)
+
+CANARY = "sk-canary-7f3a"
+ROWS = describe()
+
+# A value for each setting that is not its default: as text, and as loaded.
+EXAMPLES: dict[str, tuple[str, Any]] = {
+    "allow_insecure": ("true", True),
+    "listen": ("[::1]:0", Address("::1", 0)),
+    "health_listen": ("0.0.0.0:50052", Address("0.0.0.0", 50052)),
+    "metrics_listen": ("0.0.0.0:9464", Address("0.0.0.0", 9464)),
+    "workers": ("4", 4),
+    "reflection": ("true", True),
+    "coalesce": ("false", False),
+    "event_loop": ("asyncio", "asyncio"),
+    "upstream.name": ("eu-1", "eu-1"),
+    "upstream.provider": ("azure.ai.openai", "azure.ai.openai"),
+    "upstream.base_url": ("http://[::1]:8000/api/v1/", "http://[::1]:8000/api/v1"),
+    "upstream.api_key": (CANARY, CANARY),
+    "upstream.organization": ("org-1", "org-1"),
+    "upstream.project": ("007", "007"),
+    "upstream.http_client": ("httpx", "httpx"),
+    "upstream.connect_timeout_seconds": ("0.5", 0.5),
+    "upstream.first_chunk_timeout_seconds": ("1e3", 1000.0),
+    "upstream.chunk_gap_timeout_seconds": ("7", 7.0),
+    "upstream.max_retries": ("0", 0),
+    "upstream.initial_backoff_seconds": ("8", 8.0),
+    "upstream.max_backoff_seconds": ("0.5", 0.5),
+    "upstream.max_event_bytes": ("1024", 1024),
+    "upstream.max_response_bytes": ("1048576", 1048576),
+    "upstream.proxy": ("http://proxy.example.com:3128", "http://proxy.example.com:3128"),
+    "models": ("gpt-4o, yi-vision,", {"gpt-4o": ModelSettings(), "yi-vision": ModelSettings()}),
+    "limits.max_message_bytes": ("4194304", 4194304),
+    "limits.max_in_flight": ("1", 1),
+    "limits.max_connection_age_seconds": ("60", 60.0),
+    "limits.min_deadline_seconds": ("0", 0.0),
+    "limits.default_deadline_seconds": ("30", 30.0),
+    "drain.delay_seconds": ("0", 0.0),
+    "drain.grace_seconds": ("0", 0.0),
+    "log.level": ("debug", "debug"),
+    "log.format": ("json", "json"),
+    "tracing.endpoint": ("https://[::1]:4318/otlp/", "https://[::1]:4318/otlp"),
+    "tracing.sample_ratio": ("0.25", 0.25),
+}
+FILES = {"upstream.api_key_file", "upstream.ca_file", "tls.cert_file", "tls.key_file", "tls.client_ca_file"}
+
+
+def parser() -> ArgumentParser:
+    """As the CLI builds it: flags on a subcommand."""
+    root = ArgumentParser(prog="chatrpc-server")
+    commands = root.add_subparsers()
+    for name in ("serve", "demo"):
+        add_flags(commands.add_parser(name))
+    return root
+
+
+def load_from(
+    flags: tuple[str, ...] = (),
+    environ: dict[str, str] | None = None,
+    file: Path | None = None,
+    text: str | None = None,
+) -> Settings:
+    if file is not None and text is not None:
+        file.write_text(text)
+        flags = ("--config", str(file), *flags)
+    args, unknown = parser().parse_known_args(["serve", *flags])
+    return load(args, environ or {}, unknown)
+
+
+def mistakes(**sources: Any) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_from(**sources)
+    assert str(caught.value).splitlines() == list(caught.value.mistakes)
+    return list(caught.value.mistakes)
+
+
+def at(settings: Settings, path: str) -> Any:
+    value: Any = settings
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value.get_secret_value() if isinstance(value, pydantic.SecretStr) else value
+
+
+def as_yaml(path: str, value: str) -> str:
+    group, _, name = path.rpartition(".")
+    return f"{group}:\n  {name}: {value}\n" if group else f"{name}: {json.dumps(value) if '[' in value else value}\n"

@@ -1,0 +1,78 @@
+"""Addresses to listen on."""
+
+import re
+
+import pytest
+
+from chatrpc_server.settings import (
+    Address,
+)
+
+BEYOND = (
+    "is beyond loopback without TLS (tls.cert_file) and authentication of callers (tls.client_ca_file);"
+    " add that, or set allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
+)
+HOST_PORT = "must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)"
+URL = "must be http:// or https://, a host and the path before /chat/completions"
+COLLECTOR = "must be http:// or https://, a host and the path before /v1/traces"
+URL_EXTRAS = "must not contain a user name, password, query (?…) or fragment (#…)"
+URL_TOO_LONG = "must end before /chat/completions, which the service adds"
+PROXY = "must be http://host:port, without user name and path"
+HEADER = "must be visible ASCII characters, without spaces or line breaks"
+NAME = "must be lower-case letters, digits, '_' and '-', such as eu-1"
+NAMES = "must be names, or a mapping of names to settings, at most 50"
+POSITIVE = "must be a number, more than 0"
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "loopback"),
+    [
+        ("127.0.0.1:50051", "127.0.0.1", 50051, True),
+        ("127.8.9.1:0", "127.8.9.1", 0, True),
+        ("localhost:65535", "localhost", 65535, True),
+        ("LOCALHOST:1", "LOCALHOST", 1, True),
+        ("[::1]:50051", "::1", 50051, True),
+        ("[::]:50051", "::", 50051, False),
+        ("[fe80::1]:50051", "fe80::1", 50051, False),
+        ("0.0.0.0:50051", "0.0.0.0", 50051, False),
+        ("chatrpc.example.com:80", "chatrpc.example.com", 80, False),
+        ("127.example.com:80", "127.example.com", 80, False),
+        ("localhost.example.com:80", "localhost.example.com", 80, False),
+    ],
+)
+def test_address(text: str, host: str, port: int, loopback: bool) -> None:
+    address = Address.parse(text)
+    assert (address.host, address.port, address.is_loopback, str(address)) == (host, port, loopback, text)
+    assert Address.parse(address) is address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "50051",
+        ":50051",
+        "*:50051",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:٣",
+        "127.1:50051",
+        "256.0.0.1:50051",
+        "::1:50051",
+        "[::1]",
+        "[::g]:50051",
+        "[127.0.0.1]:50051",
+        "http://127.0.0.1:50051",
+        "unix:/run/chatrpc.sock",
+        "a host:50051",
+        "127.0.0.1:50051\n",
+        50051,
+        None,
+    ],
+    ids=repr,
+)
+def test_no_address(text: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(HOST_PORT)):
+        Address.parse(text)

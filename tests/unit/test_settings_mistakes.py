@@ -1,0 +1,286 @@
+"""Every mistake is reported with its place and the right form."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.settings import ROWS, as_yaml, mistakes
+
+BEYOND = (
+    "is beyond loopback without TLS (tls.cert_file) and authentication of callers (tls.client_ca_file);"
+    " add that, or set allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
+)
+HOST_PORT = "must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)"
+URL = "must be http:// or https://, a host and the path before /chat/completions"
+COLLECTOR = "must be http:// or https://, a host and the path before /v1/traces"
+URL_EXTRAS = "must not contain a user name, password, query (?…) or fragment (#…)"
+URL_TOO_LONG = "must end before /chat/completions, which the service adds"
+PROXY = "must be http://host:port, without user name and path"
+HEADER = "must be visible ASCII characters, without spaces or line breaks"
+NAME = "must be lower-case letters, digits, '_' and '-', such as eu-1"
+NAMES = "must be names, or a mapping of names to settings, at most 50"
+POSITIVE = "must be a number, more than 0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "right"),
+    [
+        ("listen", "50051", HOST_PORT),
+        ("listen", "unix:/run/chatrpc.sock", HOST_PORT),
+        ("listen", "0.0.0.0:50051", BEYOND),
+        ("listen", "chatrpc.example.com:50051", BEYOND),
+        ("metrics_listen", "9464", HOST_PORT),
+        ("event_loop", "trio", "must be one of uvloop, asyncio"),
+        ("upstream.name", "Default", NAME),
+        ("upstream.name", "a.b", NAME),
+        ("upstream.provider", "OpenAI", "must be lower-case letters, digits and ._-, such as x_ai"),
+        ("upstream.base_url", "api.openai.com/v1", URL),
+        ("upstream.base_url", "ftp://api.openai.com/v1", URL),
+        ("upstream.base_url", "https:///v1", URL),
+        ("upstream.base_url", "https://host:port/v1", URL),
+        ("upstream.base_url", "https://host:0/v1", URL),
+        ("upstream.base_url", "https://api..com/v1", URL),
+        ("upstream.base_url", "https://host:70000/v1", URL),
+        ("upstream.base_url", "https://host/a path", URL),
+        ("upstream.base_url", "https://me:you@host/v1", URL_EXTRAS),
+        ("upstream.base_url", "https://host/v1?a=b", URL_EXTRAS),
+        ("upstream.base_url", "https://host/v1#a", URL_EXTRAS),
+        ("upstream.base_url", "https://host/v1/chat/completions", URL_TOO_LONG),
+        ("upstream.base_url", "https://host/chat/completions/", URL_TOO_LONG),
+        ("upstream.api_key", "two words", HEADER),
+        ("upstream.api_key", "schlüssel", HEADER),
+        ("upstream.organization", "two words", HEADER),
+        ("upstream.project", "two words", HEADER),
+        ("upstream.http_client", "curl", "must be one of builtin, httpx"),
+        ("upstream.connect_timeout_seconds", "0", POSITIVE),
+        ("upstream.first_chunk_timeout_seconds", "-1", POSITIVE),
+        ("upstream.chunk_gap_timeout_seconds", "inf", POSITIVE),
+        ("upstream.chunk_gap_timeout_seconds", "nan", POSITIVE),
+        ("upstream.chunk_gap_timeout_seconds", "60s", POSITIVE),
+        ("upstream.max_retries", "-1", "must be a whole number, at least 0"),
+        ("upstream.max_retries", "1.5", "must be a whole number, at least 0"),
+        ("upstream.max_retries", "true", "must be a whole number, at least 0"),
+        ("upstream.initial_backoff_seconds", "0", POSITIVE),
+        ("upstream.max_backoff_seconds", "0.25", "must be at least initial_backoff_seconds, which is 0.5"),
+        ("upstream.max_event_bytes", "1 MiB", "must be a whole number, more than 0"),
+        ("upstream.max_response_bytes", "1024", "must be at least max_event_bytes, which is 1048576"),
+        ("upstream.ca_file", "/no/such/file", "the file cannot be read: No such file or directory"),
+        ("upstream.api_key_file", "/no/such/file", "the file cannot be read: No such file or directory"),
+        ("upstream.api_key_file", "/", "the file cannot be read: Is a directory"),
+        ("upstream.proxy", "https://proxy:3128", PROXY),
+        ("upstream.proxy", "http://me:you@proxy:3128", PROXY),
+        ("upstream.proxy", "http://proxy:3128/path", PROXY),
+        ("limits.max_message_bytes", "0", "must be a whole number, more than 0, at most 2147483647"),
+        ("limits.max_message_bytes", "2147483648", "must be a whole number, more than 0, at most 2147483647"),
+        ("limits.max_in_flight", "0", "must be a whole number, more than 0"),
+        ("limits.max_connection_age_seconds", "0.5", "must be a number, at least 1, at most 2147483"),
+        ("limits.max_connection_age_seconds", "31536000", "must be a number, at least 1, at most 2147483"),
+        ("limits.min_deadline_seconds", "-0.1", "must be a number, at least 0"),
+        ("limits.default_deadline_seconds", "0.01", "must be at least min_deadline_seconds, which is 0.05"),
+        ("drain.delay_seconds", "-1", "must be a number, at least 0"),
+        ("drain.grace_seconds", "long", "must be a number, at least 0"),
+        ("tracing.endpoint", "collector:4318", COLLECTOR),
+        ("tracing.endpoint", "grpc://collector:4317", COLLECTOR),
+        ("tracing.endpoint", "http://me:you@collector:4318", URL_EXTRAS),
+        ("tracing.endpoint", "http://collector:4318/v1/traces", "must end before /v1/traces, which the service adds"),
+        ("tracing.sample_ratio", "-0.1", "must be a number, at least 0, at most 1"),
+        ("tracing.sample_ratio", "1.1", "must be a number, at least 0, at most 1"),
+        ("log.level", "INFO", "must be one of debug, info, warning, error"),
+        ("log.format", "xml", "must be one of auto, json, text"),
+    ],
+)
+@pytest.mark.parametrize("source", ["file", "environment", "flag"])
+def test_wrong_values(source: str, path: str, value: str, right: str, file: Path) -> None:
+    row = next(row for row in ROWS if row.path == path)
+    if source == "file":
+        line = 2 if "." in path else 1
+        text = as_yaml(path, json.dumps(value))
+        assert mistakes(file=file, text=text) == [f"{path} in {file}, line {line}: {right}"]
+    elif source == "environment":
+        assert mistakes(environ={row.env: value}) == [f"{row.env} in the environment: {right}"]
+    else:
+        assert mistakes(flags=(f"{row.flag}={value}",)) == [f"{row.flag}: {right}"]
+
+
+@pytest.mark.parametrize("path", [row.path for row in ROWS if row.type == "true or false"])
+def test_wrong_yes_and_no(path: str, file: Path) -> None:
+    row = next(row for row in ROWS if row.path == path)
+    assert mistakes(environ={row.env: "perhaps"}) == [f"{row.env} in the environment: must be true or false"]
+    assert mistakes(file=file, text=f"{path}: perhaps") == [f"{path} in {file}, line 1: must be true or false"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"environ": {"OPENAI_API_KEY": "two words"}}, f"OPENAI_API_KEY in the environment: {HEADER}"),
+        ({"environ": {"OPENAI_BASE_URL": "host"}}, f"OPENAI_BASE_URL in the environment: {URL}"),
+        (
+            {"environ": {"OPENAI_API_KEY_FILE": "/no/such/file"}},
+            "OPENAI_API_KEY_FILE in the environment: the file cannot be read: No such file or directory",
+        ),
+        (
+            {"environ": {"OPENAI_API_KEY": "a", "OPENAI_API_KEY_FILE": "b"}},
+            "OPENAI_API_KEY_FILE in the environment: give this or OPENAI_API_KEY in the environment, not both",
+        ),
+        (
+            {"environ": {"CHATRPC_UPSTREAM__API_KEY": "a", "CHATRPC_UPSTREAM__API_KEY_FILE": "b"}},
+            "CHATRPC_UPSTREAM__API_KEY_FILE in the environment: give this or"
+            " CHATRPC_UPSTREAM__API_KEY in the environment, not both",
+        ),
+        (
+            {"flags": ("--upstream.api-key", "a", "--upstream.api-key-file", "b")},
+            "--upstream.api-key-file: give this or --upstream.api-key, not both",
+        ),
+        (
+            {"text": "upstream:\n  api_key: a\n  api_key_file: b\n"},
+            "upstream.api_key_file in FILE, line 3: give this or upstream.api_key in FILE, line 2, not both",
+        ),
+        (
+            {"environ": {"CHATRPC_UPSTREAM__INITIAL_BACKOFF_SECONDS": "9"}},
+            "upstream.max_backoff_seconds, at its default: must be at least initial_backoff_seconds, which is 9.0",
+        ),
+    ],
+)
+def test_wrong_together(sources: dict[str, Any], expected: str, file: Path) -> None:
+    assert expected.replace("FILE,", f"{file},") in mistakes(**sources, file=file)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "the file is empty"),
+        (b" \n", "the file is empty"),
+        (b"\xff\xfe", "the file cannot be read: not UTF-8 text"),
+        (b"two\nlines", HEADER),
+    ],
+)
+def test_wrong_key_files(content: bytes, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(content)
+    name = "CHATRPC_UPSTREAM__API_KEY_FILE"
+    assert mistakes(environ={name: str(tmp_path / "key")}) == [f"{name} in the environment: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lisen: 127.0.0.1:0", "lisen in FILE, line 1: unknown setting, did you mean listen?"),
+        (
+            "upstream:\n  base_ur: x",
+            "upstream.base_ur in FILE, line 2: unknown setting, did you mean upstream.base_url?",
+        ),
+        ("upstrem: {name: x}", "upstrem in FILE, line 1: unknown setting, did you mean upstream?"),
+        ("base_url: x", "base_url in FILE, line 1: unknown setting, did you mean upstream.base_url?"),
+        ("qqqq: x", "qqqq in FILE, line 1: unknown setting"),
+        (
+            "upstream: {base-url: x}",
+            "upstream.base-url in FILE, line 1: unknown setting, did you mean upstream.base_url?",
+        ),
+        ("log:\n  level: info\n  level: info", "log.level in FILE, line 3: given twice, first in line 2"),
+        ("log: {}\ndrain: {}\nlog: {}", "log in FILE, line 3: given twice, first in line 1"),
+        ("log: debug", "log in FILE, line 1: must be a mapping of settings"),
+        ("log: [level]", "log in FILE, line 1: must be a mapping of settings"),
+        ("listen: {host: x, port: 1}", f"listen in FILE, line 1: {HOST_PORT}"),
+        ("log: {level: {a: b}}", "log.level in FILE, line 1: must be one of debug, info, warning, error"),
+        ("log: {level: [info]}", "log.level in FILE, line 1: must be one of debug, info, warning, error"),
+        ("upstream: {organization: {a: b}}", "upstream.organization in FILE, line 1: must be text"),
+        ("upstream: {organization: ''}", f"upstream.organization in FILE, line 1: {HEADER}"),
+        ("upstream: {organization: !env X}", "upstream.organization in FILE, line 1: must be text"),
+        ("upstream: {ca_file: [x]}", "upstream.ca_file in FILE, line 1: must be a path"),
+        ("upstream: {api_key: [x]}", "upstream.api_key in FILE, line 1: must be text, secret"),
+        ("models: [a, ~]", f"models in FILE, line 1: {NAMES}"),
+        ("models: [[a]]", f"models in FILE, line 1: {NAMES}"),
+        ("models: [a, '']", "models in FILE, line 1: must be a name without spaces"),
+        ("models: [a b, c]", "models in FILE, line 1: must be a name without spaces"),
+        ("models: {a b: {}}", 'models."a b" in FILE, line 1: must be a name without spaces'),
+        ("models: &a [*a]", f"models in FILE, line 1: {NAMES}"),
+        ("models: {a: b}", "models.a in FILE, line 1: must be a mapping of settings"),
+        ("models: {a: {}, a: {}}", "models.a in FILE, line 1: given twice, first in line 1"),
+        ("models: {a: {price: 1}}", "models.a.price in FILE, line 1: unknown setting"),
+        ("? [a]\n: b", "? in FILE, line 1: unknown setting"),
+        ("- listen", "FILE, line 1: must be a mapping, such as log: {level: info}"),
+        ("\nlisten", "FILE, line 2: must be a mapping, such as log: {level: info}"),
+        (
+            "log:\n  level: 'info",
+            "FILE, line 2: not YAML: while scanning a quoted scalar, found unexpected end of stream",
+        ),
+        ("a: b: c", "FILE, line 1: not YAML: mapping values are not allowed here"),
+        (
+            "log:\n\tlevel: x",
+            "FILE, line 2: not YAML: while scanning for the next token,"
+            " found character '\\t' that cannot start any token",
+        ),
+        ("listen: *name", "FILE, line 1: not YAML: found undefined alias '…'"),
+        ("log: {}\nlisten: \x01", "FILE, line 2: not YAML: an invalid character"),
+        (
+            "log: {}\n---\nlog: {}",
+            "FILE, line 2: not YAML: expected a single document in the stream, but found another document",
+        ),
+    ],
+)
+def test_wrong_files(text: str, expected: str, file: Path) -> None:
+    assert mistakes(file=file, text=text) == [expected.replace("FILE,", f"{file},")]
+
+
+@pytest.mark.parametrize("given", ["--config", "CHATRPC_CONFIG"])
+def test_files_that_cannot_be_read(given: str, file: Path) -> None:
+    def told(path: Path) -> list[str]:
+        if given == "--config":
+            return mistakes(flags=(given, str(path)))
+        return mistakes(environ={given: str(path)})
+
+    assert told(file) == [f"{file}: cannot be read: No such file or directory"]
+    assert told(file.parent) == [f"{file.parent}: cannot be read: Is a directory"]
+    file.write_bytes(b"listen: \xff")
+    assert told(file) == [f"{file}: cannot be read: not UTF-8 text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("CHATRPC_LISEN", "CHATRPC_LISTEN"),
+        ("CHATRPC_UPSTREAM__BASE_UR", "CHATRPC_UPSTREAM__BASE_URL"),
+        ("CHATRPC_UPSTREAM_API_KEY", "CHATRPC_UPSTREAM__API_KEY"),
+        ("CHATRPC_UPSTREAM", "CHATRPC_UPSTREAM__NAME"),
+        ("CHATRPC_BASE_URL", "CHATRPC_UPSTREAM__BASE_URL"),
+        ("CHATRPC_CONFIGURATION", "CHATRPC_CONFIG"),
+        ("CHATRPC_LISTEN_PORT", "CHATRPC_LISTEN"),
+    ],
+)
+def test_unknown_variables(name: str, nearest: str) -> None:
+    assert mistakes(environ={name: "50051"}) == [f"{name} in the environment: unknown setting, did you mean {nearest}?"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--lisen", "x"), "--lisen: unknown setting, did you mean --listen?"),
+        (("--upstream.base_url=x",), "--upstream.base_url: unknown setting, did you mean --upstream.base-url?"),
+        (("--confi", "x"), "--confi: unknown setting, did you mean --config?"),
+        (("--upstream", "{}"), "--upstream: unknown setting, did you mean --upstream.name?"),
+        (("--upstream.api", "x"), "--upstream.api: unknown setting, did you mean --upstream.api-key?"),
+        (("-x",), "-x: unknown setting"),
+        (("x",), "the command line: an argument that belongs to no flag"),
+    ],
+)
+def test_unknown_flags(flags: tuple[str, ...], expected: str) -> None:
+    assert mistakes(flags=flags) == [expected]
+
+
+def test_all_mistakes_at_once(file: Path) -> None:
+    assert mistakes(
+        flags=("--drain.delay-seconds=soon", "--drain.dela=1"),
+        environ={"CHATRPC_LIMIT__MAX_IN_FLIGHT": "1", "OPENAI_BASE_URL": "x", "CHATRPC_LOG__LEVEL": "loud"},
+        file=file,
+        text="listen: 0.0.0.0:1\nlog: {level: quiet, levl: info}\nupstream:\n  api_key_file: /no/such/file\n",
+    ) == [
+        "--drain.dela: unknown setting, did you mean --drain.delay-seconds?",
+        "CHATRPC_LIMIT__MAX_IN_FLIGHT in the environment: unknown setting, did you mean CHATRPC_LIMITS__MAX_IN_FLIGHT?",
+        f"log.levl in {file}, line 2: unknown setting, did you mean log.level?",
+        f"upstream.api_key_file in {file}, line 4: the file cannot be read: No such file or directory",
+        f"listen in {file}, line 1: {BEYOND}",
+        f"OPENAI_BASE_URL in the environment: {URL}",
+        "--drain.delay-seconds: must be a number, at least 0",
+        "CHATRPC_LOG__LEVEL in the environment: must be one of debug, info, warning, error",
+    ]
