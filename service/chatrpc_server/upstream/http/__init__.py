@@ -1,1 +1,1 @@
-"""HTTP towards the upstream: a port, `transport`, and two clients behind it."""
+"""HTTP to the upstream: the port `transport`, and two clients that implement it."""

@@ -1,9 +1,8 @@
-"""httpx's own transport, made to leave no connection behind when it is cancelled.
+"""httpx's own transport, changed so that a cancelled call leaks no connection.
 
-httpcore keeps a connection for ever in two cases. It is cancelled once more while it cleans up, as an expired deadline
-does: gRPC cancels the call, and so does our own timeout. Or it is cancelled as it connects and has just done so: the
-connection is neither idle nor in use then. So each step is a task of its own, which is cancelled once, and not before
-it sends.
+httpcore leaks a connection in two cases. First, if a second cancellation arrives during its clean-up: after a deadline
+both gRPC and our own timeout cancel. Second, if the cancellation arrives just as it has connected: then the connection
+is neither idle nor in use. So each step runs in its own task, which is cancelled once, and not before it sends.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ _T = TypeVar("_T")
 
 
 class HttpxTransport(httpx.AsyncHTTPTransport):
-    """What it gives is closed even while the call is being cancelled, however often."""
+    """Transport whose responses close even if the call is cancelled several times."""
 
     def __init__(
         self,
@@ -36,57 +35,57 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         self._extensions = {"timeout": {"connect": connect_timeout_seconds}}
         self._abandoned: set[asyncio.Task[None]] = set()
 
-    async def post(self, body: bytes, headers: Headers) -> "_Answer":
-        """See `Transport`."""
+    async def post(self, body: bytes, headers: Headers) -> "_Response":
+        """Implement `Transport`."""
         request = httpx.Request(
             "POST", self._url, headers=[*self._headers, *headers], content=body, extensions=dict(self._extensions)
         )
-        return _Answer(await self.handle_async_request(request))
+        return _Response(await self.handle_async_request(request))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """As httpx says."""
-        sends = asyncio.Event()
+        """Implement `httpx.AsyncBaseTransport`."""
+        is_sending = asyncio.Event()
 
         async def trace(event: str, _: object) -> None:
-            """Told of each step: connecting is one like `connection.connect_tcp.started`, sending is none of those."""
+            """Follow httpcore's steps: those of connecting are named like `connection.connect_tcp.started`."""
             if event.startswith("connection."):
-                sends.clear()
+                is_sending.clear()
             else:
-                sends.set()
+                is_sending.set()
 
-        async def abandon(sending: asyncio.Task[httpx.Response]) -> None:
-            begun = asyncio.create_task(sends.wait())
-            await asyncio.wait({begun, sending}, return_when=asyncio.FIRST_COMPLETED)
-            begun.cancel()
-            await _end(sending)
-            if not sending.cancelled() and not sending.exception():
-                await _Body(sending.result().stream).aclose()  # nobody will get it
+        async def abandon(request_task: asyncio.Task[httpx.Response]) -> None:
+            sending = asyncio.create_task(is_sending.wait())
+            await asyncio.wait({sending, request_task}, return_when=asyncio.FIRST_COMPLETED)
+            sending.cancel()
+            await _cancel(request_task)
+            if not request_task.cancelled() and not request_task.exception():
+                await _Body(request_task.result().stream).aclose()  # the caller has gone
 
-        async def end(sending: asyncio.Task[httpx.Response]) -> None:
-            abandoned = asyncio.create_task(abandon(sending))
+        async def stop(request_task: asyncio.Task[httpx.Response]) -> None:
+            abandoned = asyncio.create_task(abandon(request_task))
             self._abandoned.add(abandoned)
             abandoned.add_done_callback(self._abandoned.discard)
-            if sends.is_set():  # else it takes as long as connecting does, for which no caller need wait
+            if is_sending.is_set():  # else it lasts until the connect ends; the caller need not wait
                 await abandoned
 
         request.extensions["trace"] = trace
-        response = await _uncancelled(super().handle_async_request(request), end)
+        response = await _run_shielded(super().handle_async_request(request), stop)
         response.stream = _Body(response.stream)
         return response
 
     def connections(self) -> tuple[int, int]:
-        """How many there are: in use, and idle."""
+        """Return the numbers of connections in use and idle."""
         connections = self._pool.connections
         idle = sum(connection.is_idle() for connection in connections)
         return len(connections) - idle, idle
 
 
-class _Answer:
-    """See `Answer`."""
+class _Response:
+    """Implementation of `transport.Response`."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._reads: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]  # it is an asynchronous one
+        self._reads: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]  # it is an AsyncByteStream here
         self.status = response.status_code
         self.headers = response.headers
 
@@ -107,26 +106,26 @@ class _Body(httpx.AsyncByteStream):
         async def read() -> bytes | None:
             return await anext(reads, None)
 
-        while (data := await _uncancelled(read(), _end)) is not None:
+        while (data := await _run_shielded(read(), _cancel)) is not None:
             yield data
 
     async def aclose(self) -> None:
         await asyncio.shield(asyncio.ensure_future(self._stream.aclose()))
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
+async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait({task})
 
 
-async def _uncancelled(work: Coroutine[Any, Any, _T], end: Callable[[asyncio.Task[_T]], Awaitable[None]]) -> _T:
-    """The result of the work, done in a task that no cancel reaches: instead `end` ends it, and is waited for."""
+async def _run_shielded(work: Coroutine[Any, Any, _T], stop: Callable[[asyncio.Task[_T]], Awaitable[None]]) -> _T:
+    """Run the work in a task of its own. On cancellation call `stop` with the task, and wait for that."""
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        ending = asyncio.ensure_future(end(task))
-        while not ending.done():
+        stopping = asyncio.ensure_future(stop(task))
+        while not stopping.done():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait({ending})
+                await asyncio.wait({stopping})
         raise

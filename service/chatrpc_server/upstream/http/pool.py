@@ -1,6 +1,6 @@
-"""Connections to one upstream: made when they are needed, kept for the next call. As many as there are calls.
+"""Pool of connections to one upstream: opened on demand, without a limit, and kept for the next call.
 
-A connection that is cancelled as it connects, or in an exchange, is ended there and then.
+If a call is cancelled while it connects or during an exchange, its connection closes at once.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from chatrpc_server.core.call import Headers
 from chatrpc_server.upstream.http.http1 import Connection, Exchange
 
 _IDLE_SECONDS = 15.0
-"""Servers close what is idle, often after a minute or so; a request that crosses with that would be lost."""
-_NEXT_ADDRESS_SECONDS = 0.25
-"""Happy Eyeballs, RFC 8305 section 8: the Connection Attempt Delay."""
+"""Servers close idle connections, often after about a minute. A request sent at that moment would be lost."""
+_CONNECTION_ATTEMPT_DELAY_SECONDS = 0.25
+"""Of Happy Eyeballs, RFC 8305 section 8."""
 
 
 class Pool:
-    """To be made inside the running loop. `headers` go with every request; `tls` is for https."""
+    """The pool. Create it inside the running loop. `headers` go with every request; `tls` is for https."""
 
     def __init__(
         self,
@@ -36,41 +36,41 @@ class Pool:
         self._proxy = httpx.URL(proxy) if proxy else None
         self._connect_timeout_seconds = connect_timeout_seconds
         host = url.netloc.decode("ascii")
-        # A proxy is asked for the whole URL, unless what it sees is a tunnel.
+        # A proxy needs the complete URL, except in a tunnel.
         target = str(url.copy_with(fragment=None)) if proxy and not tls else url.raw_path.decode("ascii")
-        self._head = f"POST {target} HTTP/1.1\r\nhost: {host}\r\n{_lines(headers)}".encode("ascii")
+        self._request_head = f"POST {target} HTTP/1.1\r\nhost: {host}\r\n{_header_lines(headers)}".encode("ascii")
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
-        """With those that are being ended: all that are neither idle nor lost."""
-        self._sweep: asyncio.TimerHandle | None = None
+        """All that are neither idle nor closed, including those that are closing."""
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     async def post(self, body: bytes, headers: Headers) -> Exchange:
-        """Sends a request, and waits for the head of its response. Raises `httpx.TransportError`."""
-        lines = f"{_lines(headers)}content-length: {len(body)}\r\n\r\n".encode("ascii")
-        connection = self._kept() or await self._connect()
-        exchange = Exchange(connection, b"".join((self._head, lines, body)), self._over, self._loop)
+        """Send a request and wait for the head of its response. Raises `httpx.TransportError`."""
+        lines = f"{_header_lines(headers)}content-length: {len(body)}\r\n\r\n".encode("ascii")
+        connection = self._take_idle() or await self._connect()
+        exchange = Exchange(connection, b"".join((self._request_head, lines, body)), self._on_done, self._loop)
         try:
-            await exchange.head()
+            await exchange.read_head()
         except BaseException:
             exchange.close()
             raise
         return exchange
 
     def connections(self) -> tuple[int, int]:
-        """How many there are: in use, and idle."""
+        """Return the numbers of connections in use and idle."""
         return len(self._busy), len(self._idle)
 
     async def aclose(self) -> None:
-        """Closes all connections."""
-        if self._sweep:
-            self._sweep.cancel()
+        """Close all connections."""
+        if self._idle_timer:
+            self._idle_timer.cancel()
         for connection in (*self._idle, *self._busy):
             connection.abort()
         while self._idle or self._busy:  # noqa: ASYNC110  # a few turns of the loop
             await asyncio.sleep(0)
 
-    def _kept(self) -> Connection | None:
-        """The newest idle connection that is not just being ended, by its peer or because it was idle for too long."""
+    def _take_idle(self) -> Connection | None:
+        """Return the newest idle connection that is not closing."""
         while self._idle:
             connection = self._idle.pop()
             self._busy.add(connection)
@@ -78,29 +78,29 @@ class Pool:
                 return connection
         return None
 
-    def _over(self, connection: Connection, reusable: bool) -> None:
+    def _on_done(self, connection: Connection, reusable: bool) -> None:
         if not reusable:
-            return  # it is about to be lost
+            return  # the connection is closing: `_on_lost` follows
         self._busy.discard(connection)
         connection.idle_since = self._loop.time()
         self._idle.append(connection)
-        if self._sweep is None:
-            self._sweep = self._loop.call_later(_IDLE_SECONDS, self._end_idle)
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(_IDLE_SECONDS, self._close_idle)
 
-    def _lost(self, connection: Connection) -> None:
+    def _on_lost(self, connection: Connection) -> None:
         if connection in self._busy:
             self._busy.remove(connection)
         elif connection in self._idle:
             self._idle.remove(connection)
 
-    def _end_idle(self) -> None:
-        """Ends what has been idle for long enough. The newest are used first, so the oldest stand in front."""
+    def _close_idle(self) -> None:
+        """Close connections that were idle too long. The oldest come first, because the newest are used first."""
         latest = self._loop.time() - _IDLE_SECONDS
         for connection in self._idle:
             if connection.idle_since <= latest:
                 connection.abort()
         left = [connection for connection in self._idle if connection.idle_since > latest]
-        self._sweep = self._loop.call_at(left[0].idle_since + _IDLE_SECONDS, self._end_idle) if left else None
+        self._idle_timer = self._loop.call_at(left[0].idle_since + _IDLE_SECONDS, self._close_idle) if left else None
 
     async def _connect(self) -> Connection:
         try:
@@ -112,56 +112,58 @@ class Pool:
                     await self._tunnel(connection, self._tls)
                 return connection
         except TimeoutError:
-            raise httpx.ConnectTimeout("no connection in time") from None
-        except OSError as error:  # refused, DNS, TLS, a certificate
+            raise httpx.ConnectTimeout("connecting timed out") from None
+        except OSError as error:  # refused, DNS, TLS, certificate
             raise httpx.ConnectError(str(error)) from error
 
     async def _open(self, host: str, port: int, tls: ssl.SSLContext | None) -> Connection:
         addresses = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        connected = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
-        connection = Connection(self._lost)
+        connected = await aiohappyeyeballs.start_connection(
+            addresses, happy_eyeballs_delay=_CONNECTION_ATTEMPT_DELAY_SECONDS
+        )
+        connection = Connection(self._on_lost)
         try:
             await self._loop.create_connection(
                 lambda: connection, sock=connected, ssl=tls, server_hostname=host if tls else None
             )
-            self._begin(connection)
+            self._add(connection)
         except BaseException:
             if connection.is_made:
-                connection.abort()  # else it would use the socket a little longer, which may soon be another's
+                connection.abort()  # else it would still use the file descriptor, which can soon belong to another
             connected.close()
             raise
         return connection
 
-    def _begin(self, connection: Connection) -> None:
-        """Counts the connection, unless it has ended meanwhile: it may be lost already, and would stay for ever."""
+    def _add(self, connection: Connection) -> None:
+        """Add a connection unless it is closing: a connection that is lost already would stay forever."""
         if connection.transport.is_closing():
-            raise ConnectionResetError("the connection ended as soon as it was made")
+            raise ConnectionResetError("the connection closed immediately")
         self._busy.add(connection)
 
     async def _tunnel(self, connection: Connection, tls: ssl.SSLContext) -> None:
-        """Has the proxy connect to the upstream (RFC 9110 section 9.3.6), and speaks TLS with that."""
+        """Open a tunnel through the proxy (RFC 9110 section 9.3.6), and start TLS with the upstream."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         target = f"{host}:{self._port}"
         request = f"CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n".encode("ascii")
         exchange = Exchange(connection, request, lambda _, __: None, self._loop)
         try:
-            await exchange.head()
+            await exchange.read_head()
             if not 200 <= exchange.status < 300:
-                raise httpx.ProxyError(f"the proxy refuses to connect: HTTP status {exchange.status}")
+                raise httpx.ProxyError(f"the proxy rejected the tunnel with HTTP {exchange.status}")
             connection.exchange = None
             transport = await self._loop.start_tls(connection.transport, connection, tls, server_hostname=self._host)
-            if transport is None:  # as asyncio says that it is lost already
-                raise ConnectionResetError("the tunnel ended as soon as it was made")
+            if transport is None:  # the connection is lost already
+                raise ConnectionResetError("the tunnel closed immediately")
             connection.transport = transport
-            self._begin(connection)
+            self._add(connection)
         except BaseException:
             connection.abort()
-            self._lost(connection)  # of which asyncio tells nothing if there was no TLS yet
+            self._on_lost(connection)  # because asyncio does not report the loss before TLS has started
             raise
 
 
-def _lines(headers: Headers) -> str:
+def _header_lines(headers: Headers) -> str:
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     if not lines.count("\r") == lines.count("\n") == len(headers):
-        raise ValueError("a header's value has more than one line")
+        raise ValueError("a header value has more than one line")
     return lines
