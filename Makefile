@@ -134,8 +134,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml and *.in
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv)
 	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package chatrpc-protos"; \
 	$$lock pyproject.toml -o requirements/runtime.txt; \
-	$$lock pyproject.toml --extra otel --group dev -o requirements/dev.txt; \
-	$$lock pyproject.toml --extra otel -o requirements/image.txt; \
+	$$lock pyproject.toml --extra echo --extra otel --group dev -o requirements/dev.txt; \
+	$$lock pyproject.toml --extra echo --extra otel -o requirements/image.txt; \
 	$$lock requirements/image-build.in -o requirements/image-build.txt; \
 	$$lock requirements/protos.in -o requirements/protos.txt; \
 	$$lock requirements/litellm.in -o requirements/litellm.txt; \

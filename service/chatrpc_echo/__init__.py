@@ -9,7 +9,20 @@ A request passes through `server` (socket, routes, record of requests) → `vali
 interruptions). `errors` holds OpenAI's error texts.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from chatrpc_echo.directives import DIRECTIVES
-from chatrpc_echo.server import Echo, Received
+
+if TYPE_CHECKING:
+    from chatrpc_echo.server import Echo, Received
 
 __all__ = ["DIRECTIVES", "Echo", "Received"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the server on first use, because the help text needs the directives even if aiohttp is not installed."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from chatrpc_echo import server
+
+    return getattr(server, name)

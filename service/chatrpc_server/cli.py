@@ -1,7 +1,7 @@
 """The command line: serve, demo, echo, check-config, healthcheck.
 
 Exit codes: 0 done, 1 it failed (the service cannot start, is not healthy, the demo's calls failed), 2 the settings or
-flags are wrong. What goes wrong is told in one line each, never as a traceback.
+flags are wrong, or an extra is not installed. What goes wrong is told in one line each, never as a traceback.
 """
 
 import argparse
@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         for mistake in error.mistakes:
             print(f"chatrpc-server: {mistake}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        problem = "the embedded upstream: aiohttp is not installed; run pip install 'chatrpc-server[echo]'"
+        print(f"chatrpc-server: {problem}", file=sys.stderr)
         return 2
 
 
@@ -170,13 +176,13 @@ def _demo(args: _Namespace, unknown: Sequence[str]) -> int:
 
 
 def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
-    from chatrpc_echo import Echo
-
     _refuse(unknown)
     try:
         address = Address.parse(args.listen)
     except ValueError as error:
         raise SettingsError([f"--listen: {error}"]) from None
+    from chatrpc_echo import Echo
+
     echo = Echo(address.host, address.port, pace_seconds=args.pace_seconds, api_key=args.api_key)
 
     async def serve() -> None:

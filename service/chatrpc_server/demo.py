@@ -15,7 +15,6 @@ from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from chatrpc_echo import Echo
 from chatrpc_server.process.lifecycle import stop_signals
 from chatrpc_server.server import Server
 from chatrpc_server.settings import ModelSettings, Settings
@@ -73,6 +72,8 @@ async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tupl
         model = model or next(iter(settings.models), "gpt-4o-mini")
         yield settings.model_copy(update={"models": {**settings.models, model: ModelSettings()}}), model
         return
+    from chatrpc_echo import Echo  # here, because a real upstream does not need the extra `echo`
+
     async with Echo(pace_seconds=_PACE_SECONDS) as echo:
         model = model or "echo"
         upstream = settings.upstream.model_copy(update={"name": "echo", "provider": "echo", "base_url": echo.base_url})

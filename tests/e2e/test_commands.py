@@ -128,3 +128,18 @@ def test_healthcheck() -> None:
     assert result.returncode == 1
     assert "UNAVAILABLE" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["echo", "demo"])
+def test_the_embedded_upstream_needs_its_extra(tmp_path: Path, command: str) -> None:
+    missing = "raise ModuleNotFoundError('No module named aiohttp', name='aiohttp')"
+    (tmp_path / "aiohttp.py").write_text(missing)  # found first on the path
+    result = run(command, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2
+    problem = "the embedded upstream: aiohttp is not installed; run pip install 'chatrpc-server[echo]'"
+    assert result.stderr == f"chatrpc-server: {problem}\n"
+
+
+def test_only_the_embedded_upstream_needs_aiohttp(tmp_path: Path) -> None:
+    (tmp_path / "aiohttp.py").write_text("raise AssertionError")
+    assert run("serve", "--help", PYTHONPATH=str(tmp_path)).returncode == 0
