@@ -103,7 +103,7 @@ async def test_an_answer_over_the_limit_is_told(echo: Echo, rpc: str) -> None:
     async with service(echo.base_url, limits={"max_message_bytes": 100_000}) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request(model="echo:size=200000")))
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
-        assert "100000 are allowed" in failed.message
+        assert "the limit is 100000" in failed.message
         assert chat.value("grpc_server_handled_total", grpc_code="ResourceExhausted") == 1
 
 
@@ -117,7 +117,7 @@ async def test_bytes_that_are_no_message(chat: Service, echo: Echo) -> None:
     call: Any = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/CreateChatCompletion")
     failed = await failure(call(b"\xff\xff\xff"))
     assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert failed.message == "request: its 3 bytes are no CreateChatCompletionRequest"
+    assert failed.message == "request: its 3 bytes are not a valid CreateChatCompletionRequest"
     assert chat.value("grpc_server_handled_total", grpc_code="InvalidArgument") == 1
     assert not echo.requests
 

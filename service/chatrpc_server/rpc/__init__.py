@@ -1,1 +1,1 @@
-"""The inbound edge: everything that speaks gRPC, and nothing that speaks HTTP."""
+"""The inbound edge: all gRPC code. It contains no HTTP."""

@@ -1,12 +1,13 @@
-"""TLS on the listener. The certificates are read again when their files change, so that rotating them needs no restart.
+"""TLS of the listener. Certificates are reloaded when their files change, so that rotation needs no restart.
 
-grpc asks at every handshake; connections that are open keep the certificate they began with, until their age ends them.
-TLS is 1.2 or newer: that is what grpc's core speaks, and it has no setting for it.
+grpc checks for new certificates at every handshake. Open connections keep their certificate until the maximum
+connection age closes them. TLS is 1.2 or newer: grpc's core supports no older version and has no setting for it.
 """
 
 import errno
 import logging
 import ssl
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,15 +19,15 @@ from chatrpc_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
-"""What is wrong with this process or machine, and not with the files."""
+_TRANSIENT_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+"""Errors of this process or machine, not of the files."""
 
 
 class Certificates:
-    """What the files of the settings hold; the metrics tell until when, and of each change."""
+    """The certificates and keys in the settings' files. The metrics report their expiry and each reload."""
 
     def __init__(self, settings: TlsSettings, metrics: Metrics) -> None:
-        """Raises OSError or ValueError if the files are of no use."""
+        """Read the files. Raises OSError or ValueError if they are invalid."""
         assert settings.cert_file
         assert settings.key_file
         self._cert_file, self._key_file, self._client_ca_file = (
@@ -35,29 +36,29 @@ class Certificates:
             settings.client_ca_file,
         )
         self._metrics = metrics
-        self._known = self._fingerprints()
-        self._first = self._read()
+        self._current = self._fingerprints()
+        self._initial = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`. Where there are authorities for callers, a caller without their word is refused."""
+        """Return credentials for `add_secure_port`. If a client CA is set, callers require a certificate from it."""
         return grpc.dynamic_ssl_server_credentials(
-            self._first,
-            self._changed,  # type: ignore[arg-type]  # None is allowed
+            self._initial,
+            self._reload,  # type: ignore[arg-type]  # None is allowed
             self._client_ca_file is not None,
         )
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Asked at every handshake, by a thread of grpc's: what is new, or None for no change."""
+    def _reload(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return new certificates, or None if nothing changed. A grpc thread calls this at every handshake."""
         try:
             now = self._fingerprints()
-            if now == self._known:
+            if now == self._current:
                 return None
-            before, self._known = self._known, now  # files of no use are not read again until they change
+            previous, self._current = self._current, now  # so that invalid files are read only once
             configuration = self._read()
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _PASSING:
-                self._known = before
-            # Such as a certificate that is new already beside a key that is still the old one.
+            if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+                self._current = previous
+            # For example, the certificate is replaced and the key not yet.
             log.error(
                 "TLS reload failed; keeping the current certificates",
                 extra={"event": "tls_reload_failed", "cause": str(error)},
@@ -69,58 +70,59 @@ class Certificates:
         return configuration
 
     def _fingerprints(self) -> list[Fingerprint]:
-        """Tells whether the files are still the same."""
+        """Return the fingerprints of all files."""
         return [fingerprint(file) for file in (self._cert_file, self._key_file, self._client_ca_file) if file]
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        chain = _pem("cert_file", self._cert_file, b"CERTIFICATE-----")
-        key = _pem("key_file", self._key_file, b"PRIVATE KEY-----")
+        chain = _read_pem("cert_file", self._cert_file, b"CERTIFICATE-----")
+        key = _read_pem("key_file", self._key_file, b"PRIVATE KEY-----")
         authorities = (
-            _pem("client_ca_file", self._client_ca_file, b"CERTIFICATE-----") if self._client_ca_file else None
+            _read_pem("client_ca_file", self._client_ca_file, b"CERTIFICATE-----") if self._client_ca_file else None
         )
-        # grpc takes whatever it is given, and then fails at each handshake without a word.
+        # grpc accepts invalid files and then fails at each handshake without an error message.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self._cert_file, self._key_file, password="")
         except ssl.SSLError as error:
-            raise ValueError(f"tls.key_file: {self._key_file}: no key for {self._cert_file}: {_why(error)}") from None
+            problem = f"cannot be used with {self._cert_file}: {_reason(error)}; use the key of this certificate"
+            raise ValueError(f"tls.key_file: {self._key_file}: {problem}") from None
         try:
             if self._client_ca_file:
                 context.load_verify_locations(self._client_ca_file)
         except ssl.SSLError as error:
-            raise ValueError(f"tls.client_ca_file: {self._client_ca_file}: {_why(error)}") from None
-        # A chain is as good as the first of its certificates to end, authorities as the last.
-        ends = {"server": min(_ends("cert_file", self._cert_file, chain))}
+            raise ValueError(f"tls.client_ca_file: {self._client_ca_file}: {_reason(error)}") from None
+        # A chain expires with its first certificate, a set of authorities with its last.
+        expiry = {"server": _expiry("cert_file", self._cert_file, chain, min)}
         if self._client_ca_file and authorities:
-            ends["client_ca"] = max(_ends("client_ca_file", self._client_ca_file, authorities))
-        for role, end in ends.items():
-            if end <= datetime.now(UTC):
-                setting = "cert_file" if role == "server" else "client_ca_file"
-                raise ValueError(f"tls.{setting}: expired on {end:%Y-%m-%d %H:%M:%S} UTC")
-        for role, end in ends.items():
-            self._metrics.certificate_end.labels(role).set(end.timestamp())
+            expiry["client_ca"] = _expiry("client_ca_file", self._client_ca_file, authorities, max)
+        for role, expires in expiry.items():
+            self._metrics.certificate_end.labels(role).set(expires.timestamp())
         return grpc.ssl_server_certificate_configuration([(key, chain)], authorities)
 
 
-def _pem(setting: str, file: Path, marker: bytes) -> bytes:
+def _read_pem(setting: str, file: Path, marker: bytes) -> bytes:
     content = file.read_bytes()
     if marker not in content:
-        raise ValueError(f"tls.{setting}: {file}: nothing in PEM form (-----BEGIN … {marker.decode()}) is in it")
+        raise ValueError(f"tls.{setting}: {file}: contains no PEM block (-----BEGIN … {marker.decode()})")
     if b"ENCRYPTED" in content:
-        raise ValueError(f"tls.{setting}: {file}: is encrypted, and nobody is there to ask for its password")
+        raise ValueError(f"tls.{setting}: {file}: is encrypted; use an unencrypted private key")
     return content
 
 
-def _ends(setting: str, file: Path, content: bytes) -> list[datetime]:
-    """When each of the certificates stops being valid."""
-    # Imported where TLS is on: it takes 50 ms.
+def _expiry(setting: str, file: Path, content: bytes, decisive: Callable[[Sequence[datetime]], datetime]) -> datetime:
+    """Return the decisive expiry date of the certificates. Raises ValueError if it has passed."""
+    # Imported only if TLS is on, because it takes 50 ms.
     from cryptography import x509
 
     try:
-        return [certificate.not_valid_after_utc for certificate in x509.load_pem_x509_certificates(content)]
+        certificates = x509.load_pem_x509_certificates(content)
     except ValueError as error:
         raise ValueError(f"tls.{setting}: {file}: {error}") from None
+    expires = decisive([certificate.not_valid_after_utc for certificate in certificates])
+    if expires <= datetime.now(UTC):
+        raise ValueError(f"tls.{setting}: {file}: expired on {expires:%Y-%m-%d %H:%M:%S} UTC; use a valid certificate")
+    return expires
 
 
-def _why(error: ssl.SSLError) -> str:
+def _reason(error: ssl.SSLError) -> str:
     return (error.reason or "not readable").lower().replace("_", " ")

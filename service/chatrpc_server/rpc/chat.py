@@ -1,7 +1,7 @@
-"""The service of protos/chatrpc/v1/chat_service.proto: each RPC is one line, all else stands around it.
+"""The service of protos/chatrpc/v1/chat_service.proto. Each RPC is one line; the layers do the rest.
 
-The pipeline calls these methods with a `Call` where grpc would pass its context: what a handler may know of the RPC is
-in there, and what it could do to it is the layers' business.
+The pipeline passes a `Call` in place of grpc's context. It holds all that a handler can read about the RPC; only the
+layers can change the RPC.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -12,19 +12,19 @@ from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, U
 
 
 class ChatCompletionService(ChatCompletionServiceServicer):
-    """Puts each request to the upstream."""
+    """Passes each request to the upstream."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
 
-    async def CreateChatCompletion(  # type: ignore[override]  # a Call for the context
+    async def CreateChatCompletion(  # type: ignore[override]  # a Call in place of the context
         self, request: ChatRequest, call: Call
     ) -> ChatResponse:
-        """The whole answer at once."""
+        """Return the complete response."""
         return await self._upstream.complete(request, call)
 
     def CreateChatCompletionStream(  # type: ignore[override]  # batches of messages, for the pipeline to write
         self, request: ChatRequest, call: Call
     ) -> AsyncGenerator[Sequence[ChatChunk], None]:
-        """The answer as it comes."""
+        """Return the response as a stream of chunk batches."""
         return self._upstream.stream(request, call)

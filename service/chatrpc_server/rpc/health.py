@@ -1,8 +1,11 @@
-"""grpc.health.v1 of our own: the aio servicer that grpcio ships loses the other watchers when one of them leaves.
+"""The health service grpc.health.v1.
 
-Answers for `""`, the chat service, `readiness` and `liveness`. Liveness is true while this process answers at all;
-the others follow the life cycle. None of them asks the upstream: its trouble is no reason to restart or unlist this
-process.
+It replaces grpcio's own aio servicer because that one loses the other watchers when one of them leaves
+(grpc/grpc#43403).
+
+Its services are `""`, the chat service, `readiness` and `liveness`. Liveness is SERVING as long as the process
+responds; the others follow the life cycle. None depends on the upstream, because an upstream failure is no reason to
+restart this process or to remove it from load balancing.
 """
 
 import asyncio
@@ -20,25 +23,25 @@ NAMES = ("", SERVICE, "readiness")
 LIVENESS = "liveness"
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it comes without types
-    """Starts as NOT_SERVING."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio has no types for it
+    """The health servicer. Its state is NOT_SERVING at first."""
 
     def __init__(self) -> None:
         self._serving = False
-        self._ended = False
+        self._closed = False
         self._watchers: set[asyncio.Event] = set()
 
     def set_serving(self, serving: bool) -> None:
-        """Changes the state, and tells every watcher."""
+        """Set the state and notify every watcher."""
         self._serving = serving
-        self._tell()
+        self._notify()
 
     def close_watches(self) -> None:
-        """Ends every watch, and those that come."""
-        self._ended = True
-        self._tell()
+        """Close every watch, present and future."""
+        self._closed = True
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for changed in self._watchers:
             changed.set()
 
@@ -48,20 +51,20 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it comes 
         return int(_Status.NOT_SERVING if name in NAMES else _Status.SERVICE_UNKNOWN)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> health_pb2.HealthCheckResponse:
-        """The state of a service; NOT_FOUND for a name that is none."""
+        """Return the state of a service; abort with NOT_FOUND if its name is unknown."""
         status = self._status(request.service)
         if status == _Status.SERVICE_UNKNOWN:
             names = ", ".join(repr(name) for name in (*NAMES, LIVENESS))
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service: this server has {names}")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service; use one of {names}")
         return _Status(status=status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
-        """The state of a service now and at every change."""
+        """Send the state of a service now and at every change."""
         changed = asyncio.Event()
         self._watchers.add(changed)
         sent: int | None = None
         try:
-            while not self._ended:
+            while not self._closed:
                 changed.clear()
                 status = self._status(request.service)
                 if status != sent:
@@ -72,6 +75,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it comes 
             self._watchers.discard(changed)
 
     async def List(self, request: health_pb2.HealthListRequest, context: _Context) -> health_pb2.HealthListResponse:
-        """The state of every service."""
+        """Return the state of every service."""
         statuses = {name: _Status(status=self._status(name)) for name in (*NAMES, LIVENESS)}
         return health_pb2.HealthListResponse(statuses=statuses)

@@ -1,4 +1,4 @@
-"""gRPC servers and where they listen: options, ports, TLS."""
+"""Builds gRPC servers: options, ports, TLS."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from chatrpc_server.settings import Address, LimitsSettings
 def server(
     limits: LimitsSettings, *, shares_port: bool, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 ) -> grpc.aio.Server:
-    """A server that does not listen yet. `shares_port`: as for `listen`."""
+    """Return a server that does not listen yet. `shares_port`: see `listen`."""
     options = [
-        # On by default: a second server on the same port would start too, and take half of the connections.
+        # Off, because a second server on the same port would otherwise start and receive half of the connections.
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
-        # Beyond this calls would wait in the client, unseen; ours are refused with a reason instead.
+        # Calls above this value wait unseen in the client. Twice the limit, so that admission rejects with a reason.
         ("grpc.max_concurrent_streams", 2 * limits.max_in_flight),
-        # Callers that are gone without a word are found, and callers may ping while a model thinks.
+        # Detect callers that vanished without closing. Allow pings from callers while a model thinks.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        # Long-lived connections would never notice new replicas. Calls may outlive their connection's age.
+        # Bound the age, because long-lived connections never reach new replicas. Open calls continue beyond it.
         ("grpc.max_connection_age_ms", round(limits.max_connection_age_seconds * 1000)),
         ("grpc.max_connection_idle_ms", 900_000),
     ]
@@ -39,9 +39,9 @@ def listen(
     shares_port: bool,
     credentials: grpc.ServerCredentials | None = None,
 ) -> Address:
-    """Lets it listen there; gives the address with the port that it really is. Raises `StartError`.
+    """Bind the address to the server; return it with the actual port. Raises `StartError`.
 
-    `shares_port`: other processes of this user may listen there too, and the kernel deals the connections out.
+    `shares_port`: other processes of this user can listen on it too; the kernel distributes the connections.
     """
     if not shares_port:
         ports.check_free(setting, address)

@@ -1,8 +1,8 @@
-"""The one meeting with grpc.aio's interceptor API: it puts the layers around our RPCs and drives every stream.
+"""The only use of grpc.aio's interceptor API: enters the layers around each RPC and writes every stream.
 
-A stream is written with `context.write` from the RPC's own task, over `aclosing`: handlers that are async generators
-are closed by asyncio in another task and Context when a caller cancels during a blocked send, outer layers before
-inner ones.
+A stream is written with `context.write` from the RPC's own task, inside `aclosing`. If the handler were an async
+generator and the caller cancelled during a blocked send, asyncio would close it in another task and Context, outer
+layers before inner ones.
 """
 
 import asyncio
@@ -26,33 +26,33 @@ SERVICE = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Layer = Callable[[Call, Context], AbstractAsyncContextManager[None]]
-"""Something around each call, unary or streaming alike. Raising `ChatError` inside `statuses` ends the call."""
+"""A context manager around each call, unary or streaming. `ChatError` raised inside `ErrorStatus` fails the call."""
 
 _FORWARDED = ("traceparent", "tracestate")
 _REQUEST_ID_CHARACTERS = 128
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
-"""Printable ASCII. Callers can send other bytes, which neither HTTP nor our own metadata could carry on."""
+"""Printable ASCII. Callers can send other bytes, which neither HTTP headers nor gRPC metadata can carry."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?")
-"""W3C Trace Context, level 1: the trace's id, and its flags, of which the lowest bit says that it is kept."""
+"""W3C Trace Context, level 1. Groups: the trace id and the flags, whose lowest bit is `sampled`."""
 
 
 class Pipeline(grpc.aio.ServerInterceptor):
-    """`layers` from the outermost inwards. Calls without a deadline get the default one.
+    """Runs each RPC inside `layers`, given outermost first. Calls without a deadline get the default one.
 
-    `unknown` is told of each RPC that nobody serves.
+    `count_unknown` is called for each RPC whose method does not exist.
     """
 
     def __init__(
         self,
         layers: Sequence[Layer],
-        unknown: Callable[[], None],
+        count_unknown: Callable[[], None],
         *,
         default_deadline_seconds: float,
         max_message_bytes: int,
         coalesce: bool,
     ) -> None:
         self._layers = layers
-        self._unknown = unknown
+        self._count_unknown = count_unknown
         self._default_deadline_seconds = default_deadline_seconds
         self._max_message_bytes = max_message_bytes
         self._coalesce = coalesce
@@ -62,11 +62,11 @@ class Pipeline(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
-        """Replaces the handlers of our own service; health and reflection stay as they are."""
+        """Wrap the handlers of the chat service; health and reflection stay unchanged."""
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler is None:
-            self._unknown()
+            self._count_unknown()
         if handler is None or service != SERVICE:
             return handler
         wrap = self._streaming if handler.response_streaming else self._unary
@@ -75,9 +75,9 @@ class Pipeline(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, handler: Any) -> _Handler:
         async def behavior(data: bytes, context: Context) -> Any:
             async with self._call(method, context) as call:
-                response = await handler.unary_unary(_parsed(data, handler, call), call)
+                response = await handler.unary_unary(_parse(data, handler, call), call)
                 self._check_size(response)
-                await _begin(call, context)
+                await _send_initial_metadata(call, context)
                 call.messages_sent = 1
                 return response
 
@@ -85,15 +85,15 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
     def _streaming(self, method: str, handler: Any) -> _Handler:
         async def behavior(data: bytes, context: Context) -> None:
-            # A write that fails is one to a caller that has gone: nobody is left to be told.
+            # A write fails only if the caller has disconnected, so there is no caller to report it to.
             with suppress(grpc.aio.InternalError):
                 async with (
                     self._call(method, context) as call,
-                    aclosing(handler.unary_stream(_parsed(data, handler, call), call)) as batches,
+                    aclosing(handler.unary_stream(_parse(data, handler, call), call)) as batches,
                 ):
                     async for batch in batches:
                         if not call.messages_sent:
-                            await _begin(call, context)
+                            await _send_initial_metadata(call, context)
                         started = time.monotonic()
                         try:
                             for chunk in batch:
@@ -103,27 +103,27 @@ class Pipeline(grpc.aio.ServerInterceptor):
                         finally:
                             call.writing_seconds += time.monotonic() - started
                     if not call.messages_sent:
-                        await _begin(call, context)
+                        await _send_initial_metadata(call, context)
 
         return grpc.unary_stream_rpc_method_handler(behavior, None, handler.response_serializer)
 
     def _check_size(self, message: Message) -> int:
-        # grpc would end the RPC by itself, and no layer would know.
+        # Checked here, because grpc would fail the RPC without the layers noticing.
         size = message.ByteSize()
         if size > self._max_message_bytes:
-            raise ResponseTooLarge(f"the answer is a message of {size} bytes: {self._max_message_bytes} are allowed")
+            raise ResponseTooLarge(f"the response message has {size} bytes; the limit is {self._max_message_bytes}")
         return size
 
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
-        """Makes the `Call` and enters the layers around it."""
-        call = self._arrived(method, context)
+        """Create the `Call` and enter the layers around it."""
+        call = self._new_call(method, context)
         async with AsyncExitStack() as stack:
             for layer in self._layers:
                 await stack.enter_async_context(layer(call, context))
             yield call
 
-    def _arrived(self, method: str, context: Context) -> Call:
+    def _new_call(self, method: str, context: Context) -> Call:
         metadata = {
             key: value
             for key, value in context.invocation_metadata() or ()
@@ -151,17 +151,17 @@ class Pipeline(grpc.aio.ServerInterceptor):
         )
 
 
-def _parsed(data: bytes, handler: Any, call: Call) -> ChatRequest:
-    """The request. Parsed in here, not by grpc, so that the layers see it fail."""
+def _parse(data: bytes, handler: Any, call: Call) -> ChatRequest:
+    """Parse the request. Done here, not by grpc, so that the layers see a failure."""
     try:
         request: ChatRequest = handler.request_deserializer(data)
     except DecodeError:
-        raise InvalidRequest("request", f"its {len(data)} bytes are no CreateChatCompletionRequest") from None
+        raise InvalidRequest("request", f"its {len(data)} bytes are not a valid CreateChatCompletionRequest") from None
     call.model = request.model
     return request
 
 
-async def _begin(call: Call, context: Context) -> None:
-    """Sends the initial metadata, no earlier than the first message: a call without it can still be retried."""
+async def _send_initial_metadata(call: Call, context: Context) -> None:
+    """Send the initial metadata with the first message, because gRPC can retry a call only before it."""
     call.first_message_at = time.monotonic()
     await context.send_initial_metadata([("x-request-id", call.id), *call.response_metadata])

@@ -61,7 +61,7 @@ LEFT_BEHIND = {
 }
 """How much more than before there may be in the quiet state after the load."""
 EXPLAINED = (
-    "the upstream refuses this service's key",  # the fault 401
+    "upstream rejected the service's API key",  # the fault 401
     "ExecuteBatchError raised in core",  # gRPC's own last message met a cancel
 )
 """Errors in the service's log that are no mistake."""

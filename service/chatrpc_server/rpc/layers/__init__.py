@@ -1,9 +1,9 @@
-"""The order of the layers around a call, outermost first, and why.
+"""The order of the layers around a call, outermost first, and the reason for it.
 
-tracing      begins the call's trace, so that all that observe writes carries its id; ends it with what observe found
-observe      counts and times everything, so it must see the final status
-statuses     turns exceptions into statuses, so everything that may raise is inside
-admission    turns away what this process cannot take, before any work is done
+tracing      starts the trace first, so that metrics and log lines carry its id; closes it last, with the final status
+metrics      counts and times every call, so it must see the final status
+errors       maps exceptions to statuses, so all code that can raise is inside
+admission    rejects calls above the limits before any work is done
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from chatrpc_server.rpc.pipeline import Layer
 
 
 def layers(
-    observe: CallMetrics, admission: Admission, redact: Callable[[str], str], tracing: Layer | None = None
+    call_metrics: CallMetrics, admission: Admission, redact: Callable[[str], str], tracing: Layer | None = None
 ) -> Sequence[Layer]:
-    """The layers of one server."""
-    always = (observe, ErrorStatus(redact), admission)
+    """Return the layers of one server."""
+    always = (call_metrics, ErrorStatus(redact), admission)
     return (tracing, *always) if tracing else always

@@ -1,7 +1,7 @@
-"""Layer: how many calls at once, and how long each may take.
+"""Layer: limits the number of calls in flight and enforces deadlines.
 
-The count is our own: grpc's `maximum_concurrent_rpcs` would turn away health checks too, and get the process restarted
-just when it is busiest.
+It does not use grpc's `maximum_concurrent_rpcs`, because that also rejects health checks. The process would be
+restarted when it is busiest.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ _RETRY_AFTER_SECONDS = 1.0
 
 
 class Admission:
-    """`rejected` is told the reason for each call that is turned away: `in_flight` or `deadline`."""
+    """Admits calls. `count_rejected` receives the reason for each rejection: `in_flight` or `deadline`."""
 
-    def __init__(self, max_in_flight: int, min_deadline_seconds: float, rejected: Callable[[str], None]) -> None:
+    def __init__(self, max_in_flight: int, min_deadline_seconds: float, count_rejected: Callable[[str], None]) -> None:
         self._max_in_flight = max_in_flight
         self._min_deadline_seconds = min_deadline_seconds
-        self._rejected = rejected
+        self._count_rejected = count_rejected
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended = False
+        self._draining = False
 
     @property
     def in_flight(self) -> int:
-        """The calls being handled now."""
+        """The number of calls in flight."""
         return len(self._tasks)
 
     @asynccontextmanager
     async def __call__(self, call: Call, context: Context) -> AsyncIterator[None]:
-        """Admits the call, or raises `Overloaded` or `DeadlineExceeded`; holds it to its deadline."""
+        """Admit the call and enforce its deadline. Raises `Overloaded` or `DeadlineExceeded`."""
         self._admit(call)
         task = asyncio.current_task()
         assert task is not None
@@ -42,13 +42,13 @@ class Admission:
                 yield
         except TimeoutError:
             if deadline.expired():
-                raise DeadlineExceeded("the deadline passed before the upstream had answered completely") from None
+                raise DeadlineExceeded("the deadline expired before the upstream's response was complete") from None
             raise
         except asyncio.CancelledError:
             if not task.cancelling():
-                # grpc would leave the caller waiting for an RPC that it believes to be cancelled.
-                raise RuntimeError("a cancellation from within the call") from None
-            if self._ended:
+                # grpc would take the RPC for cancelled and leave the caller waiting.
+                raise RuntimeError("cancelled from within the call") from None
+            if self._draining:
                 task.uncancel()
                 raise Draining("the server is draining", retry_after_seconds=_RETRY_AFTER_SECONDS) from None
             raise
@@ -57,18 +57,18 @@ class Admission:
 
     def _admit(self, call: Call) -> None:
         if len(self._tasks) >= self._max_in_flight:
-            self._rejected("in_flight")
+            self._count_rejected("in_flight")
             raise Overloaded(
-                f"this server handles {self._max_in_flight} calls at once and all are taken",
+                f"the limit of {self._max_in_flight} calls in flight is reached",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
         remaining = call.deadline - asyncio.get_running_loop().time()
         if remaining < self._min_deadline_seconds:
-            self._rejected("deadline")
-            raise DeadlineExceeded(f"{max(0.0, remaining) * 1000:.0f} ms are left: too little to ask an upstream")
+            self._count_rejected("deadline")
+            raise DeadlineExceeded(f"{max(0.0, remaining) * 1000:.0f} ms left: too short for a call to the upstream")
 
     def cancel_calls(self) -> None:
-        """Ends what is in flight with `Draining`."""
-        self._ended = True
+        """Cancel all calls in flight with `Draining`."""
+        self._draining = True
         for task in self._tasks:
             task.cancel()

@@ -1,8 +1,7 @@
-"""Layer: every exception to the `google.rpc.Status` that the caller gets. `CODES` is THE table.
+"""Layer: maps every exception to the `google.rpc.Status` for the caller. `CODES` is THE table.
 
-Nothing else leaves: an exception that nobody foresaw is logged with its frames and answered with INTERNAL and the
-request id. What the upstream said is passed on without keys and cut to size; its 401 concerns our key and is not
-passed on.
+An unexpected exception is logged with its frames; the caller receives INTERNAL and the request id. The upstream's
+error is passed on clipped and without keys, except a 401: it concerns the service's own key and is withheld.
 """
 
 import asyncio
@@ -66,24 +65,24 @@ MESSAGE_BYTES = 1024
 RAW_BODY_BYTES = 2048
 _DESCRIPTION_BYTES = 256
 _STATUS_BYTES = 6000
-"""For message and details as they travel. Some clients take 8 KiB of trailers, and other metadata is in there too."""
+"""Encoded size of message and details. Some clients accept only 8 KiB of trailers, including other metadata."""
 _ABORT_SECONDS = 2.0
-"""How long the status of a call may wait to be sent."""
+"""Longest wait for sending the status of a call."""
 
 
 class ErrorStatus:
-    """`redact` takes keys out of a text."""
+    """The layer. `redact` removes keys from a text."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
 
     @asynccontextmanager
     async def __call__(self, call: Call, context: Context) -> AsyncIterator[None]:
-        """Ends the RPC with the status of what is raised inside."""
+        """Fail the RPC with the status of the exception raised inside."""
         try:
             yield
         except ChatError as error:
-            call.reason = _reason_shown(error)
+            call.reason = _public_reason(error)
             if error.reason is Reason.UPSTREAM_UNAUTHENTICATED:
                 log.error(
                     "upstream rejected the service's API key; check upstream.api_key",
@@ -91,7 +90,7 @@ class ErrorStatus:
                 )
             await self._abort(error, call, context)
         except grpc.aio.BaseError:
-            raise  # the RPC is over: its caller went away while a message was being written
+            raise  # the caller disconnected during a write, so the RPC is over
         except Exception:
             call.reason = Reason.INTERNAL
             log.exception("unexpected error in a call", extra={"event": "unexpected_error", "request_id": call.id})
@@ -104,21 +103,21 @@ class ErrorStatus:
             async with asyncio.timeout(_ABORT_SECONDS):
                 await context.abort(code_of(error), status.message, tuple(metadata))
         except TimeoutError:
-            # The caller does not read: the status would wait behind a message for as long as the caller likes.
+            # The caller does not read, so the status would wait behind a message without limit.
             raise asyncio.CancelledError from None
 
 
 def code_of(error: ChatError) -> grpc.StatusCode:
-    """The gRPC code for an exception."""
+    """Return the gRPC code for an exception."""
     if error.reason is Reason.UPSTREAM_ERROR and isinstance(error, ErrorResponse) and error.status < 500:
         return grpc.StatusCode.FAILED_PRECONDITION
     return CODES[error.reason]
 
 
 def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Status:
-    """The rich status for an exception, small enough for every client."""
-    ours = error.reason is Reason.UPSTREAM_UNAUTHENTICATED
-    message = "the upstream refuses this service's credentials" if ours else _clip_message(redact(error.message))
+    """Return the rich status for an exception, small enough for every client."""
+    own_key = error.reason is Reason.UPSTREAM_UNAUTHENTICATED
+    message = "the upstream rejected this service's credentials" if own_key else _clip_message(redact(error.message))
     status = Status(code=code_of(error).value[0], message=message)
     _add(status, _error_info(error))
     if error.retry_after_seconds is not None and error.reason is not Reason.UPSTREAM_QUOTA_EXHAUSTED:
@@ -137,16 +136,16 @@ def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Sta
         _add(status, details_pb2.QuotaFailure(violations=violations))
     _add(status, details_pb2.RequestInfo(request_id=call.upstream_request_id or call.id))
     if isinstance(error, ErrorResponse):
-        _add(status, _upstream_error(status, error.detail, ours, redact))
+        _add(status, _upstream_error(status, error.detail, redact, withhold=own_key))
     return status
 
 
-def _reason_shown(error: ChatError) -> Reason:
+def _public_reason(error: ChatError) -> Reason:
     return Reason.UPSTREAM_ERROR_BODY if isinstance(error, ErrorResponse) and error.in_success else error.reason
 
 
 def _error_info(error: ChatError) -> details_pb2.ErrorInfo:
-    info = details_pb2.ErrorInfo(reason=_reason_shown(error), domain=DOMAIN)
+    info = details_pb2.ErrorInfo(reason=_public_reason(error), domain=DOMAIN)
     if info.reason != error.reason:
         info.metadata["mapped_reason"] = error.reason
     if isinstance(error, ErrorResponse):
@@ -163,26 +162,31 @@ def _violation(error: ChatError) -> tuple[str, str]:
 
 
 def _clip_message(message: str) -> str:
-    """As much of a message as leaves room for the rest: it travels twice, once percent-encoded."""
+    """Clip a message so that the details fit too; it is sent twice, once percent-encoded."""
     message = clip(message, MESSAGE_BYTES)
     while len(quote(message)) > 2 * MESSAGE_BYTES:
         message = message[: len(message) * 7 // 8]
     return message
 
 
-def _upstream_error(status: Status, said: UpstreamError, ours: bool, redact: Callable[[str], str]) -> UpstreamError:
-    """What the upstream said, without keys, nor what concerns ours; its body cut to what is left of the space."""
-    detail = UpstreamError(http_status=said.http_status, request_id=said.request_id)
-    if ours:
+def _upstream_error(
+    status: Status, original: UpstreamError, redact: Callable[[str], str], *, withhold: bool
+) -> UpstreamError:
+    """Return the upstream's error without keys, its body clipped to the remaining space.
+
+    `withhold`: keep only status and request id.
+    """
+    detail = UpstreamError(http_status=original.http_status, request_id=original.request_id)
+    if withhold:
         return detail
     detail.message = status.message
     for name in ("type", "param", "code"):
-        if said.HasField(name):
-            setattr(detail, name, redact(getattr(said, name)))
+        if original.HasField(name):
+            setattr(detail, name, redact(getattr(original, name)))
     left = _STATUS_BYTES - len(quote(status.message)) - (status.ByteSize() + detail.ByteSize()) * 4 // 3
-    body = redact(said.raw_body)
+    body = redact(original.raw_body)
     detail.raw_body = clip(body, min(RAW_BODY_BYTES, max(0, left * 3 // 4)))
-    detail.raw_body_truncated = said.raw_body_truncated or len(detail.raw_body) < len(body)
+    detail.raw_body_truncated = original.raw_body_truncated or len(detail.raw_body) < len(body)
     return detail
 
 
