@@ -1,0 +1,105 @@
+"""An upstream that sends scripted bytes."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, MutableSequence
+
+import trustme
+
+Answer = Callable[["Exchange"], Awaitable[None]]
+
+
+class Exchange:
+    """One request at the scripted upstream, and the pen to answer it with."""
+
+    def __init__(self, head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.head, self.body = head, body
+        self.reader, self.writer = reader, writer
+
+    def header(self, name: bytes) -> str:
+        """A header of the request; its name in lower case."""
+        return self.head.lower().partition(b"\r\n" + name + b": ")[2].partition(b"\r\n")[0].decode()
+
+    async def send(self, *pieces: bytes) -> None:
+        """Sends each piece in a write of its own."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+
+    def reset(self) -> None:
+        """Ends the connection with RST."""
+        self.writer.transport.abort()
+
+    async def closed_by_peer(self) -> None:
+        """Waits until the other side has closed."""
+        while await self.reader.read(1 << 16):
+            pass
+
+
+class Script:
+    """An upstream that answers each request as told: with raw bytes, or by a coroutine that gets the `Exchange`.
+
+    With a certificate it speaks TLS.
+    """
+
+    def __init__(self, certificate: trustme.LeafCert | None = None) -> None:
+        self._tls = None
+        if certificate is not None:
+            self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            certificate.configure_cert(self._tls)
+        self.exchanges: MutableSequence[Exchange] = []
+        self.connections = 0
+        self.base_url = ""
+        self._answers: list[bytes | Answer] = []
+
+    def answers(self, *answers: bytes | Answer) -> None:
+        """What comes next; the last one is repeated."""
+        self._answers = list(answers)
+
+    def choose(self, exchange: Exchange) -> bytes | Answer:
+        """The answer to this request."""
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+    async def __aenter__(self) -> "Script":
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
+        where = "https://localhost" if self._tls else "http://127.0.0.1"
+        self.base_url = f"{where}:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for exchange in self.exchanges:
+            exchange.writer.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                exchange = Exchange(head, b"", reader, writer)
+                exchange.body = await reader.readexactly(int(exchange.header(b"content-length")))
+                self.exchanges.append(exchange)
+                answer = self.choose(exchange)
+                if isinstance(answer, bytes):
+                    await exchange.send(answer)
+                    if b"connection: close" in answer[:500].lower():
+                        break
+                else:
+                    await answer(exchange)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+def http(body: bytes, status: str = "200 OK", content_type: str = "application/json", **headers: str) -> bytes:
+    """A whole HTTP response. Header names with `_` for `-`."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    head = "\r\n".join([f"HTTP/1.1 {status}", f"content-type: {content_type}", f"content-length: {len(body)}", *lines])
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def sse(*events: bytes, done: bool = True) -> bytes:
+    """A whole HTTP response that is an event stream of these data payloads."""
+    payloads = [*events, b"[DONE]"] if done else events
+    return http(b"".join(b"data: " + event + b"\n\n" for event in payloads), content_type="text/event-stream")
