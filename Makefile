@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test tools lint format version protos protos-breaking protos-release dashboard chart dashboard-preview docs lock fuzz \
-	mutation soak bench bench-quick bench-core bench-engines bench-cancel bench-observe bench-start test-clients test-deploy test-balancing image-check test-kubernetes \
+	mutation soak bench bench-quick bench-core bench-http-clients bench-cancel bench-observe bench-start test-clients test-deploy test-balancing image-check test-kubernetes \
 	test-litellm test-collector clean
 
 help: ## list the commands
@@ -30,10 +30,11 @@ endif
 tools: ## Debian's prometheus and promtool into .tools/bin, for the tests that need them
 	tests/deploy/prometheus/install
 
-lint: $(INSTALLED) ## ruff, mypy, buf lint, and are the stubs, the dashboard and the chart fresh
+lint: $(INSTALLED) ## ruff, mypy, buf lint, banned words, and are the stubs, the dashboard and the chart fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/support/words.py
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python protos/reference.py --check
@@ -87,26 +88,26 @@ mutation: $(INSTALLED) ## would the tests notice a wrong entry in a table?
 soak: $(INSTALLED) ## ten minutes of mixed load and faults: does anything grow? With a plot (SOAK_SECONDS=600)
 	tests/robustness/soak/run $(ARGS)
 
-bench: $(INSTALLED) ## the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; needs Go)
+bench: $(INSTALLED) ## the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; requires Go)
 	bench/peers/run $(ARGS)
 
-bench-quick: $(INSTALLED) ## the same with the floor and the naive wrapper only (two minutes; needs Go)
+bench-quick: $(INSTALLED) ## the same with the floor and the naive wrapper only (two minutes; requires Go)
 	QUICK=1 bench/peers/run $(ARGS)
 
-bench-core: $(INSTALLED) ## CPU a chunk against an earlier revision (ARGS=<git ref>), and SSE by size
+bench-core: $(INSTALLED) ## CPU of a chunk against an earlier revision (ARGS=<git ref>), and of SSE by size
 	$(BIN)/python bench/chunks.py $(ARGS)
 	$(BIN)/python bench/sse.py
 
-bench-engines: $(INSTALLED) ## the HTTP engines side by side (ARGS=--quick)
-	$(BIN)/python bench/engines.py $(ARGS)
+bench-http-clients: $(INSTALLED) ## the HTTP clients side by side (ARGS=--quick)
+	$(BIN)/python bench/http_clients.py $(ARGS)
 
 bench-cancel: $(INSTALLED) ## how soon the upstream sees a cancel, in every phase of a call (ARGS="--http-client httpx")
 	$(BIN)/python bench/cancel.py $(ARGS)
 
-bench-observe: $(INSTALLED) ## what metrics and access lines cost
+bench-observe: $(INSTALLED) ## the CPU of metrics and access lines
 	$(BIN)/python bench/observe.py $(ARGS)
 
-bench-start: $(INSTALLED) ## how long until a process serves
+bench-start: $(INSTALLED) ## the time until a process serves
 	$(BIN)/python bench/start.py $(ARGS)
 
 test-clients: $(INSTALLED) ## builds the clients of all languages whose toolchain is here; do they see the same? (ARGS="-k go")

@@ -1,22 +1,23 @@
-"""How fast does a cancel reach the upstream? From the caller's end of a call to the upstream's end of its connection.
+"""How fast does a cancel reach the upstream? From the caller's cancel to the close of the upstream's connection.
 
     python bench/cancel.py [--trials N] [--http-client builtin|httpx] [--json FILE]
 
-What it measures: the service is a process of its own; its caller and its upstream are this one, so that one clock tells
-when the call ended and when the upstream saw its connection closed. In each phase of a call, on a fresh connection:
+What it measures: the service is a separate process; caller and upstream are this process, so that one clock measures
+the end of the call and the close of the upstream's connection. In each phase of a call, on a fresh connection:
 
-    unary           the upstream has the request and says nothing
+    unary           the upstream has the request and sends nothing
     headers         the same for a stream
     first chunk     the upstream has sent the headers of a stream
     between chunks  the caller has read one chunk
-    blocked         the caller reads nothing, the upstream sends until nobody takes any more
+    blocked         the caller reads nothing; the upstream sends until its writes block
 
-The caller either cancels, or lets its deadline pass: its moment is that of the call plus its timeout. The first row
-is the floor: from `close()` of a plain socket until the same upstream sees it, with no service in between.
+The caller either cancels or lets its deadline pass, which is the time of the call plus its timeout. The first row is
+the floor: from `close()` of a plain socket until the same upstream sees it, without a service between them.
 
-How to read it: the promise is 10 ms at p99 for a caller's cancel on loopback; what a row has beyond the floor is gRPC's
-and ours. A deadline may take a millisecond longer: that is the unit in which gRPC keeps it. `closed` must be 100 %: an
-upstream that is still held after 5 s makes the exit code 1. Noise shows in the maximum first. It takes 3 minutes.
+How to read it: the promise is 10 ms at p99 for a caller's cancel on loopback. The excess of a row over the floor is
+the cost of gRPC and the service. A deadline may take a millisecond longer, which is gRPC's unit. `closed` must be
+100 %: an upstream connection that is open after 5 s makes the exit code 1. Noise shows in the maximum first. The run
+takes 3 minutes.
 """
 
 from __future__ import annotations
@@ -46,25 +47,25 @@ from support import Answer, Exchange, Script, request
 from support.process import ANY_PORTS, running
 
 AT_ONCE = 4
-"""Trials that overlap; half as many where each has megabytes to send. None ends before all of them are in their phase:
-one on its way there would keep the loops busy, and what is asked here is not how long a busy loop takes."""
+"""Trials that overlap; half as many if each has megabytes to send. None ends before all are in their phase, because a
+trial on its way there keeps the loops busy, and a busy loop would be measured."""
 CLOSED_WITHIN_SECONDS = 5.0
 REACHED_WITHIN_SECONDS = 10.0
 SETTLED_SECONDS = (0.02, 0.06)
-"""From what the upstream did to the cancel: the service gets there in this time, and no two trials keep step."""
+"""Random delay before the cancel: the service reaches the phase meanwhile, and trials are not in step."""
 BLOCKED_SECONDS = 0.1
-"""A write that waits so long waits for a reader that is not there."""
+"""A write that takes longer is blocked by the reader."""
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 def framed_event(characters: int) -> bytes:
-    """One chunk of a stream, in one chunk of HTTP/1.1."""
+    """Return one chunk of a stream as one HTTP/1.1 chunk."""
     event = b'data: {"choices": [{"index": 0, "delta": {"content": "%b"}}]}\n\n' % (b"x" * characters)
     return b"%x\r\n%b\r\n" % (len(event), event)
 
 
-# --- the phases: what the upstream does until the service holds the call in that phase -------------------------------
+# --- the phases: the upstream's part of each ------------------------------------------------------------------------
 
 
 async def say_nothing(exchange: Exchange) -> None:
@@ -89,7 +90,7 @@ async def send_until_blocked(exchange: Exchange) -> None:
 
 @dataclass(frozen=True)
 class Phase:
-    """`reads` is how many messages the caller takes; its timeouts are long enough to get there."""
+    """A phase of a call. The caller reads `reads` messages; the timeouts are long enough to reach the phase."""
 
     name: str
     rpc: str
@@ -111,7 +112,7 @@ PHASES = (
 
 
 class Upstream(Script):
-    """Takes the call of each trial to its phase, and notes when its connection is closed."""
+    """Brings the call of each trial to its phase; records when its connection closes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,12 +120,12 @@ class Upstream(Script):
         self.trials: dict[str, Trial] = {}
 
     def choose(self, exchange: Exchange) -> Answer:
-        """Requests know their trial by their id."""
+        """Return the response for the request's trial, by its request id."""
         return self.trials[exchange.header(b"x-request-id")].answer
 
 
 class Trial:
-    """One call as its upstream sees it."""
+    """One call as the upstream sees it."""
 
     def __init__(self, upstream: Upstream, lead_up: Answer) -> None:
         self.id = f"trial-{len(upstream.trials)}"
@@ -134,7 +135,7 @@ class Trial:
         self._closed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def answer(self, exchange: Exchange) -> None:
-        """Reads all the while: a write may find out late that the other side has closed."""
+        """Read the whole time, because a write may notice late that the other side has closed."""
         self._exchange = exchange
         leading_up = asyncio.create_task(self._lead(exchange))
         with suppress(ConnectionError):
@@ -142,7 +143,7 @@ class Trial:
         if not self._closed.cancelled():
             self._closed.set_result(time.monotonic())
         leading_up.cancel()
-        self._reached.set()  # or else never
+        self._reached.set()  # so that no waiter hangs
 
     async def _lead(self, exchange: Exchange) -> None:
         with suppress(ConnectionError):
@@ -150,11 +151,11 @@ class Trial:
             self._reached.set()
 
     async def reached(self) -> None:
-        """Waits until the upstream has done its part, or can no more."""
+        """Wait until the upstream has done its part or has lost the connection."""
         await asyncio.wait_for(self._reached.wait(), REACHED_WITHIN_SECONDS)
 
     async def milliseconds_until_closed(self, since: float) -> float | None:
-        """None if the upstream is still held after so long; then it is let go from this side."""
+        """Return None if the connection is still open after the limit; then reset it."""
         try:
             return (await asyncio.wait_for(self._closed, CLOSED_WITHIN_SECONDS) - since) * 1000
         except TimeoutError:
@@ -170,7 +171,7 @@ class Missed(Exception):
 
 
 End = Callable[[Upstream, Any, Phase, asyncio.Barrier], Awaitable[float | None]]
-"""Makes a call, meets the others in the phase, ends the call; gives the milliseconds until the upstream was closed."""
+"""Makes a call, waits for the other trials, ends the call; returns milliseconds until the upstream saw it."""
 
 
 async def by_cancel(upstream: Upstream, stub: Any, phase: Phase, together: asyncio.Barrier) -> float | None:
@@ -222,7 +223,7 @@ FLOOR = Phase("no service", "", say_nothing)
 
 @dataclass(frozen=True)
 class Row:
-    """The trials of one phase that ended in one way; the milliseconds of those whose upstream was closed, sorted."""
+    """The trials of one phase and one kind of end, with the sorted milliseconds of the closed ones."""
 
     phase: str
     ended_by: str
@@ -230,7 +231,7 @@ class Row:
     milliseconds: list[float]
 
     def percentile(self, percent: float) -> float:
-        """The time within which so many of the closed ones were closed."""
+        """Return a percentile of the milliseconds."""
         if not self.milliseconds:
             return math.nan
         return self.milliseconds[math.ceil(len(self.milliseconds) * percent / 100) - 1]
@@ -257,7 +258,7 @@ async def row(upstream: Upstream, stub: Any, phase: Phase, ended_by: str, end: E
         await asyncio.gather(*(one(together) for _ in range(together.parties)))
         progress(f"{phase.name}, {ended_by}: {len(results)}/{trials}")
         if missed > trials:
-            raise RuntimeError(f"most calls do not come to the phase {phase.name!r} in {phase.timeout_seconds} s")
+            raise RuntimeError(f"most calls do not reach the phase {phase.name!r} in {phase.timeout_seconds} s")
     return Row(phase.name, ended_by, trials, sorted(each for each in results if each is not None))
 
 
@@ -266,15 +267,15 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-async def rows(trials: int, engine: str) -> list[Row]:
+async def rows(trials: int, client: str) -> list[Row]:
     async with Upstream() as upstream:
         with running(
-            "serve", *ANY_PORTS, f"--upstream.http-client={engine}", OPENAI_BASE_URL=upstream.base_url
+            "serve", *ANY_PORTS, f"--upstream.http-client={client}", OPENAI_BASE_URL=upstream.base_url
         ) as process:
             target = process.log("serving")["listen"]
             async with grpc.aio.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
                 stub = ChatCompletionServiceStub(channel)
-                for phase in PHASES:  # the first call through new code is slow, and no cancel's fault
+                for phase in PHASES:  # warm up, because the first call loads code
                     await row(upstream, stub, phase, "warming up", by_cancel, AT_ONCE)
                 done = [await row(upstream, stub, FLOOR, "close()", by_close, trials)]
                 for ended_by, end in ENDS.items():
@@ -293,7 +294,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200, help="calls for each row; default: %(default)s")
     parser.add_argument("--http-client", choices=("builtin", "httpx"), default="builtin", help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single figure there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     options = parser.parse_args()
     measured = asyncio.run(rows(options.trials, options.http_client))
     print(f"**{options.http_client}**\n\n{table(measured)}")

@@ -3,12 +3,13 @@
     python bench/chunks.py [REV] [--turns N]
 
 What it measures: the CPU time to feed one event, from bytes to message, for the working tree (now) and for the git
-revision REV (before). REV is by default where core/ was before its last change: HEAD if core/ has uncommitted changes,
-else the parent of the last commit that touched it. Each side is a process of its own, REV's from `git archive` in a
-temporary folder; the two take turns, chunk by chunk, so noise that drifts falls on both.
+revision REV (before). The default REV precedes the last change of core/: HEAD if core/ has uncommitted changes,
+otherwise the parent of the last commit that touched it. Each side is a separate process, REV's from `git archive` in a
+temporary folder. The two take turns, chunk by chunk, so that drifting noise affects both.
 
-How to read it: the ratio, now to before; below 1 is faster. A figure is the median of its turns, `±` half the distance
-between the quartiles: a ratio nearer to 1 than the spread allows says nothing. It takes about 15 seconds.
+How to read it: the ratio of now to before; below 1 is faster. A figure is the median of its turns, `±` half the
+distance between the quartiles. A ratio that differs from 1 by less than the spread proves nothing. It takes about 15
+seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ EVENTS_PER_TURN = 2000
 
 
 def event(delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any) -> bytes:
-    """A chunk as OpenAI sends it, with one choice or, without a delta, none."""
+    """Return a chunk as OpenAI sends it, with one choice, or without a delta with none."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     chunk = {
         "id": "chatcmpl-9xGq3vQ0aTn5Zr1LwYc7",
@@ -58,7 +59,7 @@ USAGE = {
 CALL = {"index": 0, "function": {"arguments": '{"city":'}}
 PLAIN = event({"content": " token"}, obfuscation="aZ3")
 READS: dict[str, tuple[bytes, int]] = {
-    # what is read at once, and how many events that is
+    # the bytes of one read, and the number of its events
     "content": (PLAIN, 1),
     "content, 16 a read": (PLAIN * 16, 16),
     "content with extras": (event({"content": " token", "reasoning_details": []}, provider="p", native="stop"), 1),
@@ -69,14 +70,14 @@ READS: dict[str, tuple[bytes, int]] = {
 }
 
 
-# --- one side: a process of its own ----------------------------------------------------------------------------------
+# --- one side: a separate process ------------------------------------------------------------------------------------
 
 
-def answer_turns() -> None:
-    """For each line of stdin, a key of READS, prints the microseconds of an event."""
+def run_turns() -> None:
+    """For each line of stdin, a key of READS, print the microseconds of an event."""
     from chatrpc_server.core.openai import responses
 
-    assert Path(responses.__file__).is_relative_to(os.environ["PYTHONPATH"]), "another core/ than asked for"
+    assert Path(responses.__file__).is_relative_to(os.environ["PYTHONPATH"]), "another core/ than requested"
     for line in sys.stdin:
         data, events = READS[line.strip()]
         feed = responses.StreamReader(1 << 24).feed
@@ -89,7 +90,7 @@ def answer_turns() -> None:
 
 
 class Side:
-    """A process that runs the core/ under `root`."""
+    """A process with the core/ of `root`."""
 
     def __init__(self, root: Path) -> None:
         command = [sys.executable, __file__, "--side"]
@@ -127,7 +128,7 @@ def before_the_last_change() -> str:
 
 @contextmanager
 def exported(revision: str) -> Iterator[Path]:
-    """A temporary folder with the sources of a revision."""
+    """Export the sources of a revision into a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="chatrpc-chunks-") as folder:
         archive = subprocess.run(["git", "archive", revision, "service"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
@@ -151,12 +152,12 @@ def row(read: str, before: Side, now: Side, turns: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("revision", nargs="?", metavar="REV", help="what to compare with")
+    parser.add_argument("revision", nargs="?", metavar="REV", help="the git revision to compare with")
     parser.add_argument("--turns", type=int, default=40, help="how often each side maps each chunk")
     parser.add_argument("--side", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        answer_turns()
+        run_turns()
         return
     revision = options.revision or before_the_last_change()
     lines = [["chunk", "bytes", f"{git('rev-parse', '--short', revision)}, µs", "now, µs", "ratio"]]
@@ -166,7 +167,7 @@ def main() -> None:
         now = stack.enter_context(Side(ROOT))
         for read in READS:
             print(read, file=sys.stderr)
-            before.microseconds(read), now.microseconds(read)  # the first time fills caches
+            before.microseconds(read), now.microseconds(read)  # the first turn fills caches
             lines.append(row(read, before, now, options.turns))
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))
 

@@ -1,15 +1,14 @@
-"""What does it cost to be observed? CPU of the service with metrics and access lines, and without.
+"""What do metrics and access lines cost? CPU of the service with and without them.
 
     python bench/observe.py [--rounds N] [--json FILE]
 
-What it measures: the service as a process of its own, three times beside each other: without the layer that observes
-and with no watch on the upstream; with metrics; with metrics and access lines (JSON, to /dev/null). Each gets the same
-unary calls and the same streams of 400 chunks, one message for each, in turns; the CPU is that of its process, from
-the kernel's scheduler. The upstream is the embedded one, in the process of the caller.
+What it measures: the service as a separate process, in variants side by side: without metrics of calls and attempts;
+with metrics; with metrics and access lines (JSON, to /dev/null). Each variant gets the same unary calls and the same
+streams of 400 chunks, one message per chunk, in turns. The CPU is that of its process, from the kernel's scheduler.
+The upstream is the embedded one, in the process of the caller.
 
-How to read it: the price is the ratio to the first row, of the medians of all rounds; in brackets the half of the
-rounds in the middle, each against the first row of its own. The second row is the first once more: what it has beyond
-1 is noise.
+How to read it: the cost is the ratio of the medians of all rounds to the first row. The brackets hold the middle half
+of the ratios round by round. The second row repeats the first, so its distance from 1 is noise.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ VARIANTS = ("off", "off again", "metrics", "metrics and access lines")
 
 
 @contextlib.asynccontextmanager
-async def unseen(*_: Any) -> AsyncIterator[None]:
+async def no_layer(*_: Any) -> AsyncIterator[None]:
     yield
 
 
 @contextlib.contextmanager
-def unwatched(_: Any, call: Any) -> Iterator[Any]:
+def no_observer(_: Any, call: Any) -> Iterator[Any]:
     yield call.forward
 
 
 def serve(variant: str) -> int:
-    """Runs the service with what the variant takes away."""
+    """Run the service without the parts that the variant omits."""
     from chatrpc_server import cli
     from chatrpc_server.rpc.layers.metrics import CallMetrics
     from chatrpc_server.upstream.metrics import AttemptMetrics
@@ -63,12 +62,12 @@ def serve(variant: str) -> int:
     flags = ["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", f"--log.level={level}"]
     with contextlib.ExitStack() as stack:
         if variant.startswith("off"):
-            stack.enter_context(mock.patch.object(CallMetrics, "__call__", unseen))
-            stack.enter_context(mock.patch.object(AttemptMetrics, "request", unwatched))
-            untold = mock.patch.object(AttemptMetrics, "gaps", return_value=contextlib.nullcontext(float))
-            stack.enter_context(untold)
-        # Where it listens is a line of the log, which not all of them write.
-        started = mock.patch("chatrpc_server.server.Server.start", _told(_server().start))
+            stack.enter_context(mock.patch.object(CallMetrics, "__call__", no_layer))
+            stack.enter_context(mock.patch.object(AttemptMetrics, "request", no_observer))
+            no_gaps = mock.patch.object(AttemptMetrics, "gaps", return_value=contextlib.nullcontext(float))
+            stack.enter_context(no_gaps)
+        # The address is a line of the log, which not all variants write.
+        started = mock.patch("chatrpc_server.server.Server.start", _printing(_server().start))
         stack.enter_context(started)
         return cli.main(flags)
 
@@ -79,19 +78,19 @@ def _server() -> Any:
     return Server
 
 
-def _told(start: Any) -> Any:
-    async def start_and_tell(self: Any) -> None:
+def _printing(start: Any) -> Any:
+    async def start_and_print(self: Any) -> None:
         await start(self)
         print(self.address, flush=True)
 
-    return start_and_tell
+    return start_and_print
 
 
 # --- the load ---------------------------------------------------------------------------------------------------------
 
 
 class Service:
-    """One variant, as its caller sees it."""
+    """One running variant and its figures."""
 
     def __init__(self, process: asyncio.subprocess.Process, stub: Any) -> None:
         self._pid, self._stub = process.pid, stub
@@ -99,7 +98,7 @@ class Service:
         self.chunk_us: list[float] = []
 
     async def round(self) -> None:
-        """Some unary calls, then some streams."""
+        """Make unary calls, then streams."""
         before = self._cpu_seconds()
         await self._at_once(UNARY_CALLS, self._unary)
         between = self._cpu_seconds()
@@ -132,7 +131,7 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def running(variant: str, base_url: str) -> AsyncIterator[Service]:
-    """The service, until it is left."""
+    """Run the variant for the duration of the context."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--serve", variant, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         env=os.environ | {"OPENAI_BASE_URL": base_url},
@@ -148,7 +147,7 @@ async def running(variant: str, base_url: str) -> AsyncIterator[Service]:
 
 
 async def measure(rounds: int) -> dict[str, Service]:
-    """All variants, in turns."""
+    """Measure all variants in turns."""
     async with Echo() as echo, contextlib.AsyncExitStack() as stack:
         services = {name: await stack.enter_async_context(running(name, echo.base_url)) for name in VARIANTS}
         for number in range(rounds + 1):
@@ -169,7 +168,7 @@ def main() -> int:
     if args.rounds < 2:
         parser.error("--rounds: at least 2, to have a middle")
     services = asyncio.run(measure(args.rounds))
-    # The first round is for warming up.
+    # The first round warms up.
     figures = {name: {"unary": one.unary_us[1:], "chunk": one.chunk_us[1:]} for name, one in services.items()}
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2))

@@ -1,18 +1,18 @@
-"""Is decoding event streams linear in the bytes, however they are cut? CPU of `core.sse.Decoder`.
+"""Is decoding event streams linear in the bytes for every size of pieces? CPU of `core.sse.Decoder`.
 
     python bench/sse.py [--turns N]
 
 What it measures: the CPU time to decode streams of 1, 2, 4 and 8 times BASE_BYTES, fed in pieces of one size:
 
     chunks          events of about 300 bytes, as models send them
-    chunks, CRLF    the same with the line ends that take a detour
-    one line        a single event as long as the whole stream: what a decoder that looks through its buffer again
-                    for each piece cannot read in linear time
+    chunks, CRLF    the same with line ends that need a slower path
+    one line        a single event as long as the stream; a decoder that scans its buffer again for each piece is
+                    quadratic here
     tiny events     `data: x`, nothing but overhead
 
-How to read it: the last columns are the time per byte over that of the smallest stream. Linear time is 1 throughout,
-whatever the machine; quadratic time is 2, 4, 8. MB/s and µs are those of the largest stream. The figure is the lowest
-of the turns, which take all sizes one after the other: noise only ever adds. It takes about 20 seconds.
+How to read it: the last columns are the time per byte relative to the smallest stream. Linear time is 1 throughout, on
+every machine; quadratic time is 2, 4, 8. MB/s and µs are those of the largest stream. The figure is the lowest of the
+turns, because noise only adds; each turn takes all sizes one after the other. It takes about 20 seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TINY = b"data: x\n\n"
 
 
 def repeated(event: bytes) -> Callable[[int], tuple[bytes, int]]:
-    """Builds a stream of about so many bytes; with it, the number of its events."""
+    """Return a builder of a stream of about the given size; it returns the bytes and the number of events."""
     return lambda size: (event * (size // len(event)), size // len(event))
 
 
@@ -67,7 +67,7 @@ def cut_up(data: bytes, step: int) -> list[bytes]:
 
 
 def lowest(build: Callable[[int], tuple[bytes, int]], step: int, turns: int) -> list[tuple[float, int, int]]:
-    """For each size: CPU seconds, bytes, events."""
+    """Return CPU seconds, bytes and events for each size."""
     streams = [build(BASE_BYTES * factor) for factor in FACTORS]
     cases = [(cut_up(data, step), events) for data, events in streams]
     seconds = zip(*([cpu_seconds(*case) for case in cases] for _ in range(turns)), strict=True)

@@ -4,12 +4,12 @@
 
 What it measures, each in turn:
 
-    imports     a Python process that imports grpc.aio and ends: the floor
-    serving     `serve`, until grpc.health.v1 answers SERVING
+    imports     a Python process that imports grpc.aio and exits: the floor
+    serving     `serve`, until grpc.health.v1 responds with SERVING
     workers     `serve --workers 2`, until all workers have started
 
-How to read it: medians, with the least and the most. The promise is 1.5 s for `serving` on a machine that is not busy;
-the ratio to the floor says more. It takes about half a minute.
+How to read it: medians, with the least and the most. The promise is 1.5 s for `serving` on an idle machine; the ratio
+to the floor is more reliable. It takes about half a minute.
 """
 
 import argparse

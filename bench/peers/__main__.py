@@ -2,15 +2,15 @@
 
     python bench/peers [--quick] [--rounds N] [--only NAME ...] [--out FOLDER]
 
-What it measures: the service (as it is by default, with one message for each chunk, and with two workers), the floor
-under it, the naive wrapper, and every rival that could be installed: calls and chunks a second, CPU of the server's
-processes per call and per chunk, time to the first chunk and jitter of paced streams, memory, cold start, and how soon
-the upstream sees a cancel. Each answer is checked: its status, its text, its end, the number of its messages.
+What it measures: the service (with its defaults, with one message per chunk, and with two workers), the floor under it,
+the naive wrapper, and every installed rival: calls and chunks a second, CPU of the server's processes per call and per
+chunk, time to the first chunk and jitter of paced streams, memory, cold start, and how soon the upstream sees a cancel.
+It checks the status, the text, the end and the number of messages of each response.
 
-How to read it: figures of one run only, against each other; a figure is the median of its rounds, in brackets the least
-and the most. The upstream and the callers are one compiled process on the same cores, and get their share of them; all
-servers that are not in turn are stopped meanwhile. Writes a table, the figures as JSON, and plots. Exits with 1 if an
-answer of our own was wrong.
+How to read it: compare figures of one run only; a figure is the median of its rounds, the least and the most in
+brackets. The upstream and the callers are one compiled process and share the cores with the server. All other servers
+are stopped meanwhile. Writes tables, the figures as JSON, and plots. Exits with 1 if a response of the service, the
+floor or the naive wrapper was wrong.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="turns of each load (3; quick: 2)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these servers; the names are those of the table")
     parser.add_argument("--loads", nargs="+", metavar="KEY", help=f"these loads: {[one.key for one in measures.LOADS]}")
-    parser.add_argument("--docs", action="store_true", help="put table and plots into docs/performance.md too")
+    parser.add_argument("--docs", action="store_true", help="also write docs/performance.md and bench/README.md")
     parser.add_argument("--plot-with", metavar="PYTHON", help="a Python that has matplotlib")
     parser.add_argument("--out", type=Path, default=rigs.ROOT / "build/bench", help="folder of the results")
     args = parser.parse_args()
@@ -55,9 +55,9 @@ def main() -> int:
     loads = [load for load in measures.LOADS if load.key in keys]
     rounds = args.rounds or (2 if args.quick else 3)
     _take_two_cores()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # else what was started would stay
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that the servers are stopped
     rigs.build()
-    # Else the first server to start would compile its modules on the way.
+    # Otherwise the first server would compile its modules while its start is measured.
     compileall.compile_dir(rigs.ROOT / "service", quiet=1)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatrpc-bench-")))
@@ -65,7 +65,7 @@ def main() -> int:
         results = measure(rig, servers, loads, rounds, folder, stack, whole=not args.loads, quick=args.quick)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
-    text = report.markdown(results)
+    text = f"{report.markdown(results)}\n### Targets\n\n{report.targets(results)}"
     (args.out / "results.md").write_text(text)
     print(text)
     if args.plot_with:
@@ -73,11 +73,11 @@ def main() -> int:
             [args.plot_with, Path(__file__).parent / "plots.py", args.out / "results.json", args.out], check=True
         )
     if args.docs:
-        report.into_docs(text, args.out, rigs.ROOT / "docs")
+        report.into_docs(results, args.out, rigs.ROOT)
     print(f"written to {args.out}", file=sys.stderr)
     wrong = report.faults(results, [server.name for server in OURS])
     for line in wrong:
-        print(f"WRONG ANSWERS: {line}", file=sys.stderr)
+        print(f"WRONG RESPONSES: {line}", file=sys.stderr)
     return 1 if wrong else 0
 
 
@@ -92,7 +92,7 @@ def measure(
     whole: bool,
     quick: bool,
 ) -> dict[str, Any]:
-    """All of it. `whole`: not only the loads. What cannot be started is left out, and said."""
+    """Measure all servers. `whole`: also memory and cancels. A server that cannot start is reported and left out."""
     machine = {"cpu": _cpu_model(), "cores": sorted(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
     results: dict[str, Any] = {
         "machine": machine,
@@ -144,7 +144,7 @@ def _in_turn(rig: Rig, load: measures.Load, target: Running | None) -> measures.
 
 @contextlib.contextmanager
 def turn(target: Running | None) -> Any:
-    """Lets a server run for so long."""
+    """Resume a stopped server for the duration of the context."""
     if target:
         target.go_on()
     try:
@@ -170,7 +170,7 @@ def _servers(args: argparse.Namespace) -> list[Server]:
 
 
 def _take_two_cores() -> None:
-    """For this process and all that it starts; and as many files as may be open."""
+    """Pin this process and its children to two cores; raise the limit of open files to its maximum."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

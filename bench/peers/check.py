@@ -1,12 +1,12 @@
-"""Does each rival that is installed pass on what the benchmark asks of it?
+"""Does each installed rival forward the benchmark's calls correctly?
 
     python bench/peers/check.py [--versions] [--requests] [NAME ...]
 
-Starts each in turn between this process and a small upstream, and makes unary calls until one is right, then two that
-stream; their chunks come 20 ms apart, and the second stream must not bring them together (in their first, some still
-load code). Prints a table; exits with 1 if something did not come through.
+Starts each in turn between this process and a small upstream. Makes unary calls until one is right, then two streams
+with chunks 20 ms apart. The second stream must not deliver them together; during the first some rivals still load code.
+Prints a table; exits with 1 if a rival failed.
 
-`--requests` shows what else each asks of its upstream, `--versions` only what is installed.
+`--requests` shows the other requests of each rival to its upstream, `--versions` only the installed versions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ASKED = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}]}
 
 
 class Upstream:
-    """Answers as OpenAI does, with keys that nobody asked for, and says of others only that they are well."""
+    """Responds as OpenAI does, with additional keys; responds to every other request with a healthy status."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -107,7 +107,7 @@ def _shared(kind: str) -> dict[str, Any]:
 
 
 async def unary(rival: Rival, port: int) -> None:
-    """Raises what went wrong, AssertionError among it."""
+    """Make a unary call. Raises any error, AssertionError included."""
     if rival.protocol == "grpc":
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
             asked = CreateChatCompletionRequest(model=MODEL, messages=[ChatMessage(role="user", content=TEXT)])
@@ -124,7 +124,7 @@ async def unary(rival: Rival, port: int) -> None:
 
 
 async def stream(rival: Rival, port: int, *, apart: bool) -> str:
-    """What came, in words. Raises what went wrong; with `apart` that the chunks came together is wrong."""
+    """Make a streaming call; return a description. Raises any error; `apart` requires separate chunks."""
     if not rival.streams:
         return "not offered"
     body: dict[str, Any] = _ASKED | {"stream": True}
@@ -148,7 +148,7 @@ async def stream(rival: Rival, port: int, *, apart: bool) -> str:
 
 
 async def started(rival: Rival, running: Running) -> float:
-    """Waits for the first correct answer; the seconds until then."""
+    """Wait for the first correct response; return the seconds until then."""
     since = time.monotonic()
     while True:
         try:
@@ -161,7 +161,7 @@ async def started(rival: Rival, running: Running) -> float:
 
 
 async def check(rival: Rival, upstream: Upstream, folder: Path) -> tuple[bool, str]:
-    """Whether all came through, and the line of the table."""
+    """Return whether all calls succeeded, and the line of the table."""
     upstream.aside.clear()
     running, ready, memory, said = start(rival, upstream.port, folder), "-", "-", ["FAILED", "FAILED"]
     trouble = ""
@@ -181,9 +181,9 @@ async def check(rival: Rival, upstream: Upstream, folder: Path) -> tuple[bool, s
 
 async def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--versions", action="store_true", help="only say what is installed")
-    parser.add_argument("--requests", action="store_true", help="show what else each asks of its upstream")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="these only")
+    parser.add_argument("--versions", action="store_true", help="print only the installed versions")
+    parser.add_argument("--requests", action="store_true", help="show the other requests of each to its upstream")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="check only these")
     args = parser.parse_args()
     if args.versions:
         versions()

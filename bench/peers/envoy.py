@@ -1,7 +1,7 @@
 """Envoy's two configurations: a plain HTTP/1.1 proxy, and one that speaks gRPC to callers and JSON to the upstream.
 
-A configuration is what Envoy's own examples have, without access log and admin port, and with nothing that would end or
-refuse a call of the benchmark: no route timeout, no limit of the connections below those of the benchmark.
+A configuration follows Envoy's own examples, without access log and admin port. It cannot abort or reject a call of the
+benchmark: it has no route timeout, and no connection limit below the benchmark's connections.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def plain(port: int, upstream_port: int) -> Json:
 
 
 def transcoder(port: int, upstream_port: int) -> Json:
-    """gRPC in, JSON over HTTP/1.1 out; of the two RPCs the unary one: the filter refuses those that stream."""
+    """gRPC in, JSON over HTTP/1.1 out. Only the unary RPC, because the filter rejects the streaming one."""
     filter_ = {
         "name": "transcoder",
         "typed_config": {
@@ -39,7 +39,7 @@ def transcoder(port: int, upstream_port: int) -> Json:
 
 def _bootstrap(port: int, upstream_port: int, manager: Json, *filters: Json) -> Json:
     router = {"name": "router", "typed_config": {"@type": f"{_EXTENSIONS}.filters.http.router.v3.Router"}}
-    # Deadlines are the caller's: Envoy's own for a whole call is 15 seconds, and grpc-timeout counts only if asked for.
+    # Use the caller's deadline: Envoy's own limit for a call is 15 seconds, and it obeys grpc-timeout only on request.
     route = {"cluster": "upstream", "timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
     connections = {
         "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -63,7 +63,7 @@ def _bootstrap(port: int, upstream_port: int, manager: Json, *filters: Json) -> 
             "cluster_name": "upstream",
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(upstream_port)}}]}],
         },
-        # By default a cluster refuses what is over 1024.
+        # By default a cluster rejects more than 1024.
         "circuit_breakers": {
             "thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), _MOST_AT_ONCE)]
         },
@@ -76,7 +76,7 @@ def _address(port: int) -> Json:
 
 
 def _descriptors() -> bytes:
-    """The contract as it is, with what the transcoder wants beside it: the method and path of the upstream."""
+    """Return the contract with the annotation that the transcoder requires: the upstream's method and path."""
     files = FileDescriptorSet()
     _add(files, annotations_pb2.DESCRIPTOR)
     _add(files, chat_service_pb2.DESCRIPTOR)

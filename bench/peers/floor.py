@@ -1,7 +1,7 @@
-"""The floor: what grpc.aio costs by itself. Every answer is a message that was made beforehand; there is no upstream.
+"""The floor: the cost of grpc.aio alone. Every response is a message that was built beforehand; there is no upstream.
 
-It has what the service has below its own code: uvloop, and the same generated messages. Model names are those of the
-rig: `bench-<chunks>-<pace in ms>`, and `bench-hold`.
+It runs on the same base as the service: uvloop, and the same generated messages. Model names are those of the rig:
+`bench-<chunks>-<pace in ms>`, and `bench-hold`.
 """
 
 import asyncio

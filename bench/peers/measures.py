@@ -1,4 +1,4 @@
-"""What is measured, and how one figure of it comes about."""
+"""The loads, and the measurement of one figure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Load:
     """0: unary calls."""
     pace_ms: int = 0
     connections: int = 16
-    """For gRPC; HTTP/1.1 has one for each call."""
+    """For gRPC; HTTP/1.1 needs one for each concurrent call."""
     seconds: float = 1.5
     slow_ones_too: bool = True
 
     def __call__(self, rig: Rig, target: Running | None) -> Figures:
-        """What came of it."""
+        """Run the load; return its figures."""
         cpu_before = target.cpu_seconds() if target else 0.0
         answer = rig(
             "load",
@@ -38,7 +38,7 @@ class Load:
             model=f"bench-{self.chunks}-{self.pace_ms}" if self.chunks else "bench",
             inflight=self.in_flight,
             connections=self.connections,
-            # With a pace each caller makes one call; they start over two seconds, not to be in step.
+            # With a pace each caller makes one call. The starts are spread over two seconds, so they are not in step.
             seconds=0 if self.pace_ms else self.seconds,
             stagger=2 if self.pace_ms else 0,
         )
@@ -71,7 +71,7 @@ _HELD = 1000
 
 
 def started(rig: Rig, start: Callable[[], Running]) -> tuple[Running, float]:
-    """A server, and how long it took until it gave a right answer, in seconds. Raises `RigError` if it never does."""
+    """Start a server; return it and the seconds until its first right response. Raise `RigError` if there is none."""
     began = time.monotonic()
     running = start()
     try:
@@ -79,7 +79,7 @@ def started(rig: Rig, start: Callable[[], Running]) -> tuple[Running, float]:
             answer = rig("load", running, unary=True, model="bench", inflight=1, connections=1)
             seconds = time.monotonic() - began
             if answer["calls"]:
-                if running.server.streams:  # to warm up: LiteLLM's first holds its chunks back
+                if running.server.streams:  # warm up, because LiteLLM's first stream holds its chunks back
                     rig("load", running, model="bench-66-0", inflight=1, connections=1)
                 return running, seconds
             if running.ended or seconds > _START_SECONDS:
@@ -91,12 +91,12 @@ def started(rig: Rig, start: Callable[[], Running]) -> tuple[Running, float]:
 
 
 def held(rig: Rig, target: Running) -> Figures:
-    """Memory with 0, 1 000 and 2 000 streams open, and the CPU of one more call beside them."""
+    """Return the memory with 0, 1 000 and 2 000 open streams, and the CPU of one more call beside them."""
     figures: Figures = {"idle_mib": target.resident_mib()}
     try:
         if not target.server.streams:
             return figures
-        _one_more(rig, target)  # to warm up
+        _one_more(rig, target)  # warm up
         figures["call_us"] = _one_more(rig, target)
         for streams in (_HELD, 2 * _HELD):
             rig("open", target, model="bench-hold", inflight=_HELD, connections=20)
@@ -106,7 +106,7 @@ def held(rig: Rig, target: Running) -> Figures:
         figures["error"] = str(error)
     finally:
         rig("close")
-        time.sleep(1)  # its connections to the upstream are to be closed before it is paused
+        time.sleep(1)  # so that its connections to the upstream are closed before the pause
     return figures
 
 
@@ -119,7 +119,7 @@ def _one_more(rig: Rig, target: Running) -> float:
 
 
 def cancels(rig: Rig, target: Running | None, trials: int) -> Figures:
-    """How soon the upstream sees a call go after its caller went."""
+    """Return the delay from the caller's cancel until the upstream sees it."""
     figures: Figures = {}
     if target and not target.server.has_upstream:
         return figures

@@ -1,7 +1,7 @@
-"""The naive wrapper: what one writes in an afternoon, grpc.aio around OpenAI's own Python SDK.
+"""The naive wrapper: grpc.aio around OpenAI's own Python SDK, an afternoon's work.
 
-Nothing in it is slow on purpose: the SDK's defaults, one client for all calls, an async generator as grpc's guides show
-it, and messages filled by hand.
+Nothing in it is slow on purpose: it has the SDK's defaults, one client for all calls, an async generator as in grpc's
+guides, and messages filled by hand.
 """
 
 import asyncio

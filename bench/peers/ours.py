@@ -14,7 +14,7 @@ NAIVE_PYTHON = ROOT / ".tools/peers/naive/bin/python"
 
 
 def service(*flags: str) -> Start:
-    """All features are on, and access lines are written: only traces are off, which are an extra."""
+    """Return the start of the service with all features and access lines; traces, an extra, are off."""
 
     def start(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
         command = [
@@ -31,7 +31,7 @@ def floor(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[
 
 
 def two_floors(port: int, upstream_port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Both listen on the port, and the kernel deals the connections out: what two cores are worth here."""
+    """Start two processes on one port; the kernel distributes the connections. Shows the gain of a second core."""
     one = shlex.join(floor(port, upstream_port, folder)[0])
     return ["/bin/sh", "-c", f"{one} & exec {one}"], {}
 
@@ -48,4 +48,4 @@ FLOOR = Server("floor", "grpc.aio, ready messages", "grpc", PATH, floor, has_ups
 NAIVE = Server("naive", "grpc.aio and the OpenAI SDK", "grpc", PATH, naive, slow=True)
 TWO_FLOORS = replace(FLOOR, name="floor, 2 processes", start=two_floors)
 DIRECT = "direct"
-"""No server at all: the callers ask the upstream."""
+"""No server: the callers call the upstream."""

@@ -1,4 +1,4 @@
-"""Draws the results of a run: plots.py results.json folder. As PNG and SVG; needs requirements/plots.txt alone."""
+"""Plots of a run as PNG and SVG: plots.py results.json folder. Requires requirements/plots.txt only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(source: str, folder: str) -> None:
 
 
 def throughput(servers: dict[str, Any]) -> Any:
-    """Calls and chunks a second, longest bars first."""
+    """Draw calls and chunks a second, longest bars first."""
     titles = {
         "unary": "unary calls/s",
         "66": "chunks/s, streams of 66",
@@ -67,7 +67,7 @@ def throughput(servers: dict[str, Any]) -> Any:
 
 
 def paced(servers: dict[str, Any]) -> Any:
-    """CPU of a chunk and jitter, by how many streams are open."""
+    """Draw CPU of a chunk and jitter by the number of open streams."""
     figure, (cpu, jitter) = plt.subplots(1, 2, figsize=(13, 4.8), dpi=110, layout="constrained")
     for name, one in servers.items():
         points = [
@@ -91,7 +91,7 @@ def paced(servers: dict[str, Any]) -> Any:
 
 
 def memory(servers: dict[str, Any]) -> Any:
-    """Resident memory by streams open."""
+    """Draw resident memory by the number of open streams."""
     keys = {0: "idle_mib", 1000: "mib_at_1000", 2000: "mib_at_2000"}
     figure, axis = plt.subplots(figsize=(9, 4.8), dpi=110, layout="constrained")
     drawn = False

@@ -1,4 +1,4 @@
-"""Servers as processes of their own, and what the kernel knows of them."""
+"""Servers as separate processes, and their figures from the kernel."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 Start = Callable[[int, int, Path], tuple[list[str], dict[str, str]]]
-"""Own port, the upstream's port, a folder for files; gives the command and what it wants in its environment."""
+"""Own port, the upstream's port and a folder for files to the command and its environment."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """How to start something, and how to call it."""
+    """A server: how to start it and how to call it."""
 
     name: str
     kind: str
     protocol: str
     """`grpc` or `http`."""
     path: str
-    """Of the chat endpoint; for gRPC of the service."""
+    """Path of the chat endpoint; for gRPC of the service."""
     start: Start
     headers: Mapping[str, str] = field(default_factory=dict)
     streams: bool = True
     has_upstream: bool = True
     slow: bool = False
-    """So much slower than the others that it gets less to do: it would take minutes."""
+    """Gets a smaller load, because the full one would take minutes."""
 
 
 class Running:
-    """One that runs, with the processes that it started."""
+    """A running server with its child processes."""
 
     def __init__(self, server: Server, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.server, self._process, self.port, self._log = server, process, port, log
@@ -47,7 +47,7 @@ class Running:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
 
     def cpu_seconds(self) -> float:
-        """CPU of all its threads so far, from the kernel's scheduler."""
+        """Return the CPU of all its threads so far, from the kernel's scheduler."""
         nanoseconds = 0
         for pid in self._pids():
             for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
@@ -56,7 +56,7 @@ class Running:
         return nanoseconds / 1e9
 
     def resident_mib(self) -> float:
-        """What it holds in memory; what its processes share counts once."""
+        """Return its memory; pages that its processes share count once."""
         kib = 0
         for pid in self._pids():
             with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class Running:
 
 
 def start(server: Server, upstream_port: int, folder: Path) -> Running:
-    """Starts it; whether it already answers is for the caller to find out."""
+    """Start the server; the caller must wait until it responds."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     command, environment = server.start(port, upstream_port, folder)

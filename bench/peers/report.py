@@ -1,4 +1,4 @@
-"""The results of a run as tables in Markdown, and what they say of the targets."""
+"""The results of a run as tables in Markdown, and which targets they reach."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOLDS = {"≥": operator.ge, "≤": operator.le, ">": operator.gt}
 
 
 def markdown(results: Results) -> str:
-    """All tables. Medians of the rounds; in brackets the least and the most."""
+    """Return all tables except the targets: medians of the rounds, the least and the most in brackets."""
     machine = results["machine"]
     parts = [
         f"{machine['cpu']}, cores {machine['cores']} for everything, Python {machine['python']};"
@@ -31,29 +31,32 @@ def markdown(results: Results) -> str:
         _loads(results),
         _paced(results),
         _held(results),
-        _targets(results),
     ]
     left_out = [f"- {name}: {why}" for name, why in results.get("left_out", {}).items()]
     if left_out:
         parts.append("\n".join(["Left out:", "", *left_out]))
     wrong = faults(results, list(results["servers"]))
     if wrong:
-        parts.append("\n".join(["Answers that were wrong or did not come:", "", *(f"- {line}" for line in wrong)]))
+        parts.append("\n".join(["Responses that were wrong or missing:", "", *(f"- {line}" for line in wrong)]))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def into_docs(text: str, results: Path, docs: Path) -> None:
-    """Replaces the tables of performance.md, and its plots."""
-    page = docs / "performance.md"
+def into_docs(results: Results, folder: Path, root: Path) -> None:
+    """Replace the tables and plots of docs/performance.md, and the targets in bench/README.md."""
+    _replace(root / "docs/performance.md", markdown(results))
+    _replace(root / "bench/README.md", targets(results))
+    for plot in folder.glob("*.png"):
+        shutil.copy(plot, root / f"docs/performance-{plot.name}")
+
+
+def _replace(page: Path, text: str) -> None:
     before, _, rest = page.read_text().partition(_BEGINS)
     _, _, after = rest.partition(_ENDS)
     page.write_text(f"{before}{_BEGINS}\n{text}{_ENDS}{after}")
-    for plot in results.glob("*.png"):
-        shutil.copy(plot, docs / f"performance-{plot.name}")
 
 
 def faults(results: Results, names: Sequence[str]) -> list[str]:
-    """What was wrong with the answers of these servers."""
+    """Return the faults in the responses of these servers, one line each."""
     lines = []
     for name in names:
         for load in LOADS:
@@ -66,14 +69,14 @@ def faults(results: Results, names: Sequence[str]) -> list[str]:
 
 
 def values(results: Results, name: str, load: str, figure: str, part: str | None = None) -> Values:
-    """A figure of each round; none where the server has no such load."""
+    """Return a figure of each round; empty if the server has no such load."""
     turns = results["servers"].get(name, {}).get(load, [])
     found = [turn.get(figure) for turn in turns]
     return [one[part] if part else one for one in found if one is not None]
 
 
 def middle(results: Results, name: str, load: str, figure: str, part: str | None = None) -> float | None:
-    """The median of the rounds."""
+    """Return the median of the rounds."""
     found = values(results, name, load, figure, part)
     return statistics.median(found) if found else None
 
@@ -173,7 +176,7 @@ def _beside(held: dict[str, Any]) -> float | None:
 
 
 def _added(results: Results, name: str, load: str, figure: str, part: str) -> float | None:
-    """Beyond what the upstream has by itself, which is taken of the same round."""
+    """Return the median of what the server adds to the upstream's own figure in the same round."""
     own, direct = (values(results, one, load, figure, part) for one in (name, ours.DIRECT))
     if not own or name == ours.DIRECT:
         return statistics.median(own) if own else None
@@ -195,8 +198,8 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 # --- targets ---------------------------------------------------------------------------------------------------------
 
 
-def _targets(results: Results) -> str:
-    """What the service is to reach, and did. A ratio is one of the medians of this run."""
+def targets(results: Results) -> str:
+    """Return the targets and whether this run reached them. A ratio is one of medians of this run."""
     chatrpc = results["servers"].get(_CHATRPC, {})
     held = chatrpc.get("held", {})
 
@@ -211,7 +214,7 @@ def _targets(results: Results) -> str:
         return ratio(load, "cpu_us", of, to)
 
     def of_two_floors(load: str) -> str:
-        """What the machine itself gives to a second process."""
+        """Return the gain of a second process on this machine, by the floor."""
         gain = rate(load, _FLOOR, of=_TWO_FLOORS)
         return f" (2 processes of the floor: {gain:.2f})" if gain else ""
 
@@ -256,4 +259,4 @@ def _targets(results: Results) -> str:
         for what, seen, sign, limit in rows
         if seen is not None
     ]
-    return f"### Targets\n\n{_table(['', 'seen', 'wanted', 'reached'], lines)}" if lines else ""
+    return f"{_table(['', 'measured', 'target', 'reached'], lines)}\n" if lines else ""

@@ -1,4 +1,4 @@
-"""The rig in Go, from this side: see rig/main.go."""
+"""The driver of the rig, a Go program: see rig/main.go."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BINARY = ROOT / ".tools/bin/rig"
 
 
 def build() -> None:
-    """Builds it, where a source is newer. Ends the program if there is no Go."""
+    """Build the rig if a source is newer. Exits if Go is missing."""
     sources = [*SOURCE.glob("*.go"), *SOURCE.glob("go.*")]
     if BINARY.exists() and BINARY.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         return
@@ -30,7 +30,7 @@ def build() -> None:
 
 
 class Rig:
-    """One that runs. Its upstream listens on `port`."""
+    """A running rig. Its upstream listens on `port`."""
 
     def __enter__(self) -> Rig:
         self._process = subprocess.Popen([BINARY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -44,7 +44,7 @@ class Rig:
         self._process.wait()
 
     def __call__(self, op: str, target: Running | None = None, **fields: Any) -> dict[str, Any]:
-        """Gives it one command, and waits for the answer; without a target it calls its own upstream."""
+        """Send one command and wait for the response. Without a target the rig calls its own upstream."""
         command = {"op": op, "peer": self._peer(target), **fields}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -71,4 +71,4 @@ class Rig:
 
 
 class RigError(Exception):
-    """What the rig could not do."""
+    """A command that the rig could not carry out."""

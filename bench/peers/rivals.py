@@ -1,8 +1,8 @@
 """The rivals: how each is started between callers and one OpenAI-compatible upstream, as `install` installed them.
 
-Each has its defaults, what its own documentation recommends for production, and what is fair here: one process where it
-is single-threaded by nature, else threads for two cores; no access log, nothing sent home. All listen on 127.0.0.1 only
-and stay in the foreground. Models pass unchanged.
+Each has its defaults, the production settings of its own documentation, and fair conditions: one process if it is
+single-threaded by design, otherwise threads for two cores; no access log, no telemetry to its vendor. All listen on
+127.0.0.1 only and stay in the foreground. Model names pass unchanged.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / ".tools/peers"
 Started = tuple[list[str], dict[str, str]]
 
-# For those that read proxy settings from the environment.
+# For rivals that read proxy settings from the environment.
 _DIRECTLY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-# LiteLLM refuses to start without one. It guards nothing.
+# LiteLLM does not start without one. It protects nothing.
 _LITELLM_KEY = "sk-master-key-of-the-benchmark"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rival(Server):
-    """A server that others wrote."""
+    """A server of another project."""
 
     program: Callable[[], Path | None]
-    """Where it is; a function, since the table is made before anything is installed."""
+    """Path of the program; a function, because the table exists before the installation."""
     version_of: Callable[[Path], str]
 
     @property
@@ -51,12 +51,12 @@ class Rival(Server):
 
 
 def servers() -> list[Server]:
-    """Those that are installed; their kind says the version too."""
+    """Return the installed rivals; their kind includes the version."""
     return [replace(rival, kind=f"{rival.kind}, {rival.version}") for rival in RIVALS if rival.installed]
 
 
 def _nginx(port: int, upstream_port: int, folder: Path) -> Started:
-    # As root its workers would be nobody, who cannot look into the folder.
+    # If started as root, its workers would run as a user that cannot read the folder.
     user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "\n".join(f"  {kind}_temp_path {folder}/{kind};" for kind in kinds)
@@ -91,7 +91,7 @@ def _envoy(config: Callable[[int, int], envoy.Json]) -> Callable[[int, int, Path
     def start(port: int, upstream_port: int, folder: Path) -> Started:
         file = folder / "envoy.json"
         file.write_text(json.dumps(config(port, upstream_port), indent=1))
-        # Two threads: what its default is on two cores. Hot restart would share memory between two of them.
+        # Two threads are its default on two cores. Hot restart would share memory between two Envoys.
         return [
             str(_envoy_program()), "--config-path", str(file), "--concurrency", "2", "--log-level", "warning",
             "--disable-hot-restart",
@@ -101,8 +101,8 @@ def _envoy(config: Callable[[int, int], envoy.Json]) -> Callable[[int, int, Path
 
 
 def _smg(port: int, upstream_port: int, folder: Path) -> Started:
-    # The backend is openai because sglang, the default, serves only the models that its worker lists; it costs no less.
-    # With one worker there is nothing to choose, so that its load need not be asked for either.
+    # The backend is openai because sglang, the default, serves only models that its worker lists; it costs the same.
+    # With one worker there is no choice, so its load need not be requested.
     return [
         str(TOOLS / "smg/bin/smg"), "launch", "--host=127.0.0.1", f"--port={port}", "--backend=openai",
         "--worker-urls", f"http://127.0.0.1:{upstream_port}", "--policy=passthrough", "--disable-load-monitoring",
@@ -132,9 +132,9 @@ def _litellm(port: int, upstream_port: int, folder: Path) -> Started:
         "--num_workers=1", "--telemetry=False",
     ]  # fmt: skip
     return command, {
-        "LITELLM_MODE": "PRODUCTION",  # else it reads a .env file
-        "LITELLM_LOG": "ERROR",  # also uvicorn's, which leaves out access lines
-        # Else it fetches them at start.
+        "LITELLM_MODE": "PRODUCTION",  # otherwise it reads a .env file
+        "LITELLM_LOG": "ERROR",  # also for uvicorn, which then omits access lines
+        # Otherwise it downloads them at start.
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
         "LITELLM_LOCAL_BLOG_POSTS": "True",
@@ -144,9 +144,9 @@ def _litellm(port: int, upstream_port: int, folder: Path) -> Started:
 
 
 def _portkey(port: int, upstream_port: int, folder: Path) -> Started:
-    # Where a call goes is said by the call alone.
+    # The call alone determines its target.
     _PORTKEY_HEADERS["x-portkey-custom-host"] = f"http://127.0.0.1:{upstream_port}/v1"
-    # It has no flag for the address, and listens on all.
+    # It has no flag for the address, and listens on all addresses.
     (folder / "local.cjs").write_text(
         'const { Server } = require("net");\n'
         "const listen = Server.prototype.listen;\n"
@@ -183,7 +183,7 @@ def _portkey_program() -> Path | None:
 
 
 def _of_package(name: str) -> Callable[[Path], str]:
-    """The version of a Python package, from the name of its folder in the venv that the program belongs to."""
+    """Return a reader of a Python package's version, from the name of its folder in the program's venv."""
 
     def version(program: Path) -> str:
         venv = next(folder for folder in program.parents if (folder / "pyvenv.cfg").exists())

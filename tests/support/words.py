@@ -52,6 +52,21 @@ IGNORED = (
 )
 """Files with text of others, generated files, data, and the two files that must name the words."""
 
+PENDING = (
+    ".ci/run",
+    "CHANGELOG.md",
+    "Makefile",
+    "README.md",
+    "clients/*",
+    "deploy/*",
+    "docs/*",
+    "protos/*",
+    "requirements/*",
+    "service/*",
+    "tests/*",
+)
+"""Files that still hold such words; checked only if the command line names them."""
+
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Path and a part of the line to the reason why the word may stay there."""
 
@@ -97,7 +112,8 @@ def tracked(paths: Sequence[str]) -> list[str]:
     """Return the paths of the tracked files to check."""
     listed = subprocess.run(["git", "ls-files", "-z", *paths], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [path for path in listed.stdout.split("\0") if path and (ROOT / path).is_file()]
-    return [path for path in files if not any(fnmatchcase(path, pattern) for pattern in IGNORED)]
+    left_out = IGNORED if paths else (*IGNORED, *PENDING)
+    return [path for path in files if not any(fnmatchcase(path, pattern) for pattern in left_out)]
 
 
 def main(paths: Sequence[str]) -> int:

@@ -6,23 +6,23 @@ import (
 	"time"
 )
 
-// call is one call as its caller saw it.
+// call is one call as its caller sees it.
 type call struct {
 	script   *script
 	unary    bool
 	sent     time.Time
-	last     time.Time // when the newest message came
+	last     time.Time // when the newest message arrived
 	first    time.Duration
 	messages int
 	text     []byte
-	finished bool // the reason why the model stopped was among it
+	finished bool // the finish reason has arrived
 	gaps     []time.Duration
-	partial  []byte // of a message whose rest is still to come
+	partial  []byte // the part of a message that has arrived
 	status   string
 	hooks
 }
 
-// hooks are what a call tells its caller, each once: that the first message came, and that it is over.
+// hooks receive the events of a call, each once: its first message and its end.
 type hooks struct {
 	begun func()
 	over  func()
@@ -32,7 +32,7 @@ func newCall(command *Command, hooks hooks) *call {
 	return &call{script: scriptFor(command.Model), unary: command.Unary, sent: time.Now(), hooks: hooks}
 }
 
-// message notes that something came.
+// message records an arrival.
 func (c *call) message() {
 	now := time.Now()
 	if c.messages == 0 {
@@ -47,7 +47,7 @@ func (c *call) message() {
 	c.messages++
 }
 
-// fault says what was wrong with the answer, empty if nothing was.
+// fault describes an error in the response; empty if there is none.
 func (c *call) fault(trouble error) string {
 	expected := c.script.text
 	if c.unary {
@@ -66,7 +66,7 @@ func (c *call) fault(trouble error) string {
 	return ""
 }
 
-// tally is what the calls of one load came to.
+// tally is the sum of the calls of one load.
 type tally struct {
 	calls    int
 	messages int

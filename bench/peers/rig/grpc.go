@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	windowBytes = 16 << 20 // no stream here is longer, and none is ever held up
+	windowBytes = 16 << 20 // no stream here is longer, so flow control never stops one
 	refillBytes = 1 << 20
 )
 
-// grpcClient is one HTTP/2 connection, with all its calls driven by the one goroutine that reads it.
+// grpcClient is one HTTP/2 connection; the goroutine that reads it drives all its calls.
 type grpcClient struct {
 	peer       *Peer
 	tally      *tally
@@ -26,7 +26,7 @@ type grpcClient struct {
 	reader     *bufio.Reader
 	framer     *http2.Framer
 
-	lock     sync.Mutex // around all below, and every write
+	lock     sync.Mutex // guards the fields below, and every write
 	writer   *bufio.Writer
 	fields   bytes.Buffer
 	encoder  *hpack.Encoder
@@ -104,7 +104,7 @@ func (c *grpcClient) start(command *Command, hooks hooks) (abort func()) {
 	}
 }
 
-// read handles what comes until the connection ends, and then ends all calls.
+// read handles frames until the connection closes, and then finishes all calls.
 func (c *grpcClient) read() {
 	var err error
 	for err == nil {

@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// httpClient calls over HTTP/1.1: a connection for each call at once, kept for the next call.
+// httpClient calls over HTTP/1.1: one connection per concurrent call, reused by the next call.
 type httpClient struct {
 	peer  *Peer
-	lock  sync.Mutex // around the tally and the idle connections
+	lock  sync.Mutex // guards the tally and the idle connections
 	tally *tally
 	idle  []*httpConnection
 }
@@ -124,7 +124,7 @@ func readEvents(call *call, body io.Reader) error {
 	}
 }
 
-// readJSON finds the text and the reason by their keys: what is sent here holds no others of these names.
+// readJSON finds the text and the reason by their keys, which occur only once in what the rig sends.
 func readJSON(call *call, data []byte) {
 	if text, found := stringAfter(data, `"content":`); found {
 		call.text = append(call.text, text...)

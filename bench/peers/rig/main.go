@@ -1,7 +1,7 @@
-// The rig of the benchmark: the upstream that all servers get, and the callers that load them, in one process.
+// The rig of the benchmark: the upstream of all servers, and the callers that load them, in one process.
 //
-// It reads one command a line from standard input, as JSON, and answers each with a line of JSON. Compiled, so that
-// neither the upstream nor the callers are what is measured; one process, so that both read the same clock.
+// It reads one JSON command per line from standard input and writes one line of JSON for each. It is compiled so that
+// neither the upstream nor the callers limit the figures, and one process so that both read the same clock.
 package main
 
 import (
@@ -18,15 +18,15 @@ type Command struct {
 	Op          string // load, open, close, cancel
 	Peer        Peer
 	Unary       bool
-	Model       string // selects what the upstream answers: see upstream.go
+	Model       string // selects the response of the upstream: see script.go
 	InFlight    int    // callers at once, each with one call
 	Connections int
-	Seconds     float64 // begin new calls for so long; 0: each caller makes one call
+	Seconds     float64 // how long callers begin new calls; 0: each caller makes one call
 	Stagger     float64 // seconds over which the callers start
 	Trials      int
 }
 
-// Peer says how to call a server.
+// Peer is the address of a server and how to call it.
 type Peer struct {
 	Protocol string // grpc or http
 	Address  string
@@ -81,5 +81,5 @@ func answer(value any) {
 	os.Stdout.Write(append(line, '\n'))
 }
 
-// deadline is when a caller gives up on a call.
+// deadline is the time limit of a call.
 const deadline = 60 * time.Second

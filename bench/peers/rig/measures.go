@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// A client holds one connection, or as many as its protocol needs for so many calls at once.
+// A client holds one connection, or as many as its protocol needs for its concurrent calls.
 type client interface {
-	start(command *Command, hooks hooks) (abort func()) // begins a call, which `abort` ends early
+	start(command *Command, hooks hooks) (abort func()) // begins a call; `abort` cancels it
 	close()
 }
 
@@ -18,7 +18,7 @@ func connect(command *Command, tally *tally) (client, error) {
 	return newHTTP(&command.Peer, tally), nil
 }
 
-// load makes calls from as many callers as are asked for, each the next call when the last one has ended.
+// load makes calls from the requested number of callers; each begins its next call when the last one is done.
 func load(command Command) *tally {
 	total := newTally()
 	var lock sync.Mutex
@@ -68,7 +68,7 @@ func loadConnection(command *Command, firstCaller, callers int, tally *tally, be
 	left.Wait()
 }
 
-// holder keeps streams open that have had their first message.
+// holder keeps streams open after their first message.
 type holder struct {
 	clients []client
 	aborts  []func()
@@ -78,13 +78,13 @@ func (h holder) release() {
 	for _, abort := range h.aborts {
 		abort()
 	}
-	time.Sleep(100 * time.Millisecond) // the aborts are to leave before the connections close
+	time.Sleep(100 * time.Millisecond) // so that the aborts are sent before the connections close
 	for _, each := range h.clients {
 		each.close()
 	}
 }
 
-// open begins streams, and leaves them open.
+// open begins streams and leaves them open.
 func open(command Command) (holder, map[string]any) {
 	var held holder
 	begun, over := make(chan bool, command.InFlight), make(chan bool, command.InFlight)
@@ -114,12 +114,12 @@ func open(command Command) (holder, map[string]any) {
 }
 
 const (
-	settling = 5 * time.Millisecond // a call that is cancelled has come to rest before
-	patience = 2 * time.Second      // whoever has not passed a cancel on by then does not do so
-	misses   = 5                    // after so many there is nothing more to learn
+	settling = 5 * time.Millisecond // a call is at rest before it is cancelled
+	patience = 2 * time.Second      // a server that has not forwarded a cancel by then never does
+	misses   = 5                    // stop after so many, because more show nothing new
 )
 
-// cancels measures how long after its caller's cancel the upstream sees a call go.
+// cancels measures the delay from the caller's cancel until the upstream sees it.
 func cancels(command Command, up *upstream) map[string]any {
 	client, err := connect(&command, newTally())
 	if err != nil {

@@ -8,13 +8,13 @@ import (
 	"sync"
 )
 
-// The few fields of protos/chatrpc/v1 that are written and read here, by number. Not by generated code: this has to be
-// much cheaper than what it measures.
+// The few fields of protos/chatrpc/v1 that the rig writes and reads, by number. Generated code would cost too much,
+// because the rig must be much cheaper than the servers.
 const (
 	requestModel, requestMessages = 1, 2
 	messageRole, messageContent   = 1, 2
 	answerChoices                 = 5
-	choiceMessage, choiceReason   = 2, 3 // of unary answers and of chunks alike, where the message is called delta
+	choiceMessage, choiceReason   = 2, 3 // of unary responses and of chunks alike, where the message is called delta
 	deltaContent                  = 2
 )
 
@@ -44,14 +44,14 @@ func field(to []byte, number int, value []byte) []byte {
 	return append(to, value...)
 }
 
-// requestJSON is the same request as a body of HTTP.
+// requestJSON is the same request as an HTTP body.
 func requestJSON(model string, stream bool) []byte {
 	return fmt.Appendf(nil, `{"model":"%s","messages":[{"role":"user","content":"%s"}],"stream":%t}`, model, prompt, stream)
 }
 
 var errMalformed = errors.New("a message that is not well-formed")
 
-// readMessage takes the text and the reason from an answer, or from a chunk.
+// readMessage reads the text and the reason of a response or a chunk.
 func readMessage(call *call, data []byte) error {
 	return eachField(data, func(number int, choice []byte) error {
 		if number != answerChoices {
@@ -74,7 +74,7 @@ func readMessage(call *call, data []byte) error {
 	})
 }
 
-// eachField calls back for the fields that have a length; it passes over numbers.
+// eachField calls back for length-delimited fields and skips numbers.
 func eachField(data []byte, found func(number int, value []byte) error) error {
 	for len(data) > 0 {
 		tag, read := binary.Uvarint(data)

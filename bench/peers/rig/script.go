@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// A script is what a model does. Its name is bench-<chunks>-<pace in ms>: so many events with a choice, the first with
-// the role, the last with the reason why it stops, one every so often. Without a pace they come as fast as they can be
-// written, one write each. bench-hold sends the first chunk and then nothing; bench-silent not even headers.
+// A script is the behaviour of a model. Its name is bench-<chunks>-<pace in ms>: that many events with a choice at that
+// pace, the first with the role, the last with the finish reason. Without a pace they are written as fast as possible,
+// one write each. bench-hold sends the first chunk and then nothing; bench-silent not even headers.
 type script struct {
 	chunks int
 	pace   time.Duration
 	hold   bool
 	silent bool
-	events [][]byte // each a chunk of HTTP
+	events [][]byte // each an HTTP chunk
 	usage  []byte
-	text   string // what the caller must have in the end
+	text   string // the complete text that the caller must receive
 }
 
 const (

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// upstream is an OpenAI-compatible server that costs next to nothing. Of each request that it lets wait it gives what
-// tells when its connection has gone.
+// upstream is an OpenAI-compatible server that costs next to nothing. For each request that it lets wait it provides a
+// channel that reports when the connection closes.
 type upstream struct {
 	waiting chan (chan time.Time)
 }
@@ -54,7 +54,7 @@ func (up *upstream) converse(connection net.Conn) {
 	}
 }
 
-// complete answers one request as its model is scripted.
+// complete responds to one request as the model's script says.
 func (up *upstream) complete(connection net.Conn, reader *bufio.Reader, body []byte) error {
 	var request struct {
 		Model  string
@@ -101,24 +101,24 @@ func (up *upstream) wait(reader *bufio.Reader) error {
 	gone := make(chan time.Time, 1)
 	select {
 	case up.waiting <- gone:
-	default: // nobody looks
+	default: // no receiver
 	}
 	_, err := reader.Peek(1)
 	gone <- time.Now()
 	if err == nil {
-		err = io.ErrUnexpectedEOF // a pipelined request would never be answered
+		err = io.ErrUnexpectedEOF // a pipelined request would never get a response
 	}
 	return err
 }
 
-// forget drops those that nobody looked at.
+// forget drops the requests without a receiver.
 func (up *upstream) forget() {
 	for len(up.waiting) > 0 {
 		<-up.waiting
 	}
 }
 
-// aside answers what routers ask of their workers.
+// aside responds to the requests of routers about their workers.
 func aside(connection net.Conn, path string) error {
 	body := `{}`
 	if path == "/v1/models" {

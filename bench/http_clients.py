@@ -1,19 +1,19 @@
-"""Which transport should drive the outbound edge? CPU and promptness of each candidate, side by side.
+"""Which HTTP client should drive the outbound edge? CPU and promptness of each candidate, side by side.
 
-    python bench/engines.py [--quick]
+    python bench/http_clients.py [--quick]
 
-What it measures: the CPU time of this process alone (the upstream is another process on 127.0.0.1 that sends
-pre-built bytes), per call or per chunk, for every engine in turn, each turn in a fresh event loop:
+What it measures: the CPU time of this process alone, per call or per chunk, for each client in turn, each turn in a
+fresh event loop. The upstream is another process on 127.0.0.1 that sends pre-built bytes.
 
     unary         one call after another; then 50 at once
     burst         20 streams at once, 66 chunks each, sent as fast as the upstream can
     paced         100 streams at once, 50 chunks a second each: wake-ups dominate, as with a real model
     unary, open   one more unary call while N streams are open: does the pool slow down?
-    delay         paced chunks carry the instant they were sent: how late does each one arrive?
+    delay         paced chunks carry their send time: how late does each one arrive?
 
-How to read it: only the ratios, given in parentheses against aiohttp without httpx; machines differ and neighbours are
+How to read it: compare only the ratios to aiohttp without httpx, in parentheses; machines differ and neighbours are
 noisy. A figure is the median of its turns, `±` half the distance between the lowest and the highest. Look at the delay
-first: an engine that delivers few pieces, late, holds the stream back, and its cheap chunks are worth nothing. Engines
+first: a client that delivers few pieces, late, holds the stream back, and its cheap chunks are worth nothing. Clients
 whose package is not installed are left out.
 """
 
@@ -41,7 +41,7 @@ from chatrpc_server.upstream.http.pool import Pool
 
 CHUNKS_PER_BURST = 66
 PACE_SECONDS = 0.020
-TIMEOUT = httpx.Timeout(None, connect=5.0)  # as the service: its limits on waiting for chunks are its own
+TIMEOUT = httpx.Timeout(None, connect=5.0)  # as in the service, which has its own time limits for chunks
 HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-bench", "accept-encoding": "identity"}
 
 REQUEST = b'{"model":"m","messages":[{"role":"user","content":"' + b"q" * 240 + b'"}]}'
@@ -50,7 +50,7 @@ EVENT = b'data: {"sent":%020d,"id":"chatcmpl-1","choices":[{"index":0,"delta":{"
 SENT = slice(EVENT.index(b"%020d"), EVENT.index(b"%020d") + 20)
 
 
-# --- the upstream: a process of its own ------------------------------------------------------------------------------
+# --- the upstream: a separate process --------------------------------------------------------------------------------
 
 UNARY_RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
     len(ANSWER),
@@ -60,7 +60,7 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-e
 
 
 def framed(data: bytes) -> bytes:
-    """One HTTP/1.1 chunk."""
+    """Return one HTTP/1.1 chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -69,7 +69,7 @@ STREAM_END = framed(b"data: [DONE]\n\n") + framed(b"")
 
 
 class Upstream(asyncio.Protocol):
-    """Answers `/unary`, `/burst`, `/paced/<chunks>` and `/open`; knows just enough HTTP for the engines above it."""
+    """Serves `/unary`, `/burst`, `/paced/<chunks>` and `/open`; knows just enough HTTP for the clients."""
 
     transport: asyncio.Transport
 
@@ -114,7 +114,7 @@ class Upstream(asyncio.Protocol):
 
 
 async def serve_until_stdin_ends() -> None:
-    """Prints the port; ends with its parent, because the parent holds the other end of stdin."""
+    """Print the port; serve until the parent exits, because the parent holds the other end of stdin."""
     loop = asyncio.get_running_loop()
     parent_left = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), parent_left.set)
@@ -126,7 +126,7 @@ async def serve_until_stdin_ends() -> None:
 
 @contextlib.contextmanager
 def upstream() -> Iterator[httpx.URL]:
-    """The base URL of a running upstream."""
+    """Run an upstream; yield its base URL."""
     command = [sys.executable, __file__, "--upstream"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -138,7 +138,7 @@ def upstream() -> Iterator[httpx.URL]:
             process.wait(timeout=10)
 
 
-# --- the engines: each POSTs `REQUEST`, and must not follow, keep, decode or merge anything --------------------------
+# --- the clients: each POSTs `REQUEST`, and must not follow, keep, decode or merge anything --------------------------
 
 
 def aiohttp_session() -> aiohttp.ClientSession:
@@ -150,8 +150,8 @@ def aiohttp_session() -> aiohttp.ClientSession:
     )
 
 
-class ClientEngine:
-    """The usual way: an `httpx.AsyncClient` over the transport."""
+class HttpxClient:
+    """An `httpx.AsyncClient` over the transport: the usual way."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self.client = httpx.AsyncClient(transport=transport, timeout=TIMEOUT, headers=HEADERS, trust_env=False)
@@ -168,8 +168,8 @@ class ClientEngine:
         await self.client.aclose()
 
 
-class TransportEngine:
-    """The transport called directly: httpx's request and response, without the client around them."""
+class HttpxTransport:
+    """httpx's transport, called directly with request and response, without the client around them."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self.transport = transport
@@ -199,8 +199,8 @@ class TransportEngine:
         await self.transport.aclose()
 
 
-class AiohttpEngine:
-    """aiohttp without one httpx object: the yardstick."""
+class AiohttpClient:
+    """aiohttp without any httpx object: the yardstick."""
 
     def __init__(self) -> None:
         self.session = aiohttp_session()
@@ -222,8 +222,8 @@ class AiohttpEngine:
         await self.session.close()
 
 
-class PoolEngine:
-    """Ours: httptools over connections of our own."""
+class BuiltinClient:
+    """The service's own client: httptools over its own connections."""
 
     def __init__(self) -> None:
         self.pools: dict[httpx.URL, Pool] = {}
@@ -249,8 +249,8 @@ class PoolEngine:
             await pool.aclose()
 
 
-class PyreqwestEngine:
-    """Streams only with a read buffer of 0; its ready-made httpx transport has no such switch."""
+class PyreqwestClient:
+    """pyreqwest; it streams only with a read buffer of 0, which its httpx transport cannot set."""
 
     def __init__(self) -> None:
         builder = importlib.import_module("pyreqwest.client").ClientBuilder()
@@ -275,25 +275,25 @@ def httpcore_transport() -> httpx.AsyncHTTPTransport:
 
 
 def httpx_aiohttp_transport() -> httpx.AsyncBaseTransport:
-    # Without a session of ours: at most 100 connections where its limits say "unlimited", and a cookie jar.
+    # Its own session would allow at most 100 connections despite "unlimited" limits, and keep cookies.
     transport: httpx.AsyncBaseTransport = importlib.import_module("httpx_aiohttp").AiohttpTransport(
         client=aiohttp_session
     )
     return transport
 
 
-Engine = ClientEngine | TransportEngine | AiohttpEngine | PoolEngine | PyreqwestEngine
+Client = HttpxClient | HttpxTransport | AiohttpClient | BuiltinClient | PyreqwestClient
 YARDSTICK = "(e) aiohttp, no httpx"
-CANDIDATES: list[tuple[str, str, Callable[[], Engine]]] = [
-    ("(a) httpx client, httpcore", "httpx", lambda: ClientEngine(httpcore_transport())),
-    ("(b) httpcore transport", "httpx", lambda: TransportEngine(httpcore_transport())),
-    ("(c) httpx client, httpx-aiohttp", "httpx_aiohttp", lambda: ClientEngine(httpx_aiohttp_transport())),
-    ("(d) httpx-aiohttp transport", "httpx_aiohttp", lambda: TransportEngine(httpx_aiohttp_transport())),
-    (YARDSTICK, "aiohttp", AiohttpEngine),
-    ("(f) ours, httptools", "httptools", PoolEngine),
-    ("(g) pyreqwest, no httpx", "pyreqwest", PyreqwestEngine),
+CANDIDATES: list[tuple[str, str, Callable[[], Client]]] = [
+    ("(a) httpx client, httpcore", "httpx", lambda: HttpxClient(httpcore_transport())),
+    ("(b) httpcore transport", "httpx", lambda: HttpxTransport(httpcore_transport())),
+    ("(c) httpx client, httpx-aiohttp", "httpx_aiohttp", lambda: HttpxClient(httpx_aiohttp_transport())),
+    ("(d) httpx-aiohttp transport", "httpx_aiohttp", lambda: HttpxTransport(httpx_aiohttp_transport())),
+    (YARDSTICK, "aiohttp", AiohttpClient),
+    ("(f) builtin, httptools", "httptools", BuiltinClient),
+    ("(g) pyreqwest, no httpx", "pyreqwest", PyreqwestClient),
 ]
-ENGINES = {name: build for name, module, build in CANDIDATES if importlib.util.find_spec(module)}
+CLIENTS = {name: build for name, module, build in CANDIDATES if importlib.util.find_spec(module)}
 
 
 # --- the workloads ---------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ ENGINES = {name: build for name, module, build in CANDIDATES if importlib.util.f
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; what bounds the run."""
+    """The amount of each load; it bounds the duration of the run."""
 
     turns_by_loop: dict[str, int]
     unary_calls: int
@@ -318,26 +318,26 @@ Figures = dict[str, list[float]]
 
 
 async def microseconds_each(work: Awaitable[int]) -> float:
-    """CPU of this process, all its threads, by the number of things `work` says it did."""
+    """Return the CPU of this process, all threads, divided by the count that `work` returns."""
     gc.collect()
     started = time.process_time()
     count = await work
     return (time.process_time() - started) * 1e6 / count
 
 
-async def unary_calls(engine: Engine, url: httpx.URL, calls: int, at_once: int) -> int:
+async def unary_calls(client: Client, url: httpx.URL, calls: int, at_once: int) -> int:
     async def some() -> None:
         for _ in range(calls // at_once):
-            assert len(await engine.unary(url)) == len(ANSWER)
+            assert len(await client.unary(url)) == len(ANSWER)
 
     await asyncio.gather(*(some() for _ in range(at_once)))
     return calls // at_once * at_once
 
 
-async def read_streams(engine: Engine, url: httpx.URL, streams: int, rounds: int, chunks: int) -> int:
+async def read_streams(client: Client, url: httpx.URL, streams: int, rounds: int, chunks: int) -> int:
     async def read() -> None:
         events = 0
-        async for data in engine.stream(url):
+        async for data in client.stream(url):
             events += data.count(b"data: {")
         assert events == chunks, f"{events} of {chunks} chunks"
 
@@ -347,9 +347,9 @@ async def read_streams(engine: Engine, url: httpx.URL, streams: int, rounds: int
 
 
 @contextlib.asynccontextmanager
-async def open_streams(engine: Engine, url: httpx.URL, count: int) -> AsyncIterator[None]:
-    """`count` streams whose first chunk has come and whose second never will."""
-    streams = [engine.stream(url) for _ in range(count)]
+async def open_streams(client: Client, url: httpx.URL, count: int) -> AsyncIterator[None]:
+    """Keep `count` streams open that have had their first chunk and never get a second."""
+    streams = [client.stream(url) for _ in range(count)]
     try:
         for start in range(0, count, 100):
             await asyncio.gather(*(anext(stream) for stream in streams[start : start + 100]))
@@ -359,17 +359,17 @@ async def open_streams(engine: Engine, url: httpx.URL, count: int) -> AsyncItera
             await stream.aclose()
 
 
-async def delays_milliseconds(engine: Engine, url: httpx.URL) -> list[float]:
-    """From the upstream's send to our hands, one figure for each piece that arrived."""
+async def delays_milliseconds(client: Client, url: httpx.URL) -> list[float]:
+    """Return the delay from the upstream's send to the arrival, one figure per piece."""
     delays = []
-    async for data in engine.stream(url):
+    async for data in client.stream(url):
         if data.startswith(b"data: {"):
             delays.append((time.monotonic_ns() - int(data[SENT])) / 1e6)
     return delays
 
 
-async def one_turn(build: Callable[[], Engine], base: httpx.URL, sizes: Sizes) -> Figures:
-    engine = build()
+async def one_turn(build: Callable[[], Client], base: httpx.URL, sizes: Sizes) -> Figures:
+    client = build()
     figures: Figures = defaultdict(list)
     unary, paced_chunks = base.join("/unary"), int(sizes.paced_seconds / PACE_SECONDS)
 
@@ -377,21 +377,21 @@ async def one_turn(build: Callable[[], Engine], base: httpx.URL, sizes: Sizes) -
         figures[column].append(await microseconds_each(work))
 
     try:
-        await unary_calls(engine, unary, 20, 1)
-        await measure("unary, µs", unary_calls(engine, unary, sizes.unary_calls, 1))
-        await unary_calls(engine, unary, 100, 50)
-        await measure("50 at once, µs", unary_calls(engine, unary, sizes.unary_calls, 50))
-        burst = read_streams(engine, base.join("/burst"), 20, sizes.burst_rounds, CHUNKS_PER_BURST)
+        await unary_calls(client, unary, 20, 1)
+        await measure("unary, µs", unary_calls(client, unary, sizes.unary_calls, 1))
+        await unary_calls(client, unary, 100, 50)
+        await measure("50 at once, µs", unary_calls(client, unary, sizes.unary_calls, 50))
+        burst = read_streams(client, base.join("/burst"), 20, sizes.burst_rounds, CHUNKS_PER_BURST)
         await measure("burst, µs/chunk", burst)
-        paced = read_streams(engine, base.join(f"/paced/{paced_chunks}"), 100, 1, paced_chunks)
+        paced = read_streams(client, base.join(f"/paced/{paced_chunks}"), 100, 1, paced_chunks)
         await measure("paced, µs/chunk", paced)
         for count in sizes.open_streams:
-            async with open_streams(engine, base.join("/open"), count):
-                calls = unary_calls(engine, unary, sizes.calls_while_open, 1)
+            async with open_streams(client, base.join("/open"), count):
+                calls = unary_calls(client, unary, sizes.calls_while_open, 1)
                 await measure(f"unary, {count} open, µs", calls)
-        figures["delays"] = await delays_milliseconds(engine, base.join("/paced/25"))
+        figures["delays"] = await delays_milliseconds(client, base.join("/paced/25"))
     finally:
-        await engine.aclose()
+        await client.aclose()
     return figures
 
 
@@ -404,10 +404,10 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def take_turns(loop: str, turns: int, base: httpx.URL, sizes: Sizes) -> dict[str, Figures]:
-    """Every engine once, then every engine again: noise that drifts falls on all of them."""
-    figures: dict[str, Figures] = {name: defaultdict(list) for name in ENGINES}
+    """Measure every client once per turn, so that drifting noise affects all of them."""
+    figures: dict[str, Figures] = {name: defaultdict(list) for name in CLIENTS}
     for turn in range(turns):
-        for name, build in ENGINES.items():
+        for name, build in CLIENTS.items():
             print(f"{loop} {turn + 1}/{turns} {name}", file=sys.stderr)
             with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
                 for column, values in runner.run(one_turn(build, base, sizes)).items():
@@ -427,7 +427,7 @@ def delay_cell(delays: list[float], turns: int) -> str:
 
 def table(figures: dict[str, Figures], turns: int) -> str:
     columns = [column for column in figures[YARDSTICK] if column != "delays"]
-    lines = [["engine", *columns, "delay, ms: median / most (pieces)"]]
+    lines = [["client", *columns, "delay, ms: median / most (pieces)"]]
     lines.append(["---", *["--:"] * (len(columns) + 1)])
     for name, by_column in figures.items():
         cells = [cpu_cell(by_column[column], figures[YARDSTICK][column]) for column in columns]
