@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show what came of it (real upstream if OPENAI_API_KEY is set)
+demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show the metrics (real upstream if OPENAI_API_KEY is set)
 	@$(BIN)/chatrpc-server demo $(ARGS)
 
 serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051

@@ -6,9 +6,9 @@ import sys
 
 
 def main() -> int:
-    """Runs one command; returns the exit code."""
-    # Until there is something to stop: to process 1, as which a container runs this, the kernel delivers no signal
-    # that is left at its default, and the rest of the imports takes a second.
+    """Run one command; return the exit code."""
+    # Until the command handles SIGTERM itself, because the other imports take a second. In a container this is process
+    # 1, and the kernel does not deliver a signal to process 1 if its handler is the default.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         from chatrpc_server import cli

@@ -1,7 +1,7 @@
 """The command line: serve, demo, echo, check-config, healthcheck.
 
-Exit codes: 0 done, 1 it failed (the service cannot start, is not healthy, the demo's calls failed), 2 the settings or
-flags are wrong, or an extra is not installed. What goes wrong is told in one line each, never as a traceback.
+Exit codes: 0 success; 1 failure (the service cannot start, is not healthy, or a call of the demo failed); 2 invalid
+settings or flags, or a missing extra. Each problem is reported in one line, never as a traceback.
 """
 
 import argparse
@@ -28,20 +28,19 @@ _Namespace = argparse.Namespace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Run one command; return the exit code."""
     parser = _parser()
     args, unknown = parser.parse_known_args(arguments)
     try:
         return int(args.run(args, unknown))
     except SettingsError as error:
         for mistake in error.mistakes:
-            print(f"chatrpc-server: {mistake}", file=sys.stderr)
+            _print_error(mistake)
         return 2
     except ModuleNotFoundError as error:
         if error.name != "aiohttp":
             raise
-        problem = "the embedded upstream: aiohttp is not installed; run pip install 'chatrpc-server[echo]'"
-        print(f"chatrpc-server: {problem}", file=sys.stderr)
+        _print_error("the embedded upstream: aiohttp is not installed; run pip install 'chatrpc-server[echo]'")
         return 2
 
 
@@ -49,51 +48,74 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chatrpc-server",
         description="A typed, streaming gRPC chat API in front of any OpenAI-compatible endpoint.",
-        epilog="Every setting can come from flags, CHATRPC_* variables or a YAML file, in this order of strength.",
+        epilog="Settings come from flags, CHATRPC_* variables and a YAML file. Flags override variables, and variables"
+        " override the file.",
     )
     parser.add_argument("--version", action="version", version=f"chatrpc-server {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the service", description="Runs the service until SIGTERM.")
+    serve = commands.add_parser(
+        "serve", help="run the service", description="Run the service until SIGTERM or SIGINT, then drain."
+    )
     serve.set_defaults(run=_serve)
     add_flags(serve)
 
     demo = commands.add_parser(
         "demo",
-        help="start everything, make two calls, show what came of it",
-        description="Starts the service, and the embedded upstream unless a key or a base URL is set; makes a unary"
-        " and a streaming call over gRPC and shows the answers and the metrics.",
+        help="start the service, make two calls, show responses and metrics",
+        description="Start the service, make a unary and a streaming call over gRPC, and show responses and metrics. If"
+        " neither an API key nor a base URL is set, the embedded upstream runs too.",
     )
     demo.set_defaults(run=_demo)
-    demo.add_argument("--keep", action="store_true", help="go on serving until SIGINT or SIGTERM")
-    demo.add_argument("--model", help="model to ask; default: echo, or gpt-4o-mini for a real upstream")
-    demo.add_argument("--prompt", default="Why do streams beat waiting?", help="what to ask; default: %(default)s")
+    demo.add_argument("--keep", action="store_true", help="keep serving until SIGINT or SIGTERM")
+    demo.add_argument(
+        "--model", metavar="TEXT", help="model of both calls; default: echo, or gpt-4o-mini for a real upstream"
+    )
+    demo.add_argument(
+        "--prompt",
+        default="Why do streams beat waiting?",
+        metavar="TEXT",
+        help="user message of both calls; default: %(default)s",
+    )
     add_flags(demo)
 
     echo = commands.add_parser(
         "echo",
-        help="run the embedded upstream by itself",
-        description="Runs an OpenAI-compatible HTTP server that needs no key. Model names choose its behaviour.",
+        help="run the embedded upstream alone",
+        description="Run an OpenAI-compatible HTTP server that requires no key. Model names select its behaviour.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_directives(),
     )
     echo.set_defaults(run=_echo)
-    echo.add_argument("--listen", default="127.0.0.1:8080", metavar="host:port", help="default: %(default)s")
-    echo.add_argument("--pace-seconds", type=float, default=0.0, help="pause before each chunk; default: %(default)s")
-    echo.add_argument("--api-key", help="refuse other keys with 401")
+    echo.add_argument("--listen", default="127.0.0.1:8080", metavar="host:port", help="address; default: %(default)s")
+    echo.add_argument(
+        "--pace-seconds", type=float, default=0.0, metavar="X", help="pause before each chunk; default: %(default)s"
+    )
+    echo.add_argument("--api-key", metavar="TEXT", help="reject other keys with status 401; default: accept any")
 
-    check = commands.add_parser("check-config", help="check the settings and print them, secrets hidden")
+    check = commands.add_parser(
+        "check-config",
+        help="check the settings and print them without secrets",
+        description="Check the settings of all sources, and print them as JSON without secrets.",
+    )
     check.set_defaults(run=_check_config)
     add_flags(check)
 
     health = commands.add_parser(
         "healthcheck",
-        help="ask a running service for its health; exit code 0 if it serves",
-        description="Asks grpc.health.v1. Exit code 0: SERVING; 1: anything else, or no answer.",
+        help="check the health of a running service; exit code 0 if it serves",
+        description="Call grpc.health.v1. Exit code 0: SERVING; 1: any other status, or no response.",
     )
     health.set_defaults(run=_healthcheck)
-    health.add_argument("--service", default="", help="health service name: readiness, liveness, …; default: all")
-    health.add_argument("--timeout-seconds", type=float, default=3.0, help="default: %(default)s")
+    health.add_argument(
+        "--service",
+        default="",
+        metavar="TEXT",
+        help="health service, such as readiness or liveness; default: the server",
+    )
+    health.add_argument(
+        "--timeout-seconds", type=float, default=3.0, metavar="X", help="longest wait; default: %(default)s"
+    )
     add_flags(health)
     return parser
 
@@ -102,7 +124,7 @@ def _directives() -> str:
     from chatrpc_echo import DIRECTIVES
 
     lines = [f"  {name}{description}" for name, description in DIRECTIVES.items()]
-    return "\n".join(["directives in model names, such as echo:pace=0.05,truncate=3:", *lines])
+    return "\n".join(["directives in model names, for example echo:pace=0.05,truncate=3:", *lines])
 
 
 def _serve(args: _Namespace, unknown: Sequence[str]) -> int:
@@ -142,15 +164,17 @@ def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
                 "serving metrics of all workers",
                 extra={"event": "metrics_serving", "metrics": f"http://{exporter.address}/metrics"},
             )
-            work = partial(_work, settings.model_copy(update=addresses), file, metrics.folder)
+            work = partial(_run_worker, settings.model_copy(update=addresses), file, metrics.folder)
             drain_seconds = settings.drain.delay_seconds + settings.drain.grace_seconds
             await Workers(settings.workers, work, drain_seconds, metrics).run()
 
     return _run(run, "asyncio")
 
 
-def _work(settings: Settings, file: SettingsFile | None, metrics_folder: Path, number: int, parent: "Parent") -> int:
-    """What one of several workers does."""
+def _run_worker(
+    settings: Settings, file: SettingsFile | None, metrics_folder: Path, number: int, parent: "Parent"
+) -> int:
+    """Serve as one of several workers; return the exit code."""
     from chatrpc_server.server import Server
     from chatrpc_server.telemetry import multiprocess
 
@@ -171,12 +195,12 @@ def _demo(args: _Namespace, unknown: Sequence[str]) -> int:
     from chatrpc_server.demo import demo
 
     settings = load(args, unknown=unknown)
-    _configure_logs(settings, "warning")  # the answers are to be seen, not the log
+    _configure_logs(settings, "warning")  # so that log lines do not hide the responses
     return _run(lambda: demo(settings, model=args.model, prompt=args.prompt, keep=args.keep), settings.event_loop)
 
 
 def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
-    _refuse(unknown)
+    _reject_unknown(unknown)
     try:
         address = Address.parse(args.listen)
     except ValueError as error:
@@ -190,7 +214,7 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
             await echo.start()
         except OSError as error:
             raise StartError(f"--listen: cannot listen on {address}: {error.strerror or error}") from None
-        print(f"echo answers at {echo.base_url}", flush=True)
+        print(f"echo serves at {echo.base_url}", flush=True)
         with stop_signals() as stop_requested:
             await stop_requested()
         await echo.stop()
@@ -210,20 +234,20 @@ def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
 
     settings = load(args, unknown=unknown)
     if settings.tls.cert_file and not settings.health_listen:
-        raise SettingsError(["health_listen: must be given where TLS is on: health is asked there, without TLS"])
+        raise SettingsError(["health_listen: is required for health checks if TLS is on; set an address without TLS"])
     listen = settings.health_listen or settings.listen
-    # A server that listens everywhere is asked on loopback.
+    # A server that listens on all addresses is checked on loopback.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
     target = str(Address(host, listen.port))
     try:
-        # Whatever proxy the environment names, this machine is not behind it.
+        # No proxy, because the target is this machine.
         with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
             request = health_pb2.HealthCheckRequest(service=args.service)
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=args.timeout_seconds)
+            response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=args.timeout_seconds)
     except grpc.RpcError as error:
-        print(f"chatrpc-server: {target}: {error.code().name}: {error.details()}", file=sys.stderr)
+        _print_error(f"{target}: {error.code().name}: {error.details()}")
         return 1
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
     print(status)
     return 0 if status == "SERVING" else 1
 
@@ -235,21 +259,21 @@ def _configure_logs(settings: Settings, level: str, worker: int | None = None) -
     logs.configure(level, settings.log.format, Redactor(settings.secrets()), worker)
 
 
-def _refuse(unknown: Sequence[str]) -> None:
+def _reject_unknown(unknown: Sequence[str]) -> None:
     if unknown:
         raise SettingsError([f"{unknown[0].partition('=')[0]}: unknown argument"])
 
 
-def _print(error: StartError) -> None:
+def _print_error(error: StartError | str) -> None:
     print(f"chatrpc-server: {error}", file=sys.stderr)
 
 
 def _run(
     run: Callable[[], Coroutine[Any, Any, Any]],
     event_loop: str = "uvloop",
-    failed: Callable[[StartError], None] = _print,
+    report_failure: Callable[[StartError], None] = _print_error,
 ) -> int:
-    """Runs it to its end; False from it, or `StartError`, is exit code 1."""
+    """Run the coroutine; return exit code 1 if it returns False or raises `StartError`, else 0."""
     factory = None
     if event_loop == "uvloop":
         import uvloop
@@ -259,5 +283,5 @@ def _run(
         with asyncio.Runner(loop_factory=factory) as runner:
             return 1 if runner.run(run()) is False else 0
     except StartError as error:
-        failed(error)
+        report_failure(error)
         return 1

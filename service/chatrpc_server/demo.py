@@ -1,4 +1,4 @@
-"""The demo: the whole service in one process, called over gRPC as anybody would, with what came of it on the screen."""
+"""The demo: runs the whole service in one process, calls it over gRPC, and prints responses and metrics."""
 
 import logging
 import re
@@ -30,13 +30,13 @@ _SHOWN_METRICS = (
     "chatrpc_tokens_total{",
 )
 _EVIDENT_LABELS = re.compile(r'(grpc_service|grpc_type|gen_ai_(operation|provider)_name|upstream)="[^"]*",?')
-"""Left out, so that a line fits the screen; what remains still selects the series."""
+"""Omitted so that lines fit the screen; the other labels still identify the series."""
 
 
 async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool) -> bool:
-    """Makes one unary and one streaming call; False if one failed. Raises `StartError`.
+    """Make a unary and a streaming call; return False if one failed. Raises `StartError`.
 
-    Without `keep` any free ports are used, so that it never collides with a service that runs already.
+    Unless `keep` is set, the ports are free ones, so that the demo never collides with a running service.
     """
     async with _upstream(settings, model) as (settings, model):
         settings = settings.model_copy(update={"reflection": True})
@@ -46,7 +46,7 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
         server = Server(settings)
         await server.start()
         try:
-            _print_where(server, model)
+            _print_addresses(server, model)
             try:
                 await _calls(str(server.address), model, prompt)
             except grpc.aio.AioRpcError as error:
@@ -66,7 +66,7 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
 
 @asynccontextmanager
 async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tuple[Settings, str]]:
-    """The configured upstream if there is any sign of one, else the embedded one."""
+    """Yield settings and model of the configured upstream. If none is configured, run the embedded one."""
     default = Settings().upstream
     if settings.upstream.api_key or settings.upstream.base_url != default.base_url:
         model = model or next(iter(settings.models), "gpt-4o-mini")
@@ -82,10 +82,10 @@ async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tupl
 
 async def _calls(target: str, model: str, prompt: str) -> None:
     request = CreateChatCompletionRequest(model=model, messages=[ChatMessage(role="user", content=prompt)])
-    # The environment's proxy is for the world outside, not for this process.
+    # No proxy, because the target is this process.
     async with grpc.aio.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         stub = ChatCompletionServiceStub(channel)
-        _print_heading("CreateChatCompletion: one request, one answer")
+        _print_heading("CreateChatCompletion: one request, one response")
         started = monotonic()
         response = await stub.CreateChatCompletion(request, timeout=_TIMEOUT_SECONDS)
         print(f"  user       {prompt}")
@@ -93,7 +93,7 @@ async def _calls(target: str, model: str, prompt: str) -> None:
             print(f"  assistant  {choice.message.content}")
         _print_usage(response.usage, f"{(monotonic() - started) * 1000:.0f} ms")
 
-        _print_heading("CreateChatCompletionStream: the same, as it arrives")
+        _print_heading("CreateChatCompletionStream: the same request, a stream")
         started = monotonic()
         print(f"  user       {prompt}\n  assistant  ", end="", flush=True)
         usage, messages, first = Usage(), 0, 0.0
@@ -112,7 +112,7 @@ async def _calls(target: str, model: str, prompt: str) -> None:
         )
 
 
-def _print_where(server: Server, model: str) -> None:
+def _print_addresses(server: Server, model: str) -> None:
     print(f"  gRPC       {server.address}")
     print(f"  metrics    http://{server.metrics_address}/metrics")
     print(f"  upstream   {server.settings.upstream.base_url}, model {model}")
@@ -127,13 +127,13 @@ def _print_usage(usage: Usage, times: str) -> None:
 
 
 def _print_metrics(url: str) -> None:
-    """From a thread of its own the exporter answers even while the event loop waits here."""
-    _print_heading("/metrics: what came of it")
+    """Print the metrics. Blocking the event loop is safe because the exporter serves from its own thread."""
+    _print_heading("/metrics: after both calls")
     with build_opener(ProxyHandler({})).open(url, timeout=5) as response:
         for line in response.read().decode().splitlines():
             if line.startswith(_SHOWN_METRICS):
                 selector, _, value = line.rpartition(" ")
                 if not float(value):
-                    continue  # there from the start, and nothing of it happened
+                    continue  # the series exists from the start, and the calls did not change it
                 selector = _EVIDENT_LABELS.sub("", selector).replace(",}", "}")
                 print(f"  {selector} {float(value):.4g}")

@@ -47,7 +47,7 @@ def test_demo(environ: dict[str, str]) -> None:
     for metric in ("grpc_server_handled_total{", "chatrpc_tokens_total{"):
         assert metric in result.stdout
     values = [line.split()[-1] for line in result.stdout.splitlines() if "_total{" in line]
-    assert "0" not in values, "only what came of it"
+    assert "0" not in values, "only series that the calls changed"
 
 
 async def test_demo_with_a_real_key() -> None:
@@ -76,7 +76,7 @@ async def test_demo_can_be_stopped(echo: Echo) -> None:
 
 def test_echo_command() -> None:
     with running("echo", "--listen=127.0.0.1:0") as process:
-        base_url = process.line("echo answers at").split()[-1]
+        base_url = process.line("echo serves at").split()[-1]
         with urlopen(f"{base_url}/models", timeout=5) as response:
             assert json.load(response)["object"] == "list"
         process.signal(signal.SIGTERM)
