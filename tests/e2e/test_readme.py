@@ -77,7 +77,13 @@ def test_buf_curl(address: str) -> None:
 
 @pytest.mark.parametrize(
     ("snippet", "prints"),
-    list(zip(PYTHON, ["You said: Hello!", "INVALID_ARGUMENT INVALID_REQUEST messages: at least one"], strict=True)),
+    list(
+        zip(
+            PYTHON,
+            ["You said: Hello!", "INVALID_ARGUMENT INVALID_REQUEST messages: is empty; add at least one message"],
+            strict=True,
+        )
+    ),
     ids=["stream", "errors"],
 )
 def test_the_python_snippets(snippet: str, prints: str, address: str) -> None:
