@@ -1,4 +1,4 @@
-"""The exporter of metrics, where it could be made to wait."""
+"""The exporter of metrics: addresses, DNS and idle connections."""
 
 import errno
 import socket
@@ -13,18 +13,18 @@ from chatrpc_server.telemetry import exporter
 from support import ANY_PORT
 
 
-def test_it_asks_nobody_for_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """http.server does, and waits for DNS as long as that takes."""
+def test_it_makes_no_dns_lookup_for_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """http.server makes one, which blocks for as long as DNS does."""
 
-    def asked(*_: object) -> str:
-        raise AssertionError("asked DNS")
+    def look_up(*_: object) -> str:
+        raise AssertionError("DNS look-up")
 
-    monkeypatch.setattr(socket, "getfqdn", asked)
+    monkeypatch.setattr(socket, "getfqdn", look_up)
     exporter.listen(CollectorRegistry(), ANY_PORT).close()
 
 
-def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter._Quiet, "timeout", exporter._Quiet.timeout / 100)
+def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter._Handler, "timeout", exporter._Handler.timeout / 100)
     listening = exporter.listen(CollectorRegistry(), ANY_PORT)
     try:
         with socket.create_connection((listening.address.host, listening.address.port), timeout=10) as silent:
@@ -37,7 +37,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 
 def reached(address: Address) -> list[str]:
-    """Where this machine finds the exporter, of the two addresses that it has for itself."""
+    """Return the loopback addresses at which the exporter accepts connections."""
     found = []
     for host in LOOPBACK:
         try:
@@ -77,7 +77,7 @@ def test_without_ipv6_all_addresses_are_ipv4(monkeypatch: pytest.MonkeyPatch, co
         listening.close()
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     complaint = r"metrics_listen: cannot listen on 0\.0\.0\.0:\d+: Address already in use"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError, match=complaint):
         exporter.listen(CollectorRegistry(), Address("0.0.0.0", taken.getsockname()[1]))

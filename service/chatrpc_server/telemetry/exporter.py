@@ -1,4 +1,4 @@
-"""Serves metrics over HTTP, in the text format or OpenMetrics, whichever the scraper asks for."""
+"""Serves metrics over HTTP, in the text format or OpenMetrics as the scraper requests."""
 
 import socket
 import threading
@@ -15,13 +15,13 @@ from chatrpc_server.process import ports
 from chatrpc_server.settings import Address
 
 _POLL_SECONDS = 0.1
-"""How soon the exporter's thread notices that it is to stop."""
-_SILENCE_SECONDS = 10.0
-"""A connection that says nothing for so long is closed: each has a thread."""
+"""Longest wait of the exporter's thread before it notices `close`."""
+_IDLE_SECONDS = 10.0
+"""A connection that is silent for so long is closed, because each connection holds a thread."""
 
 
 def listen(registry: CollectorRegistry, address: Address) -> "Exporter":
-    """An exporter at the address of the setting `metrics_listen`. Raises `StartError` if it is not to be had."""
+    """Return an exporter at the address of the setting `metrics_listen`. Raises `StartError` if it cannot be bound."""
     try:
         return Exporter(registry, address)
     except OSError as error:
@@ -29,32 +29,32 @@ def listen(registry: CollectorRegistry, address: Address) -> "Exporter":
 
 
 def register_process(registry: CollectorRegistry) -> None:
-    """Adds what is known of this process: CPU, memory, descriptors, Python and its garbage collector."""
+    """Register the metrics of this process: CPU, memory, descriptors, Python and its garbage collector."""
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
 
 
 class Exporter:
-    """Serves a registry from a thread of its own, so that a busy event loop can still be looked at."""
+    """Server of a registry, in a thread of its own so that metrics of a busy event loop remain available."""
 
     def __init__(self, registry: CollectorRegistry, address: Address) -> None:
-        """Listens at once. Raises OSError if the address is not to be had. Port 0 means any."""
+        """Listen at once. Port 0 means any free port. Raises OSError if the address cannot be bound."""
         self._server = _server(registry, address)
         self.address = Address(address.host, self._server.server_port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stops serving and waits for the thread."""
+        """Stop serving and wait for the thread."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 def _server(registry: CollectorRegistry, address: Address) -> WSGIServer:
-    # Like grpc: 0.0.0.0 means IPv6 too, where there is any, and `::` IPv4.
-    if address.host == "0.0.0.0":  # noqa: S104  # which it is asked for
+    # Like grpc, 0.0.0.0 includes IPv6 if this machine has it, and `::` includes IPv4.
+    if address.host == "0.0.0.0":  # noqa: S104  # the address that the setting names
         try:
             return _server(registry, Address("::", address.port))
         except OSError as error:
@@ -62,21 +62,23 @@ def _server(registry: CollectorRegistry, address: Address) -> WSGIServer:
                 raise
 
     class Server(ThreadingWSGIServer):
+        """prometheus_client's server with dual stack and without DNS; `start_wsgi_server` offers neither."""
+
         address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
 
         def server_bind(self) -> None:
             if self.address_family == socket.AF_INET6:
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host != "::"))
-            # Its parents would ask DNS for the host's full name, and wait as long as that takes.
+            # Not super(): HTTPServer looks up the host's full name, which blocks for as long as DNS does.
             TCPServer.server_bind(self)
             self.server_name, self.server_port = address.host, self.server_address[1]
             self.setup_environ()
 
-    return make_server(address.host, address.port, make_wsgi_app(registry), Server, handler_class=_Quiet)
+    return make_server(address.host, address.port, make_wsgi_app(registry), Server, handler_class=_Handler)
 
 
-class _Quiet(WSGIRequestHandler):
-    timeout = _SILENCE_SECONDS
+class _Handler(WSGIRequestHandler):
+    timeout = _IDLE_SECONDS
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name is inherited
-        """A scrape is no event."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # an inherited name
+        """Log nothing, because a scrape is no event."""
