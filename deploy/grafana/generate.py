@@ -17,7 +17,7 @@ OUTPUT = Path(__file__).parents[1] / "helm/chatrpc/files/dashboard.json"
 ROWS = (slo, methods, streams, tokens, upstreams, saturation, rollout)
 RUNBOOK = "https://github.com/chatrpc/chatrpc/blob/main/docs/runbook.md"
 PRICES = {"input": "1", "cached": "0.5", "output": "4"}
-"""Examples, for a million tokens: what it is in truth, only the reader knows."""
+"""Example prices of a million tokens, because real prices depend on the reader's contract."""
 
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _TYPES = {"lines": "timeseries", "bars": "timeseries"}
@@ -25,14 +25,14 @@ _COLUMNS = 24
 
 
 def dashboard() -> dict[str, Any]:
-    """All of it."""
+    """Return the whole dashboard."""
     return {
         "uid": "chatrpc",
         "title": "chatrpc",
         "description": "gRPC in front of OpenAI-compatible chat completions: health, speed, upstreams, tokens.",
         "tags": ["chatrpc", "grpc", "llm"],
         "editable": True,
-        "graphTooltip": 1,  # one crosshair for all panels
+        "graphTooltip": 1,  # crosshair shared by all panels
         "schemaVersion": 39,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
@@ -62,7 +62,7 @@ def _query_variable(name: str, query: str) -> dict[str, Any]:
         "datasource": _DATASOURCE,
         "definition": query,
         "query": {"query": query, "refId": name},
-        "refresh": 2,  # whenever the time range changes
+        "refresh": 2,  # on each change of the time range
         "sort": 1,
         "multi": True,
         "includeAll": True,
@@ -82,7 +82,7 @@ def _price_variable(kind: str, price: str) -> dict[str, Any]:
 
 
 def _panels() -> list[dict[str, Any]]:
-    """Rows and panels in one list, as the schema has them; set from left to right, line by line."""
+    """Return rows and panels in one list, as the schema requires; placed from left to right, line by line."""
     made: list[dict[str, Any]] = []
     y = 0
     for row in ROWS:
@@ -127,7 +127,7 @@ def _target(number: int, panel: Panel, legend: str, query: str) -> dict[str, Any
         "format": formats.get(panel.kind, "time_series"),
         "instant": panel.instant,
         "range": not panel.instant,
-        # A latency's exemplar is the trace of a call that took so long.
+        # The exemplar of a latency is the trace of a call with that latency.
         "exemplar": panel.unit == "s" and "_bucket{" in query and panel.kind in ("lines", "heatmap"),
     }
 

@@ -11,16 +11,16 @@ _OPERATION = "gen_ai_client_operation_duration_seconds"
 PANELS = (
     Panel(
         "Rate by method",
-        "Calls begun a second. `unknown` stands for all methods that nobody serves.",
-        "A fall that nobody planned; any `unknown` is a caller with another contract.",
+        "Calls started per second. `unknown` stands for all methods that the server does not have.",
+        "An unplanned fall. Any `unknown`: a caller uses another contract.",
         "reqps",
         {"{{grpc_method}}": rate("grpc_server_started_total", by="grpc_method")},
         width=7,
     ),
     Panel(
         "Failures by method",
-        "Share of calls that failed by the fault of the service or its upstream.",
-        "Over 0.1 %, the target; one method alone points at its own way through the service.",
+        "Share of calls that failed through a fault of the service or its upstream.",
+        "Over 0.1 %, the target. If only one method fails, look at its own code path.",
         "percentunit",
         {
             "{{grpc_method}}": share(
@@ -34,10 +34,10 @@ PANELS = (
     ),
     Panel(
         "Failures by reason",
-        "Calls that did not end OK, by the reason that their callers were given (ErrorInfo), else by their code.",
+        "Calls with a status other than OK, by the reason in their status (ErrorInfo), or by code without one.",
         "INTERNAL: ours. UPSTREAM_UNAUTHENTICATED: our key. UPSTREAM_RATE_LIMITED, UPSTREAM_QUOTA_EXHAUSTED, "
         "UPSTREAM_INSUFFICIENT_BALANCE: our account. Other UPSTREAM_*: reported or caused by the upstream. "
-        "IN_FLIGHT_LIMIT: our capacity. The rest: callers'.",
+        "IN_FLIGHT_LIMIT: our capacity. Others: the callers.",
         "reqps",
         {"{{error_type}}": rate(f"{_OPERATION}_count", f'{MODEL_AND_UPSTREAM}, error_type!=""', "error_type")},
         kind="bars",
@@ -47,7 +47,7 @@ PANELS = (
     Panel(
         "Duration of unary calls",
         "From the start of a call to its status.",
-        "p99 near the deadlines that callers set ('Deadlines of callers').",
+        "p99 near the callers' deadlines ('Caller deadlines').",
         "s",
         quantiles(_DURATION, f'{SERVICE}, grpc_type="unary"'),
         colours=QUANTILES,
@@ -55,8 +55,8 @@ PANELS = (
     ),
     Panel(
         "Duration of streams",
-        "From the start of a stream to its status: as long as the model writes.",
-        "A rise while 'Between deliveries' stays: answers have become longer. With it: the upstream is slow.",
+        "From the start of a stream to its status, which includes the time in which the model writes.",
+        "A rise while 'Time between deliveries' is unchanged: responses are longer. A rise of both: a slow upstream.",
         "s",
         quantiles(_DURATION, f'{SERVICE}, grpc_type="server_stream"'),
         colours=QUANTILES,
@@ -64,7 +64,7 @@ PANELS = (
     ),
     Panel(
         "Duration by model, p95",
-        "Successful operations with all their attempts.",
+        "Successful operations, including retries.",
         "One model far over its usual value.",
         "s",
         {

@@ -1,4 +1,4 @@
-"""Rollout: what runs, since when, with which settings and certificates."""
+"""Rollout: versions, uptime, settings and certificates."""
 
 from panel import Panel, high, low
 from queries import SERVICE, of_this_service, total
@@ -17,7 +17,7 @@ def _changes(metric: str) -> str:
 PANELS = (
     Panel(
         "Versions",
-        "Instances of each version of the service and of what it runs on.",
+        "Instances of each version of the service, Python and libraries.",
         "Two versions for longer than a rollout takes.",
         "short",
         {"": f"count by (version, python, grpcio, protobuf) (chatrpc_build_info{{{SERVICE}}})"},
@@ -34,9 +34,9 @@ PANELS = (
         },
     ),
     Panel(
-        "Certificates end in",
-        "Time until the first certificate of each role is no longer valid.",
-        "Under 14 days: renewal has failed. At 0 no new connection is possible.",
+        "Certificates expire in",
+        "Time until the first certificate of each role expires.",
+        "Under 14 days: renewal has failed. At 0 new connections fail.",
         "s",
         {"{{role}}": f"min by (role) (chatrpc_tls_certificate_not_after_timestamp_seconds{{{SERVICE}}}) - time()"},
         kind="stat",
@@ -46,9 +46,9 @@ PANELS = (
         none="no TLS",
     ),
     Panel(
-        "Settings read",
-        "Time since the settings file was last read successfully, in the instance where that is longest.",
-        "Longer than since your last change of it: the change was refused, and the log says why.",
+        "Settings loaded",
+        "Longest time of an instance since it last loaded its settings file successfully.",
+        "Longer than since your last change of the file: the change was rejected; the log has the reason.",
         "s",
         {"ago": f"time() - min({_SINCE}{{{SERVICE}}} > 0)"},
         kind="stat",
@@ -58,7 +58,7 @@ PANELS = (
     ),
     Panel(
         "Draining",
-        "Instances that take their leave: they finish what is in flight and then stop.",
+        "Instances that finish their calls in flight before they stop.",
         "For longer than `drain.delay_seconds` and `drain.grace_seconds` together.",
         "short",
         {"{{instance}}": total("chatrpc_draining", by="instance")},
@@ -66,16 +66,16 @@ PANELS = (
     ),
     Panel(
         "Uptime",
-        "Time since each process began. A fall to 0 is a restart.",
-        "Falls outside of rollouts: something kills the process, often its limit of memory.",
+        "Time since each process started. A fall to 0 is a restart.",
+        "Falls outside of rollouts: the process is killed, often because of its memory limit.",
         "s",
         {"{{instance}} {{worker}}": of_this_service(f"(time() - {_STARTED})")},
         height=7,
     ),
     Panel(
         "Restarts",
-        "How often the processes of each instance began anew in the time range above.",
-        "More than 2 in half an hour: a loop of restarts.",
+        "Restarts of the processes of each instance in the time range above.",
+        "More than 2 in half an hour: a restart loop.",
         "short",
         {
             "{{instance}}": of_this_service(
@@ -88,9 +88,9 @@ PANELS = (
         instant=True,
     ),
     Panel(
-        "Reloads of the settings",
-        "Changes of the settings file, by whether they were of use.",
-        "failure: the old settings still count, and the log says why.",
+        "Settings reloads",
+        "Reloads after a change of the settings file, by result.",
+        "failure: the old settings remain active; the log has the reason.",
         "short",
         {"{{result}}": _changes("chatrpc_config_reloads_total")},
         kind="bars",
@@ -98,9 +98,9 @@ PANELS = (
         height=7,
     ),
     Panel(
-        "Reloads of the certificates",
-        "Changes of the TLS files, by whether they were of use.",
-        "failure: the old certificate still counts, until it ends.",
+        "Certificate reloads",
+        "Reloads after a change of the TLS files, by result.",
+        "failure: the old certificate remains active until it expires.",
         "short",
         {"{{result}}": _changes("chatrpc_tls_reloads_total")},
         kind="bars",
@@ -109,13 +109,13 @@ PANELS = (
     ),
     Panel(
         "Workers",
-        "With `--workers`: processes that are meant to be, that there are, and that ended though nobody had told them.",
-        "Running under meant for longer than a start takes; any that ended.",
+        "With `--workers`: desired and running processes, and unexpected exits.",
+        "Fewer running than desired for longer than a start takes; any unexpected exit.",
         "short",
         {
-            "meant": total("chatrpc_workers_desired"),
+            "desired": total("chatrpc_workers_desired"),
             "running": total("chatrpc_workers_running"),
-            "ended unasked": f"sum(increase(chatrpc_worker_unexpected_exits_total{{{SERVICE}}}[$__rate_interval]))",
+            "unexpected exits": f"sum(increase(chatrpc_worker_unexpected_exits_total{{{SERVICE}}}[$__rate_interval]))",
         },
         height=7,
         none="no --workers",

@@ -1,4 +1,4 @@
-"""Saturation: how full the service is, and which resource gives out first."""
+"""Saturation: how close the service is to its limits, by resource."""
 
 from panel import QUANTILES, Panel, high
 from queries import SERVICE, of_this_service, quantiles, rate, total
@@ -6,7 +6,7 @@ from queries import SERVICE, of_this_service, quantiles, rate, total
 TITLE = "Saturation"
 
 _PROCESS = "{{instance}} {{worker}}"
-"""With `--workers` each process has its series of process_*; alone it has no label `worker`."""
+"""With `--workers` each process has its own process_* series. Without, the label `worker` is absent."""
 
 
 def _process(metric: str) -> str:
@@ -16,8 +16,8 @@ def _process(metric: str) -> str:
 PANELS = (
     Panel(
         "In flight",
-        "Calls being handled, and how many are taken on at most.",
-        "Near the limit: further calls are turned away.",
+        "Calls in progress, and their limit.",
+        "Near the limit: further calls are rejected.",
         "short",
         {
             "{{grpc_method}}": total("chatrpc_rpcs_in_flight", by="grpc_method"),
@@ -26,9 +26,9 @@ PANELS = (
         colours={"limit": "red"},
     ),
     Panel(
-        "Turned away",
-        "Calls refused before any work. in_flight: too many at once; deadline: less time left than a call can need.",
-        "Any of in_flight: add replicas or raise `limits.max_in_flight`. deadline: callers' timeouts.",
+        "Rejected calls",
+        "Calls rejected before any work. in_flight: too many at once. deadline: too little time left.",
+        "in_flight: add replicas or raise `limits.max_in_flight`. deadline: callers' timeouts are too short.",
         "reqps",
         {"{{reason}}": rate("chatrpc_admission_rejected_total", by="reason")},
         kind="bars",
@@ -36,8 +36,8 @@ PANELS = (
     ),
     Panel(
         "Event loop lag",
-        "How late the event loop woke a sleeper: every call waits as long.",
-        "p99 over 0.25 s: the process is out of CPU, or something blocks the loop.",
+        "Delay of the event loop's wake-ups; every call waits as long.",
+        "p99 over 0.25 s: the process is out of CPU, or code blocks the loop.",
         "s",
         quantiles("chatrpc_event_loop_lag_seconds"),
         colours=QUANTILES,
@@ -45,7 +45,7 @@ PANELS = (
     ),
     Panel(
         "Tasks",
-        "Tasks of the event loop: some for each call in flight.",
+        "Tasks of the event loop; each call in flight has some.",
         "Growth without calls is a leak.",
         "short",
         {"{{instance}}": total("chatrpc_asyncio_tasks", by="instance")},
@@ -53,7 +53,7 @@ PANELS = (
     Panel(
         "CPU",
         "Cores in use by each process.",
-        "Near 1: a process uses one core. Add replicas or workers.",
+        "Near 1, because a process can use only one core: add replicas or workers.",
         "short",
         {_PROCESS: of_this_service(f"rate(process_cpu_seconds_total{{{SERVICE}}}[$__rate_interval])")},
         steps=high(0.7, 0.9),
@@ -66,26 +66,26 @@ PANELS = (
         {_PROCESS: _process("process_resident_memory_bytes")},
     ),
     Panel(
-        "Descriptors",
-        "Open file descriptors against the limit: one for each connection.",
-        "Over 80 %: new connections will fail. Raise the limit (`ulimit -n`).",
+        "File descriptors",
+        "Open file descriptors, as a share of the limit; each connection has one.",
+        "Over 80 %: new connections will soon fail. Raise the limit (`ulimit -n`).",
         "percentunit",
         {_PROCESS: of_this_service(f"(process_open_fds{{{SERVICE}}} / process_max_fds{{{SERVICE}}})")},
         steps=high(0.6, 0.8),
     ),
     Panel(
-        "Deadlines of callers",
-        "Time that callers gave their calls, less 1 % that grpc may add on the way.",
-        "p50 under the usual duration of calls: they are bound to end as DeadlineExceeded.",
+        "Caller deadlines",
+        "Time until the deadline at the start of each call, minus 1 % that grpc may add on the way.",
+        "p50 under the usual duration of calls: half of the calls will fail with DeadlineExceeded.",
         "s",
         quantiles("chatrpc_deadline_remaining_at_start_seconds"),
         colours=QUANTILES,
         none="no deadlines",
     ),
     Panel(
-        "Deadlines missing",
-        "Calls that came without a deadline; they got `limits.default_deadline_seconds`.",
-        "Any for long: a caller that would wait for ever. gRPC calls should have a deadline.",
+        "Calls without a deadline",
+        "Calls without a deadline; `limits.default_deadline_seconds` applies to them.",
+        "Any for long: a caller that could wait for ever. gRPC calls should have a deadline.",
         "reqps",
         {"{{grpc_method}}": rate("chatrpc_deadline_missing_total", by="grpc_method")},
     ),

@@ -1,4 +1,4 @@
-"""Streams: when they begin, how they flow, how they end, and whether their callers keep up."""
+"""Streams: first chunk, pace, outcome, and backpressure of callers."""
 
 from panel import QUANTILES, Panel, high
 from queries import MODEL, MODEL_AND_UPSTREAM, SERVICE, quantile, quantiles, rate, share
@@ -10,9 +10,9 @@ _GAP = "gen_ai_client_operation_time_per_output_chunk_seconds"
 
 PANELS = (
     Panel(
-        "Time to first chunk, spread",
-        "How many streams had their first chunk after how long: the darker, the more.",
-        "A second band above the first: some calls wait, for a rate limit, a cold model or a retry.",
+        "Time to first chunk, distribution",
+        "Streams by time to their first chunk; brighter cells hold more streams.",
+        "A second band above the first: some calls wait for a rate limit, a cold model or a retry.",
         "s",
         {"{{le}}": f"sum by (le) (increase({_FIRST}_bucket{{{MODEL_AND_UPSTREAM}}}[$__rate_interval]))"},
         kind="heatmap",
@@ -32,7 +32,7 @@ PANELS = (
     ),
     Panel(
         "Time to first chunk by model, p95",
-        "19 of 20 streams of a model have begun after this time.",
+        "95 % of the streams of a model have their first chunk within this time.",
         "One model over 2.5 s while the others are not.",
         "s",
         {"{{gen_ai_request_model}}": quantile(95, _FIRST, MODEL_AND_UPSTREAM, "gen_ai_request_model")},
@@ -40,8 +40,8 @@ PANELS = (
         none="no streams",
     ),
     Panel(
-        "Between deliveries",
-        "Wait for each delivery of chunks after the first. What arrives together is one delivery.",
+        "Time between deliveries",
+        "Wait for each delivery of chunks after the first. Chunks that arrive together are one delivery.",
         "p95 over 0.3 s: the text stutters.",
         "s",
         quantiles(_GAP, MODEL),
@@ -50,10 +50,10 @@ PANELS = (
         none="no streams",
     ),
     Panel(
-        "How streams end",
-        "Streams by their end.",
+        "Streams by outcome",
+        "Ended streams per second, by outcome.",
         "upstream_truncated, upstream_error, idle_timeout: the upstream. service_error, worker_exited: ours. deadline: "
-        "callers give too little time. drain: the grace of a rollout is too short. rejected: a limit.",
+        "callers' deadlines are too short. drain: the drain grace is too short. rejected: a limit.",
         "reqps",
         {"{{outcome}}": f"{rate('chatrpc_streams_ended_total', by='outcome')} > 0"},
         kind="bars",
@@ -71,22 +71,22 @@ PANELS = (
     ),
     Panel(
         "Chunks",
-        "Chunks received a second, by model.",
+        "Chunks received per second, by model.",
         "A fall at the same number of streams: the model writes more slowly.",
         "cps",
         {"{{gen_ai_request_model}}": rate("chatrpc_stream_chunks_total", MODEL, "gen_ai_request_model")},
     ),
     Panel(
         "Bytes to callers",
-        "Bytes a second of the messages that were sent in streams, by model.",
+        "Bytes per second of the messages sent in streams, by model.",
         "No value is bad by itself; compare it with the network's limits.",
         "Bps",
         {"{{gen_ai_request_model}}": rate("chatrpc_stream_bytes_total", MODEL, "gen_ai_request_model")},
     ),
     Panel(
-        "Chunks in a message",
-        "Chunks of the upstream for each message to a caller: those that arrived together are merged.",
-        "A rise: the upstream or a proxy before it sends in bursts, or we are too busy to read at once.",
+        "Chunks per message",
+        "Upstream chunks per message to a caller, because chunks that arrive together are merged.",
+        "A rise: the upstream or a proxy before it sends in bursts, or the service is too busy to read at once.",
         "short",
         {
             "chunks": share(
@@ -98,8 +98,8 @@ PANELS = (
     ),
     Panel(
         "Backpressure",
-        "Time of a stream that was spent on writing to its caller.",
-        "p95 over 1 s: callers, or the network to them, read more slowly than the model writes.",
+        "Time that each stream waited to write to its caller.",
+        "p95 over 1 s: callers, or the network to them, are slower than the model.",
         "s",
         quantiles("chatrpc_backpressure_wait_seconds"),
         colours=QUANTILES,
@@ -108,8 +108,8 @@ PANELS = (
     ),
     Panel(
         "Messages",
-        "Messages received from and sent to callers a second.",
-        "Sent falls and received does not: answers do not come.",
+        "Messages received from and sent to callers per second.",
+        "Sent falls and received does not: responses are missing.",
         "cps",
         {
             "received": rate("grpc_server_msg_received_total"),

@@ -1,4 +1,4 @@
-"""Upstreams: what they answer, how fast, how often they are asked again; and how little of the time is ours."""
+"""Upstreams: responses, response times and retries; and the overhead of the service."""
 
 from panel import QUANTILES, Panel, high
 from queries import UPSTREAM, quantiles, rate, share
@@ -18,9 +18,9 @@ FAILED_SHARE = share(
 PANELS = (
     Panel(
         "Responses by code",
-        "HTTP requests by the status of their response. no_response: the upstream gave none. "
-        "cancelled: the call ended before a response.",
-        "429: rate limits. 5xx, no_response: the upstream is ill. 401, 403: the key. Other 4xx: callers' requests.",
+        "HTTP requests by outcome and status. no_response: the upstream sent none. cancelled: the call ended before a "
+        "response.",
+        "429: rate limits. 5xx, no_response: the upstream fails. 401, 403: the key. Other 4xx: callers' requests.",
         "reqps",
         {"{{upstream}} {{outcome}} {{code}}": f"{rate(_REQUESTS, UPSTREAM, 'upstream, outcome, code')} > 0"},
         kind="bars",
@@ -38,9 +38,9 @@ PANELS = (
     ),
     Panel(
         "Failures by upstream",
-        "Share of requests that failed by the upstream's fault: no response, 401, 403, 408, 429, 5xx, or a response "
-        "that is no chat completion.",
-        "Over 5 %: this one is to blame.",
+        "Share of requests that failed through the upstream's fault: no response, 401, 403, 408, 429, 5xx, or a "
+        "response that is no chat completion.",
+        "Over 5 %: this upstream fails.",
         "percentunit",
         {"{{upstream}}": FAILED_SHARE},
         steps=high(0.01, 0.05),
@@ -48,8 +48,8 @@ PANELS = (
     ),
     Panel(
         "Retries",
-        "Further attempts per second, by the outcome and status of the attempt before.",
-        "More than a tenth of the requests: callers wait longer, and the upstream has more to bear.",
+        "Retries per second, by outcome and status of the attempt before.",
+        "More than a tenth of the requests: callers wait longer, and the upstream has more load.",
         "reqps",
         {
             "{{upstream}} after {{outcome}} {{code}}": rate(
@@ -59,25 +59,25 @@ PANELS = (
         kind="bars",
     ),
     Panel(
-        "Time to the headers",
-        "From an HTTP request to the headers of its response; for most upstreams the wait for the model.",
+        "Time to response headers",
+        "From an HTTP request to the headers of its response. For most upstreams this is the wait for the model.",
         "Far over its usual value: the upstream is slow or full.",
         "s",
         quantiles(_SECONDS, f'{UPSTREAM}, phase="headers"', "upstream"),
         none="no requests",
     ),
     Panel(
-        "Time of the body",
-        "From the headers of a response to its end; of a stream, as long as the model writes.",
-        "A rise while 'Tokens of a call' stays: the model writes more slowly.",
+        "Response body time",
+        "From the headers of a response to its end. For a stream this is the time in which the model writes.",
+        "A rise while 'Tokens per call' is unchanged: the model writes more slowly.",
         "s",
         quantiles(_SECONDS, f'{UPSTREAM}, phase="body"', "upstream"),
         none="no requests",
     ),
     Panel(
-        "Our overhead",
-        "Time of a call that was spent neither on the upstream nor on writing to the caller.",
-        "p99 over 50 ms: we are busy; see event loop lag and CPU.",
+        "Service overhead",
+        "Time of a call that was spent neither on the upstream nor on writes to the caller.",
+        "p99 over 50 ms: the service is busy; see 'Event loop lag' and 'CPU'.",
         "s",
         quantiles("chatrpc_overhead_seconds"),
         colours=QUANTILES,
@@ -86,8 +86,8 @@ PANELS = (
     ),
     Panel(
         "Protocol errors",
-        "Responses that were no chat completions, by what was wrong.",
-        "Any for long: a wrong base_url, a proxy that answers itself, or a provider that changed.",
+        "Responses that were no chat completions, by kind of error.",
+        "Any for long: a wrong base_url, a proxy that responds itself, or a change of the provider.",
         "reqps",
         {
             "{{upstream}} {{kind}}": f"{rate(_PROTOCOL_ERRORS, UPSTREAM, 'upstream, kind')} > 0",
@@ -98,18 +98,18 @@ PANELS = (
     Panel(
         "Connections",
         "Connections to an upstream, in use and idle.",
-        "active grows and calls do not: the upstream holds requests back.",
+        "active grows and calls do not: the upstream delays requests.",
         "short",
         {"{{upstream}} {{state}}": f"sum by (upstream, state) (chatrpc_upstream_pool_connections{{{UPSTREAM}}})"},
     ),
     Panel(
         "Rate limit remaining",
-        "What the upstream said last of what is left of its limits. Empty: it says nothing.",
-        "Near 0: 429 is next. Ask the provider for more.",
+        "Remaining limit, as last reported by the upstream. Empty: the upstream does not report it.",
+        "Near 0: 429 will follow. Request a higher limit from the provider.",
         "short",
         {"{{upstream}} {{kind}}": f"min by (upstream, kind) (chatrpc_upstream_ratelimit_remaining{{{UPSTREAM}}})"},
         kind="stat",
         steps=((None, "red"), (1, "blue")),
-        none="the upstream says nothing",
+        none="not reported",
     ),
 )

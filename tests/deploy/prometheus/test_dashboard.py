@@ -37,7 +37,7 @@ WITHOUT_DATA = {"Workers": "there are such metrics only with --workers N, and th
 LABELS_NOT_ALWAYS_THERE = {"worker", "code"}
 """`worker` only with --workers N, `code` only with a response: Prometheus has no empty labels."""
 WINDOWS = {"$__rate_interval", "$__range"}
-OTHER_WINDOWS = {"Burn rate of the error budget": {"5m", "1h", "6h"}}
+OTHER_WINDOWS = {"Error budget burn rate": {"5m", "1h", "6h"}}
 """They are what the alerts are defined by."""
 NOT_SHOWN = {
     "process_virtual_memory_bytes": "tells nothing that resident memory does not",
