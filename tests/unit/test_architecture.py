@@ -1,4 +1,4 @@
-"""The import rules: which part may know of which, read from the sources."""
+"""The import rules between the rooms, checked against the sources."""
 
 import ast
 from pathlib import Path
@@ -41,8 +41,8 @@ ONLY_IN: dict[str, set[str]] = {
 }
 """Library to the rooms that may import it. cli and demo are clients of the service too."""
 
-TELLS_A_LIBRARY = PACKAGE / "telemetry" / "multiprocess.py"
-"""Writes a variable that prometheus_client reads: it takes the place of its files from nowhere else."""
+SETS_ENVIRONMENT = PACKAGE / "telemetry" / "multiprocess.py"
+"""Sets a variable for prometheus_client, which accepts the folder of its files in no other way."""
 
 NOT_IN_CORE = {"asyncio", "time", "os", "random", "socket", "threading", "logging"}
 
@@ -105,13 +105,13 @@ def test_the_core_is_pure(file: Path) -> None:
 def test_only_settings_read_the_environment(file: Path) -> None:
     names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(ast.parse(file.read_text()))}
     assert not {"getenv", "putenv"} & names
-    if file != TELLS_A_LIBRARY:
+    if file != SETS_ENVIRONMENT:
         assert "os.environ" not in file.read_text()
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_files_have_a_docstring_and_one_concern(file: Path) -> None:
     source = file.read_text()
-    assert ast.get_docstring(ast.parse(source)), "a module says what it is"
-    assert len(source.splitlines()) <= 400, "two things live in one room"
+    assert ast.get_docstring(ast.parse(source)), "a module needs a docstring"
+    assert len(source.splitlines()) <= 400, "more than 400 lines: split the module"
     assert not {"utils", "helpers", "common", "manager", "base"} & set(file.stem.split("_"))

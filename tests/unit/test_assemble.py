@@ -1,4 +1,4 @@
-"""core/openai/assemble.py: a stream put together again."""
+"""core/openai/assemble.py: a stream assembled into one response."""
 
 import json
 from typing import Any
@@ -188,7 +188,7 @@ def test_head_usage_and_several_choices() -> None:
     ],
     ids=["truncated", "error", "garbage"],
 )
-def test_it_fails_as_a_stream_does(body: bytes, reason: Reason) -> None:
+def test_fails_as_the_stream_does(body: bytes, reason: Reason) -> None:
     with pytest.raises(ChatError) as failed:
         responses.assembled(body, 10_000)
     assert failed.value.reason is reason

@@ -1,4 +1,4 @@
-"""Chunks that only repeat are told apart from all others, and say what their decoding would have said."""
+"""Chunks that differ from the previous one only in their text: recognised, and read as decoding would read them."""
 
 import json
 import tracemalloc
@@ -47,7 +47,7 @@ class Counting(chunk_template.ChunkTemplate):
 
 
 class Never(chunk_template.ChunkTemplate):
-    """Has everything decoded."""
+    """Matches nothing, so that every event is decoded."""
 
     def match(self, data: bytes) -> ChatChunk | None:
         return None
@@ -63,18 +63,18 @@ def reader_with(kind: type[chunk_template.ChunkTemplate], limit: int = 10_000, *
 
 
 def repeated(*payloads: bytes) -> int:
-    """How many of these events are not decoded, one to a read; and nobody could tell."""
+    """Return how many of these events, one per read, are not decoded; check that the result is the same."""
     reads = [*map(event, payloads), DONE]
     readers = [reader_with(Counting), reader_with(Counting, reuse=True)]
     for reader in readers:
-        assert heard(reader, reads) == heard(reader_with(Never), reads)
+        assert outcome(reader, reads) == outcome(reader_with(Never), reads)
     count, alone = [reader._template.count for reader in readers]  # type: ignore[attr-defined]
     assert alone >= count
     return count
 
 
-def heard(reader: StreamReader, reads: Iterable[bytes]) -> Any:
-    """All that a reader says, after each read and in the end."""
+def outcome(reader: StreamReader, reads: Iterable[bytes]) -> Any:
+    """Return everything that a reader returns, after each read and at the end."""
     said = [[copied(chunk) for chunk in reader.feed(data)] for data in reads]
     said.append([copied(chunk) for chunk in reader.finish()])
     error = reader.error and (repr(reader.error), getattr(reader.error, "detail", None))
@@ -103,7 +103,7 @@ SAME: dict[str, bytes] = {
 
 @pytest.mark.parametrize("payload", SAME.values(), ids=SAME)
 @pytest.mark.parametrize("first", ["a", "", "é😀", "\n", '"'], ids=ascii)
-def test_the_text_alone_changes(payload: bytes, first: str) -> None:
+def test_only_the_text_changes(payload: bytes, first: str) -> None:
     texts = ["b", " longer than the first ", "", "é", "😀", "{}[]:,", "12345678901234567890"]
     assert repeated(payload % quoted(first), *(payload % quoted(text) for text in texts)) == len(texts)
 
@@ -123,16 +123,16 @@ def test_escapes_in_a_text(text: bytes) -> None:
     assert repeated(PLAIN % b'"a"', *[PLAIN % text] * 5) == 5
 
 
-def test_two_halves_of_a_pair_that_come_together_are_one() -> None:
+def test_both_halves_of_a_pair_in_one_text_are_joined() -> None:
     halves = [rb'"\ud83d"', rb'"\ude00"']
     read = b"".join(event(PLAIN % text) for text in [b'"a"', *halves, b'"b"'])
     for options in ({}, {"coalesce": True}):
-        assert heard(reader_with(chunk_template.ChunkTemplate, **options), [read, DONE]) == heard(
+        assert outcome(reader_with(chunk_template.ChunkTemplate, **options), [read, DONE]) == outcome(
             reader_with(Never, **options), [read, DONE]
         )
 
 
-def test_the_last_of_two_keys_can_be_learnt_later() -> None:
+def test_the_last_of_two_equal_keys_can_be_learnt_later() -> None:
     assert repeated(PLAIN % b'"a"', *[PLAIN % b'"b","content":"c"'] * 5) == 4
 
 
@@ -150,7 +150,7 @@ TEXTS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_text_out_of_the_ordinary_is_decoded(text: bytes) -> None:
+def test_an_unusual_text_is_decoded(text: bytes) -> None:
     assert repeated(PLAIN % b'"a"', *[PLAIN % text] * 5) == 0
 
 
@@ -178,7 +178,7 @@ OTHERS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("payload", OTHERS.values(), ids=OTHERS)
-def test_what_is_more_than_text_is_decoded(payload: bytes) -> None:
+def test_more_than_text_is_decoded(payload: bytes) -> None:
     for text in (b'"a"', b'"another text"'):
         assert repeated(payload % text, *(payload % b'"%d"' % number for number in range(5))) == 0
 
@@ -192,29 +192,29 @@ def test_what_is_more_than_text_is_decoded(payload: bytes) -> None:
         PLAIN[: PLAIN.index(b"%")] + b'"',
         PLAIN.replace(b"%s", b'"') % (),
     ],
-    ids=["another id", "more behind", "more before", "only the beginning", "both ends in one"],
+    ids=["another id", "more after", "more before", "only the beginning", "both ends in one"],
 )
-def test_around_the_text_nothing_may_differ(payload: bytes) -> None:
+def test_a_difference_around_the_text_is_decoded(payload: bytes) -> None:
     assert repeated(PLAIN % b'"a"', payload) == 0
 
 
 def test_an_event_of_another_type_is_decoded() -> None:
     reads = [event(PLAIN % b'"a"'), b"event: error\n" + event(PLAIN % b'"b"'), event(PLAIN % b'"c"')]
-    assert heard(reader_with(Counting), reads) == heard(reader_with(Never), reads)
+    assert outcome(reader_with(Counting), reads) == outcome(reader_with(Never), reads)
 
 
-def test_what_never_repeats_is_not_looked_at_for_ever() -> None:
-    """As with obfuscation: a lesson costs as much as a chunk."""
+def test_learning_stops_if_nothing_repeats() -> None:
+    """As with obfuscation, because learning costs as much as decoding."""
     different = [
         PLAIN.replace(b'"i"', b'"%d"' % number) % b'"a"' for number in range(chunk_template._MAX_UNUSED_LESSONS)
     ]
     assert repeated(*different, *[PLAIN % b'"a"'] * 5) == 0
     assert repeated(*different[1:], *[PLAIN % b'"a"'] * 5) == 4
     used = [PLAIN % b'"a"'] * 2
-    assert repeated(different[0], *used, *different[1:], *[SPACED % b'"a"'] * 2) == 2, "a use gives new lessons"
+    assert repeated(different[0], *used, *different[1:], *[SPACED % b'"a"'] * 2) == 2, "a match allows further learning"
 
 
-def test_a_half_that_waits_has_the_next_text_decoded() -> None:
+def test_after_half_a_pair_the_next_text_is_decoded() -> None:
     half, rest = PLAIN % rb'"\ud83d"', PLAIN % rb'"\ude00"'
     assert repeated(PLAIN % b'"a"', PLAIN % b'"b"', half, PLAIN % b'"c"', PLAIN % b'"d"') == 2
     assert repeated(PLAIN % b'"a"', half, rest, PLAIN % b'"d"') == 1
@@ -225,14 +225,14 @@ def test_a_half_that_waits_has_the_next_text_decoded() -> None:
     [(PLAIN, 1), (EXTRAS, 4), (PLAIN[:-1] + b',"obfuscation":"x"}', 4)],
     ids=["plain", "extras", "obfuscation"],
 )
-def test_what_may_not_be_merged_is_not(payload: bytes, messages: int) -> None:
+def test_chunks_with_extras_are_not_merged(payload: bytes, messages: int) -> None:
     """Rule 10 of chat_service.proto: no extras."""
     reader = reader_with(Counting, coalesce=True)
     reader.feed(event(payload % b'"a"'))
     chunks = reader.feed(b"".join(event(payload % b'"%d"' % number) for number in range(4)))
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "0123"
     assert reader._template.count == 4  # type: ignore[attr-defined]
-    if b"obfuscation" in payload:  # whose texts concatenate too
+    if b"obfuscation" in payload:  # its texts are concatenated too
         assert "".join(chunk.obfuscation for chunk in chunks) == "xxxx"
     else:
         assert len(chunks) == messages
@@ -253,38 +253,38 @@ def test_a_message_is_reused_until_the_next_read() -> None:
     assert (other.id, other.choices[0].delta.content, second.id) == ("j", "g", "i")
 
 
-def test_only_what_is_alone_in_its_read_is_reused() -> None:
+def test_a_message_is_reused_only_if_it_is_alone_in_its_read() -> None:
     reader = StreamReader(1000, reuse=True, coalesce=True)
     reader.feed(event(PLAIN % b'"a"'))
-    counted = b'{"id":"u","choices":[],"usage":{"total_tokens":1}}'  # teaches nothing, and joins nothing
+    counted = b'{"id":"u","choices":[],"usage":{"total_tokens":1}}'  # not learnt, and not merged
     read = reader.feed(b"".join(map(event, [PLAIN % b'"b"', counted, PLAIN % b'"c"'])))
     assert [[choice.delta.content for choice in chunk.choices] for chunk in read] == [["b"], [], ["c"]]
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-def test_an_event_that_is_too_large_is_not_let_through(reuse: bool) -> None:
+def test_an_event_that_is_too_large_is_an_error(reuse: bool) -> None:
     limit = len(PLAIN % b'"abc"')
     reads = [event(PLAIN % text) for text in (b'"a"', b'"abc"', b'"abcd"')]
-    said = heard(reader_with(Counting, limit, reuse=reuse), reads)
-    assert said == heard(reader_with(Never, limit), reads)
+    said = outcome(reader_with(Counting, limit, reuse=reuse), reads)
+    assert said == outcome(reader_with(Never, limit), reads)
     assert [len(chunks) for chunks in said[0]] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("end", [DONE, event(b'{"error":{"message":"m"}}')], ids=["done", "error"])
 def test_nothing_follows_the_end(end: bytes) -> None:
     reads = [event(PLAIN % b'"a"'), event(PLAIN % b'"b"'), end, event(PLAIN % b'"c"')]
-    assert heard(reader_with(Counting, reuse=True), reads) == heard(reader_with(Never), reads)
+    assert outcome(reader_with(Counting, reuse=True), reads) == outcome(reader_with(Never), reads)
 
 
-def test_a_line_of_its_own_within_an_event_is_no_part_of_what_repeats() -> None:
-    """Two lines of data teach nothing: without its `data:` the second is none, and what is left is no JSON."""
+def test_an_event_of_two_data_lines_is_not_learnt() -> None:
+    """Without its `data:` the second line is no data, and the rest is no JSON."""
     start, comma, rest = (PLAIN % b'"a"').partition(b",")
     taught = b"data: " + start + comma + b"\ndata: " + rest + b"\n\n"
     broken = b"data: " + start + comma + b"\n" + rest + b"\n\n"
-    assert heard(reader_with(Counting), [taught, broken]) == heard(reader_with(Never), [taught, broken])
+    assert outcome(reader_with(Counting), [taught, broken]) == outcome(reader_with(Never), [taught, broken])
 
 
-def test_a_run_that_holds_no_text_is_looked_at_once() -> None:
+def test_a_run_without_text_is_scanned_once() -> None:
     reader = reader_with(Counting)
     reader.feed(event(PLAIN % b'"a"'))
     run = [PLAIN % b'"b"'] * 50 + [PLAIN % b'"\xff"']
@@ -300,7 +300,7 @@ def test_a_reused_message_does_not_grow() -> None:
     assert len(set(map(id, messages))) == 3
 
 
-def test_a_text_that_is_long_is_not_kept() -> None:
+def test_a_long_text_is_not_kept() -> None:
     long = event(PLAIN % (b'"%s"' % (b"x" * 10_000)))
     reader = StreamReader(1 << 20)
     reader.feed(event(PLAIN % b'"a"'))
@@ -313,14 +313,14 @@ def test_a_text_that_is_long_is_not_kept() -> None:
         tracemalloc.stop()
 
 
-def test_at_the_brink_of_what_can_be_nested_no_depth_raises() -> None:
-    """What is nested so deeply counts for nothing; one of these depths can be decoded once, and not a call deeper."""
+def test_no_depth_raises_at_the_nesting_limit() -> None:
+    """Deeper extras are dropped. One of these depths can be decoded, but not one call deeper in the stack."""
     for depth in range(700, 1000):
         nested = b'{"x":%s%s,"x":null,"created":12345678901234567890,' % (b"[" * depth, b"]" * depth)
         repeated(nested + PLAIN[1:] % b'"a"', nested + PLAIN[1:] % b'"b"')
 
 
-# And now whatever there may be, in any pieces.
+# Any streams, in any pieces.
 
 NASTY = [
     *SAME.values(),
@@ -363,7 +363,7 @@ class Stream(NamedTuple):
     cuts: list[int] | None
 
     def reads(self) -> list[bytes]:
-        """Cut at these places, or between the events."""
+        """Return the stream, cut at these places or between the events."""
         if self.cuts is None:
             return self.events
         data = b"".join(self.events)
@@ -373,7 +373,7 @@ class Stream(NamedTuple):
 
 @st.composite
 def streams(draw: st.DrawFn) -> Stream:
-    payloads = draw(st.lists(st.sampled_from(NASTY), min_size=1, max_size=3))  # so that they do repeat
+    payloads = draw(st.lists(st.sampled_from(NASTY), min_size=1, max_size=3))  # so that they repeat
     pieces = st.tuples(st.sampled_from(FRAMES), st.sampled_from(payloads), st.sampled_from(LITERALS))
     events = [frame % (payload % text) for frame, payload, text in draw(st.lists(pieces, max_size=12))]
     return Stream(events, draw(st.none() | st.just([]) | st.lists(st.integers(0, 1200), max_size=8)))
@@ -381,8 +381,8 @@ def streams(draw: st.DrawFn) -> Stream:
 
 @settings(max_examples=1500, deadline=None)
 @given(streams(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([70, 100, 10_000]))
-def test_nobody_can_tell(stream: Stream, coalesce: bool, reuse: bool, drop: bool, limit: int) -> None:
+def test_the_result_equals_decoding(stream: Stream, coalesce: bool, reuse: bool, drop: bool, limit: int) -> None:
     options: dict[str, Any] = {"coalesce": coalesce, "reuse": reuse, "drop_usage_chunk": drop}
-    told = heard(reader_with(chunk_template.ChunkTemplate, limit, **options), stream.reads())
-    decoded = heard(reader_with(Never, limit, **options), stream.reads())
-    assert told == decoded
+    matched = outcome(reader_with(chunk_template.ChunkTemplate, limit, **options), stream.reads())
+    decoded = outcome(reader_with(Never, limit, **options), stream.reads())
+    assert matched == decoded

@@ -1,4 +1,4 @@
-"""Chunks that arrived together: what becomes one message, what never does, and that a reader cannot tell."""
+"""Chunks that arrived together: which are merged, which never are, and that a reader gets the same."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -120,7 +120,7 @@ APART: dict[str, tuple[ChatChunk, ChatChunk]] = {
     "service_tier": (TEXT, chunk(TEXT.choices[0], service_tier=None)),
     "index": (delta(1, content="a"), delta(2, content="a")),
     "kind of text": (TEXT, delta(reasoning="a")),
-    "one text more": (TEXT, delta(content="a", refusal="b")),
+    "one more text": (TEXT, delta(content="a", refusal="b")),
     "no text": (TEXT, delta()),
     "no delta": (delta(), chunk(ChunkChoice())),
     "the role twice": (delta(role="assistant", content="a"), delta(role="assistant", content="a")),
@@ -142,7 +142,7 @@ APART: dict[str, tuple[ChatChunk, ChatChunk]] = {
     "arguments after text": (TEXT, ARGUMENTS),
     "text beside arguments": (delta(content="a", tool_calls=[call(0, "a")]), ARGUMENTS),
     "two calls": (delta(tool_calls=[call(0, "a"), call(1, "a")]), delta(tool_calls=[call(0, "a"), call(1, "a")])),
-    "a call more": (ARGUMENTS, delta(tool_calls=[call(0, "a"), call(1, "a")])),
+    "one more call": (ARGUMENTS, delta(tool_calls=[call(0, "a"), call(1, "a")])),
     "two beginnings": (delta(tool_calls=[call(0, "a", "f", id="a")]), delta(tool_calls=[call(0, "a", "f", id="a")])),
 }
 AFTER_ARGUMENTS: dict[str, ToolCallDelta] = {
@@ -153,7 +153,7 @@ AFTER_ARGUMENTS: dict[str, ToolCallDelta] = {
     "a call without function": ToolCallDelta(),
 }
 EQUAL: dict[str, ChatChunk] = {
-    # Never merged, even with their like.
+    # Never merged, even with an equal chunk.
     "usage": chunk(TEXT.choices[0], usage=Usage(total_tokens=1)),
     "moderation": chunk(TEXT.choices[0], moderation_json="{}"),
     "extras": chunk(TEXT.choices[0], extra_json="{}"),
@@ -172,7 +172,7 @@ EQUAL: dict[str, ChatChunk] = {
 
 
 @pytest.mark.parametrize(("one", "two"), APART.values(), ids=APART)
-def test_apart(one: ChatChunk, two: ChatChunk) -> None:
+def test_not_merged(one: ChatChunk, two: ChatChunk) -> None:
     assert coalesce(copies([one, two])) == [one, two]
     assert coalesce(copies([two, one])) == [two, one]
 
@@ -190,12 +190,12 @@ def test_never_merged(chunk: ChatChunk) -> None:
         assert coalesce(copies(chunks)) == chunks
 
 
-def test_a_role_follows_nothing() -> None:
+def test_a_role_is_only_at_the_beginning() -> None:
     chunks = [TEXT, delta(role="assistant", content="a")]
     assert coalesce(copies(chunks)) == chunks
 
 
-def test_every_field_is_decided_upon() -> None:
+def test_every_field_has_a_rule() -> None:
     """A new field must not be dropped when chunks are merged: it needs a row here."""
     rows = [*EQUAL.values(), *(chunk for pair in APART.values() for chunk in pair)]
     rows += [chunk for chunks, _ in MERGED.values() for chunk in chunks]
@@ -257,7 +257,7 @@ CHUNKS = st.builds(
 
 
 def received(chunks: Sequence[ChatChunk]) -> dict[Any, list[Any]]:
-    """All that a reader gets to know, by where it belongs: texts letter by letter, the rest as it comes."""
+    """Return the content that a reader gets, by place: texts letter by letter, the rest in order."""
     out: dict[Any, list[Any]] = defaultdict(list)
     for chunk in chunks:
         for name in ("usage", "extra_json"):
@@ -277,7 +277,7 @@ def received(chunks: Sequence[ChatChunk]) -> dict[Any, list[Any]]:
 
 @settings(max_examples=300)
 @given(st.lists(CHUNKS, max_size=12))
-def test_a_reader_cannot_tell(chunks: list[ChatChunk]) -> None:
+def test_a_reader_gets_the_same_content(chunks: list[ChatChunk]) -> None:
     fewer = coalesce(copies(chunks))
     assert received(fewer) == received(chunks)
     assert len(fewer) <= len(chunks)

@@ -1,4 +1,4 @@
-"""The contract's files: clean, stubs fresh, and the check for breaking changes bites."""
+"""The contract's files: lint is clean, stubs are fresh, and the check for breaking changes works."""
 
 import shutil
 import subprocess
@@ -27,14 +27,14 @@ def test_buf_lint_is_clean() -> None:
 
 
 def test_exactly_three_lint_rules_are_ignored() -> None:
-    """All for one decision: both RPCs share their request."""
+    """All three for one reason: both RPCs share their request."""
     ignores = [line for file in PROTOS.rglob("*.proto") for line in file.read_text().splitlines() if "buf:lint" in line]
     assert len(ignores) == 3
 
 
 @pytest.mark.timeout(300)
 def test_stubs_are_fresh() -> None:
-    """Installs the pinned generator the first time."""
+    """The first run installs the pinned generator."""
     result = run(sys.executable, PROTOS / "generate.py", "--check")
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -58,12 +58,12 @@ def test_the_table_of_reasons_has_the_services_codes() -> None:
     assert len({reason for reason, _ in table}) == len(Reason)
 
 
-def test_nothing_breaks_who_relies_on_the_last_release() -> None:
+def test_nothing_breaks_callers_of_the_last_release() -> None:
     result = run(BUF, "breaking", "--against", "released.binpb")
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-GENERATED = {  # by Java, beside the accessors of a field with that name
+GENERATED = {  # Java adds these to the accessors of a field with that name
     "string": ("{}_bytes",),
     "repeated": ("{}_list", "{}_count", "{}_builder", "{}_builder_list"),
 }

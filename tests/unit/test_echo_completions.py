@@ -16,7 +16,7 @@ from support.echo_caller import (
 )
 
 
-async def test_unary_answer_has_the_whole_shape(caller: Caller) -> None:
+async def test_a_unary_response_has_all_fields(caller: Caller) -> None:
     status, body = await caller.unary()
     assert status == 200
     assert body["id"].startswith("chatcmpl-")
@@ -44,7 +44,7 @@ async def test_unary_answer_has_the_whole_shape(caller: Caller) -> None:
     }
 
 
-async def test_stream_has_role_contents_finish_usage_done_in_this_order(caller: Caller) -> None:
+async def test_a_stream_has_role_contents_finish_usage_done_in_this_order(caller: Caller) -> None:
     events = await caller.stream(stream_options={"include_usage": True})
     *chunks, usage, done = events
     assert done == "[DONE]"
@@ -63,13 +63,13 @@ async def test_stream_has_role_contents_finish_usage_done_in_this_order(caller: 
     assert len({event["id"] for event in (*chunks, usage)}) == 1
 
 
-async def test_stream_without_the_option_never_speaks_of_usage(caller: Caller) -> None:
+async def test_a_stream_without_the_option_has_no_usage(caller: Caller) -> None:
     events = await caller.stream()
     assert all("usage" not in event for event in events[:-1])
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_same_request_same_bytes(caller: Caller, stream: bool) -> None:
+async def test_the_same_request_gives_the_same_bytes(caller: Caller, stream: bool) -> None:
     answers = []
     for _ in range(2):
         async with caller.post(stream=stream, tools=[WEATHER], n=2) as response:
@@ -90,18 +90,18 @@ async def test_same_request_same_bytes(caller: Caller, stream: bool) -> None:
         pytest.param([{"type": "input_audio"}, {"type": "odd"}], "You sent 1 audio clip, 1 odd part", id="odd part"),
     ],
 )
-async def test_content_echoes_the_last_user_message_alike_in_both_modes(caller: Caller, text: Any, said: str) -> None:
+async def test_both_modes_echo_the_last_user_message(caller: Caller, text: Any, said: str) -> None:
     assert (await caller.choice(text))["message"]["content"] == said
     assert joined(await caller.stream(text=text)) == said
 
 
-async def test_echoes_the_last_of_several_messages(caller: Caller) -> None:
+async def test_the_last_of_several_messages_is_echoed(caller: Caller) -> None:
     roles = ("developer", "system", "user", "assistant", "user")
     messages = [{"role": role, "content": f"{role} {index}"} for index, role in enumerate(roles)]
     assert (await caller.choice(messages=messages))["message"]["content"] == "You said: user 4"
 
 
-async def test_several_choices_alternate_and_can_be_told_apart(caller: Caller) -> None:
+async def test_several_choices_alternate_and_differ(caller: Caller) -> None:
     _, body = await caller.unary(n=3)
     said = [choice["message"]["content"] for choice in body["choices"]]
     assert said == ["You said: hello there", "You said: hello there (2)", "You said: hello there (3)"]
@@ -127,14 +127,14 @@ async def test_several_choices_alternate_and_can_be_told_apart(caller: Caller) -
         ),
     ],
 )
-async def test_stop_and_limits_cut_the_answer(caller: Caller, fields: dict[str, Any], said: str, reason: str) -> None:
+async def test_stop_and_limits_cut_the_content(caller: Caller, fields: dict[str, Any], said: str, reason: str) -> None:
     choice = await caller.choice(**fields)
     assert (choice["message"]["content"], choice["finish_reason"]) == (said, reason)
     events = await caller.stream(**fields)
     assert (joined(events), events[-2]["choices"][0]["finish_reason"]) == (said, reason)
 
 
-async def test_reasoning_comes_before_the_content_and_is_counted(caller: Caller) -> None:
+async def test_reasoning_precedes_the_content_and_is_counted(caller: Caller) -> None:
     _, body = await caller.unary(reasoning_effort="low")
     thought = body["choices"][0]["message"]["reasoning_content"]
     assert thought.startswith("Thinking with low effort: 2 words")
@@ -250,7 +250,7 @@ async def test_tool_calls_are_streamed_in_several_deltas(caller: Caller) -> None
         (kind,) = call
         ((field, text),) = call[kind].items()
         gathered[index][kind][field] += text
-    # Ids are made of the request, and this one says `stream`.
+    # Ids derive from the request, and this one has `stream`.
     assert [{**gathered[index], "id": ""} for index in range(3)] == [{**call, "id": ""} for call in whole]
     assert min(counts.values()) >= 3
     assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"

@@ -32,7 +32,7 @@ from support.echo_caller import INVALID, Caller, calling, deltas, gather, joined
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_errors_on_request(
+async def test_requested_errors(
     caller: Caller, model: str, status: int, kind: str, code: Any, message: str, stream: bool
 ) -> None:
     got, body = await caller.unary(model, stream=stream)
@@ -70,7 +70,9 @@ async def test_times_limits_a_fault_for_the_same_model_and_user(caller: Caller, 
         ("echo:delay=0,delay=0", "directive 'delay' is given twice"),
     ],
 )
-async def test_bad_directives_are_named_and_the_valid_ones_listed(caller: Caller, model: str, named: str) -> None:
+async def test_the_error_of_an_invalid_directive_names_it_and_lists_the_valid_ones(
+    caller: Caller, model: str, named: str
+) -> None:
     status, body = await caller.unary(model)
     assert (status, body["error"]["param"]) == (400, "model")
     assert named in body["error"]["message"]
@@ -78,12 +80,12 @@ async def test_bad_directives_are_named_and_the_valid_ones_listed(caller: Caller
 
 
 @pytest.mark.parametrize("model", ["echo", "echo-large", "echo:", "echo: pieces=4 , no_done"])
-async def test_names_that_begin_with_echo_answer_under_their_own_name(caller: Caller, model: str) -> None:
+async def test_the_response_has_the_model_name_of_the_request(caller: Caller, model: str) -> None:
     status, body = await caller.unary(model)
     assert (status, body["model"]) == (200, model)
 
 
-# --- Behaviour on request: shape, time, faults ---
+# --- shape, time, faults ---
 
 
 async def test_pieces_and_size(caller: Caller) -> None:
@@ -108,7 +110,7 @@ async def test_html(caller: Caller, stream: bool) -> None:
         assert (await response.text()).startswith("<!DOCTYPE html>")
 
 
-async def test_usage_and_done_can_be_missing_or_refused(caller: Caller) -> None:
+async def test_usage_and_done_can_be_missing_or_rejected(caller: Caller) -> None:
     options = {"include_usage": True}
     assert "usage" not in (await caller.unary("echo:no_usage"))[1]
     events = await caller.stream("echo:no_usage", stream_options=options)
@@ -175,19 +177,19 @@ async def test_delay_is_before_the_headers_and_first_after_them(caller: Caller, 
 
 
 async def arrivals(caller: Caller, model: str) -> list[float]:
-    """When each read of the stream arrived, in seconds since the headers."""
+    """Return the arrival of each read of the stream, in seconds since the headers."""
     async with caller.post(model, stream=True) as response:
         start = time.monotonic()
         return [time.monotonic() - start async for _ in response.content.iter_any()]
 
 
 @pytest.mark.parametrize(("pace_seconds", "model"), [(0.02, "echo:pieces=4"), (60.0, "echo:pieces=4,pace=0.02")])
-async def test_pace_of_constructor_gives_way_to_the_directive(pace_seconds: float, model: str) -> None:
+async def test_the_directive_overrides_the_pace_of_the_constructor(pace_seconds: float, model: str) -> None:
     async with calling(pace_seconds=pace_seconds) as caller:
         assert (await arrivals(caller, model))[-1] >= 0.07
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])
-async def test_gap_comes_however_short_the_answer(caller: Caller, pieces: int) -> None:
+async def test_the_gap_is_kept_in_short_responses(caller: Caller, pieces: int) -> None:
     times = await arrivals(caller, f"echo:pieces={pieces},gap=0.1")
     assert times[-1] >= 0.09

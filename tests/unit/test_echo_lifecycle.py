@@ -24,10 +24,10 @@ from support.echo_caller import (
         pytest.param("echo:pace=60", True, id="between chunks"),
         pytest.param("echo:gap=60", True, id="in the gap"),
         pytest.param("echo:pieces=1000000", True, id="while writing without pause"),
-        pytest.param("echo:size=20000000", True, id="in one huge write"),
+        pytest.param("echo:size=20000000", True, id="in one large write"),
     ],
 )
-async def test_a_caller_that_leaves_is_noticed(caller: Caller, model: str, stream: bool) -> None:
+async def test_a_disconnect_of_the_caller_is_noticed(caller: Caller, model: str, stream: bool) -> None:
     async def call() -> None:
         async with caller.post(model, stream=stream) as response:
             await asyncio.Event().wait()
@@ -41,7 +41,7 @@ async def test_a_caller_that_leaves_is_noticed(caller: Caller, model: str, strea
     assert not received.finished.is_set()
 
 
-async def test_stop_ends_open_answers_within_a_second() -> None:
+async def test_stop_closes_open_responses_within_a_second() -> None:
     echo = Echo()
     await echo.start()
     async with aiohttp.ClientSession() as session:

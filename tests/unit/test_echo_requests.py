@@ -85,9 +85,11 @@ USER = {"role": "user", "content": "x"}
         pytest.param({"model": "echo"}, "messages", "missing_required_parameter", "'messages'", id="no messages"),
         pytest.param({"model": "echo", "messages": []}, "messages", "empty_array", "empty array", id="empty messages"),
         pytest.param(
-            {"model": "echo", "messages": "x"}, "messages", "invalid_type", "got a string", id="messages a text"
+            {"model": "echo", "messages": "x"}, "messages", "invalid_type", "got a string", id="messages is a string"
         ),
-        pytest.param({"model": 5, "messages": [USER]}, "model", "invalid_type", "got an integer", id="model a number"),
+        pytest.param(
+            {"model": 5, "messages": [USER]}, "model", "invalid_type", "got an integer", id="model is a number"
+        ),
         pytest.param(
             {"model": "echo", "messages": [{"role": "doctor", "content": "x"}]},
             None,
@@ -148,7 +150,7 @@ async def test_malformed_requests(caller: Caller, body: Any, param: str | None, 
     ],
     ids=str,
 )
-async def test_refused_fields(caller: Caller, fields: dict[str, Any], param: str, code: str | None) -> None:
+async def test_rejected_fields(caller: Caller, fields: dict[str, Any], param: str, code: str | None) -> None:
     status, body = await caller.unary(**fields)
     assert (status, body["error"]["type"]) == (400, INVALID)
     assert (body["error"]["param"], body["error"]["code"]) == (param, code)
@@ -198,7 +200,7 @@ FIELDS = (
 
 @settings(max_examples=150, deadline=None)
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, min_size=1, max_size=3))
-def test_whatever_is_sent_is_answered_or_refused(fields: dict[str, Any]) -> None:
+def test_any_request_gets_a_response_or_an_error(fields: dict[str, Any]) -> None:
     content = fields.pop("content", "x")
     raw = json.dumps({"model": "echo", "messages": [{"role": "user", "content": content}], **fields}).encode()
     refusal = None

@@ -16,7 +16,7 @@ def test_pieces_join_to_the_text(text: str) -> None:
 
 
 @given(st.text("ab "), st.text("ab ", min_size=1, max_size=3))
-def test_cut_before_cuts_where_the_text_would_be_cut(text: str, stop: str) -> None:
+def test_cut_before_equals_a_cut_of_the_text(text: str, stop: str) -> None:
     kept = cut_before(split(text), [stop])
     assert ("".join(kept) if kept is not None else text) == text.split(stop)[0]
 
@@ -31,5 +31,5 @@ def test_cut_before_cuts_where_the_text_would_be_cut(text: str, stop: str) -> No
         ("👩‍👩‍👧 ok", ["👩‍👩‍👧", " ok"]),
     ],
 )
-def test_pieces_are_wordish(text: str, pieces: list[str]) -> None:
+def test_pieces_resemble_words(text: str, pieces: list[str]) -> None:
     assert split(text) == pieces

@@ -1,4 +1,4 @@
-"""What an upstream says when it refuses: every status, every shape of body, when to come back, and how much of it."""
+"""Error responses of upstreams: every status and shape of body, the time of the retry, and the bounds."""
 
 import json
 from typing import Any
@@ -76,7 +76,7 @@ def test_reason(status: int, code: str, reason: str) -> None:
 
 
 BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
-    # body: message, type, param, code as the caller sees them
+    # body: message, type, param and code in the caller's details
     "OpenAI": (
         {"error": {"message": "m", "type": "t", "param": "messages[0].role", "code": "c"}},
         {"message": "m", "type": "t", "param": "messages[0].role", "code": "c"},
@@ -156,7 +156,7 @@ def test_a_message_too_deep_to_show() -> None:
         (204, "the upstream responded with HTTP 204 instead of 200"),
     ],
 )
-def test_neither_success_nor_error(status: int, message: str) -> None:
+def test_status_that_is_neither_success_nor_error(status: int, message: str) -> None:
     error = refused(status, {}, b"", NOW)
     assert isinstance(error, InvalidResponse)
     assert error.message == message
@@ -190,7 +190,7 @@ def test_retry_after(headers: dict[str, str], expected: float | None) -> None:
 
 
 @given(st.text() | st.from_regex(r"\w{3}, \d+ \w{3} \d+ \d+:\d+:\d+ ?(GMT|[+-]\d+)?", fullmatch=True))
-def test_retry_after_may_be_anything(value: str) -> None:
+def test_any_retry_after_is_accepted(value: str) -> None:
     seconds = refusal(429, headers={"retry-after": value, "retry-after-ms": value}).retry_after_seconds
     assert seconds is None or 0 <= seconds < 1e9
 
@@ -227,19 +227,19 @@ def test_sizes(letter: str, shift: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "truncated"), [(RAW_BODY_BYTES, False), (RAW_BODY_BYTES + 1, True)])
-def test_truncated_says_so(size: int, truncated: bool) -> None:
+def test_a_truncated_text_is_marked(size: int, truncated: bool) -> None:
     assert refusal(500, b"x" * size).detail.raw_body_truncated is truncated
 
 
 IN_SUCCESS: dict[str, tuple[Any, str, int]] = {
-    # error: reason, the status that it amounts to
+    # error: reason, the status of its meaning
     "number": ({"code": 429}, "UPSTREAM_RATE_LIMITED", 429),
     "digits": ({"code": "503"}, "UPSTREAM_UNAVAILABLE", 503),
     "unknown 4xx": ({"code": 418}, "UPSTREAM_ERROR", 418),
     "no HTTP error": ({"code": 200}, "UPSTREAM_ERROR_BODY", 500),
     "too large": ({"code": 600}, "UPSTREAM_ERROR_BODY", 500),
     "negative": ({"code": -1}, "UPSTREAM_ERROR_BODY", 500),
-    "not a word that is known": ({"code": "boom", "type": "bang"}, "UPSTREAM_ERROR_BODY", 500),
+    "unknown word": ({"code": "boom", "type": "bang"}, "UPSTREAM_ERROR_BODY", 500),
     "nothing": ({}, "UPSTREAM_ERROR_BODY", 500),
     "number before type": ({"code": 429, "type": "server_error"}, "UPSTREAM_RATE_LIMITED", 429),
     "number and type": ({"code": 429, "type": "insufficient_quota"}, "UPSTREAM_QUOTA_EXHAUSTED", 429),

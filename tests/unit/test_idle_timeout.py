@@ -1,5 +1,5 @@
-# ruff: noqa: PT012  # what is tried is a context itself
-"""One timer for all waits of a stream: it raises what asyncio.timeout would, and never outside of a wait."""
+# ruff: noqa: PT012  # the object under test is a context manager
+"""One timer for all waits of a stream: it raises as asyncio.timeout does, and never outside a wait."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,13 +13,13 @@ from chatrpc_server.upstream.idle_timeout import IdleTimeout
 LONG = 60.0
 
 
-def patience() -> IdleTimeout:
+def idle_timeout() -> IdleTimeout:
     return IdleTimeout("nothing for {:g} s")
 
 
 async def test_a_wait_that_is_too_long() -> None:
     with pytest.raises(TimedOut, match=r"nothing for 0\.02 s"):
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             waits.wait(0.02)
             await asyncio.sleep(LONG)
     task = asyncio.current_task()
@@ -28,9 +28,9 @@ async def test_a_wait_that_is_too_long() -> None:
 
 
 async def test_each_wait_has_its_own_time() -> None:
-    """Longer or shorter than the one before, which was long enough."""
+    """It may be longer or shorter than the previous one, which was long enough."""
     with pytest.raises(TimedOut, match=r"nothing for 0\.03 s"):
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             for seconds in (LONG, 0.05, 0.5, 0.05, LONG):
                 waits.wait(seconds)
                 await asyncio.sleep(0.02)
@@ -38,8 +38,8 @@ async def test_each_wait_has_its_own_time() -> None:
             await asyncio.sleep(LONG)
 
 
-async def test_nothing_rings_while_nothing_is_waited_for() -> None:
-    async with patience() as waits:
+async def test_the_timer_is_off_between_waits() -> None:
+    async with idle_timeout() as waits:
         waits.wait(0.01)
         waits.rest()
         await asyncio.sleep(0.03)
@@ -47,9 +47,9 @@ async def test_nothing_rings_while_nothing_is_waited_for() -> None:
         await asyncio.sleep(0.03)
 
 
-async def test_the_consumer_of_a_suspended_generator_is_left_alone() -> None:
+async def test_the_consumer_of_a_suspended_generator_is_not_interrupted() -> None:
     async def numbers() -> AsyncGenerator[int, None]:
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             for number in range(3):
                 waits.wait(0.02)
                 await asyncio.sleep(0)
@@ -68,29 +68,29 @@ async def test_the_consumer_of_a_suspended_generator_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("cancel_first", [True, False], ids=["the cancel first", "the timer first"])
-async def test_a_cancel_at_the_same_time_is_a_cancel(cancel_first: bool) -> None:
-    """Both before the task is told of either."""
-    waits = patience()
+async def test_a_simultaneous_cancel_wins(cancel_first: bool) -> None:
+    """Both happen before the task runs again."""
+    waits = idle_timeout()
 
-    async def waits_in_vain() -> None:
+    async def wait_too_long() -> None:
         async with waits:
             waits.wait(0)
             await asyncio.sleep(LONG)
 
-    task = asyncio.create_task(waits_in_vain())
-    await asyncio.sleep(0)  # it waits, and has not heard of the timer, which is the next turn's
+    task = asyncio.create_task(wait_too_long())
+    await asyncio.sleep(0)  # it waits now; the timer fires in the next turn
     for ends in (task.cancel, waits._rings) if cancel_first else (waits._rings, task.cancel):
         ends()
     await asyncio.wait({task})
     assert task.cancelled()
 
 
-async def test_what_comes_just_as_the_timer_rings_is_too_late() -> None:
-    """The wait has ended and its task is to go on, when the timer rings in the same turn."""
+async def test_a_result_in_the_turn_of_the_timer_is_too_late() -> None:
+    """The wait is done and its task is scheduled; the timer fires in the same turn."""
     loop = asyncio.get_running_loop()
     comes = loop.create_future()
     with pytest.raises(TimedOut):
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             waits.wait(0.01)
             waits._timer.cancel()  # type: ignore[union-attr]
             loop.call_later(0.02, comes.set_result, None)
@@ -99,9 +99,9 @@ async def test_what_comes_just_as_the_timer_rings_is_too_late() -> None:
             await asyncio.sleep(LONG)
 
 
-async def test_another_exception_goes_first() -> None:
+async def test_another_exception_wins() -> None:
     with pytest.raises(KeyError):
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             waits.wait(0)
             try:
                 await asyncio.sleep(LONG)
@@ -112,29 +112,29 @@ async def test_another_exception_goes_first() -> None:
     assert task.cancelling() == 0
 
 
-async def test_one_within_another() -> None:
-    """As the connect timeout within the first chunk's."""
+async def test_nested_timeouts() -> None:
+    """For example the connect timeout within the first chunk's."""
     with pytest.raises(TimedOut):
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             waits.wait(0.01)
             async with asyncio.timeout(LONG):
                 await asyncio.sleep(LONG)
     with pytest.raises(TimeoutError):
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             waits.wait(LONG)
             async with asyncio.timeout(0.01):
                 await asyncio.sleep(LONG)
     with pytest.raises(TimedOut):
-        async with patience() as waits:
+        async with idle_timeout() as waits:
             waits.wait(0)
             async with asyncio.timeout(0):
                 await asyncio.sleep(LONG)
 
 
 async def test_no_timer_is_left() -> None:
-    async with patience() as waits:
+    async with idle_timeout() as waits:
         waits.wait(LONG)
     assert waits._timer is not None
     assert waits._timer.cancelled()
-    async with patience() as waits:
+    async with idle_timeout() as waits:
         pass

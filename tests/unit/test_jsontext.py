@@ -1,4 +1,4 @@
-"""JSON as it should be, as servers write it, and as callers may write it."""
+"""JSON: valid, as servers write it, and as callers may write it."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def outcome(function: Any, *arguments: Any) -> Any:
 
 
 READ: dict[str, tuple[bytes, Any, Any]] = {
-    # what: text, the value, the value with good will
+    # case: text, its strict value, its lenient value
     "object": (b'{"a":[1,"b",null,true]}', {"a": [1, "b", None, True]}, {"a": [1, "b", None, True]}),
     "white space around": (b"\n\n {} \r\n", {}, {}),
     "more bits": (b'{"a":[-18446744073709551616, 1e5]}', {"a": [-(2**64), 1e5]}, {"a": [-(2**64), 1e5]}),
@@ -87,11 +87,11 @@ OUT: dict[str, tuple[Any, bytes]] = {
     "100 bits": ([2**100], b"[1267650600228229401496703205376]"),
     "half a pair": (["\ud83d", "é"], rb'["\ud83d","\u00e9"]'),
     "half a pair as key": ({"\ude00": 1}, rb'{"\ude00":1}'),
-    "deeper than the fast way": (jsontext.loads(b"[" * 400 + b"]" * 400), b"[" * 400 + b"]" * 400),
+    "deeper than the fast path": (jsontext.loads(b"[" * 400 + b"]" * 400), b"[" * 400 + b"]" * 400),
     "NaN": ([math.nan, math.inf, -math.inf, 1.5], b"[null,null,null,1.5]"),
-    "NaN, the slow way": ([math.nan, math.inf, -math.inf, 1.5, 2**64], b"[null,null,null,1.5,18446744073709551616]"),
+    "NaN, slow path": ([math.nan, math.inf, -math.inf, 1.5, 2**64], b"[null,null,null,1.5,18446744073709551616]"),
     "NaN only in words": (["NaN", 2**64], b'["NaN",18446744073709551616]'),
-    "raw, the slow way": ({"a": Raw('{ "b": [1.10]}'), "c": 2**64}, b'{"a":{"b":[1.1]},"c":18446744073709551616}'),
+    "raw, slow path": ({"a": Raw('{ "b": [1.10]}'), "c": 2**64}, b'{"a":{"b":[1.1]},"c":18446744073709551616}'),
 }
 
 
@@ -117,6 +117,6 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_what_is_written_can_be_read(value: Any) -> None:
+def test_written_text_can_be_read(value: Any) -> None:
     assert jsontext.loads_exactly(jsontext.dumps(value).decode()) == value
     assert jsontext.loads_leniently(jsontext.dumps(value)) == value

@@ -24,7 +24,7 @@ def log_calls(file: Path) -> list[ast.Call]:
 
 
 def event(call: ast.Call) -> str | None:
-    """The literal under `extra={"event": ...}`."""
+    """Return the literal of `extra={"event": ...}`."""
     for keyword in call.keywords:
         if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
             for key, value in zip(keyword.value.keys, keyword.value.values, strict=True):

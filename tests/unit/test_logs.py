@@ -15,7 +15,7 @@ KEY = 'key "with\\odd/marks"'
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Logs one line as the service would, and gives it back."""
+    """Log one line as the service does; return it."""
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(root, "level", root.level)

@@ -1,4 +1,4 @@
-"""The answer contract, row by row: JSON in, message out. A field of an answer without a row fails a test."""
+"""The contract of responses, row by row: JSON in, message out. Each field of a response must have a row."""
 
 import math
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ ROWS: dict[str, tuple[dict[str, Any], Message]] = {
         {"index": 1, "message": {}, "finish_reason": "eos", "logprobs": {}, **XS},
         answers.Choice(index=1, message=ChatMessage(), finish_reason="eos", logprobs=answers.Logprobs(), extra_json=X),
     ),
-    "an empty finish_reason of a whole answer": ({"finish_reason": ""}, answers.Choice(finish_reason="")),
+    "an empty finish_reason of a whole response": ({"finish_reason": ""}, answers.Choice(finish_reason="")),
     "message": (
         {
             "role": "assistant",
@@ -301,7 +301,7 @@ ROWS: dict[str, tuple[dict[str, Any], Message]] = {
         ChatMessage(content="\ufffd", name="😀", extra_json=r'{"x":"\ude00"}'),
     ),
     "halves of pairs in a map": ({"metadata": {HIGH: LOW}}, ChatResponse(metadata={"\ufffd": "\ufffd"})),
-    "names of fields that are no keys": (
+    "names of fields that are not keys": (
         {"extra_json": "{}", "content_parts": [{}]},
         ChatMessage(extra_json='{"extra_json":"{}","content_parts":[{}]}'),
     ),
@@ -340,6 +340,6 @@ KINDS = [
 ]
 
 
-def test_a_field_of_a_new_type_is_noticed() -> None:
+def test_a_field_of_a_new_type_is_an_error() -> None:
     with pytest.raises(TypeError, match="have no JSON form"):
         read(chat_request_pb2.StreamOptions, {})

@@ -1,4 +1,4 @@
-"""Whatever an answer holds, at whatever level: nothing is lost, and nothing is an error."""
+"""Any content of a response at any level: nothing is lost, and nothing is an error."""
 
 import json
 import math
@@ -20,11 +20,11 @@ KINDS = {
     for descriptor in file.DESCRIPTOR.message_types_by_name.values()
 }
 EMPTY = ("", 0, False, [], {}, None)
-"""What proto3 may hold as absence; the rows of test_mapping.py tell where it does."""
+"""Values that proto3 may not distinguish from absence; the rows of test_mapping.py show where."""
 
 
 def unread(message: Message) -> dict[str, Any]:
-    """The JSON that a message was read from, up to what is empty."""
+    """Return the JSON that a message was read from, except empty values."""
     out: dict[str, Any] = json.loads(getattr(message, "extra_json", "") or "{}")
     for field, value in message.ListFields():
         name = field.name
@@ -46,7 +46,7 @@ def unread(message: Message) -> dict[str, Any]:
 
 
 def pruned(value: Any) -> Any:
-    """Without what is empty."""
+    """Return the value without empty parts."""
     if isinstance(value, dict):
         return {key: pruned(item) for key, item in value.items() if pruned(item) not in EMPTY}
     return [pruned(item) for item in value] if isinstance(value, list) else value
@@ -120,7 +120,7 @@ ANSWERS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=8)
 
 @settings(max_examples=300)
 @given(st.sampled_from(list(KINDS.values())), ANSWERS)
-def test_any_answer_is_kept(kind: type[Message], source: dict[str, Any]) -> None:
+def test_any_response_is_kept(kind: type[Message], source: dict[str, Any]) -> None:
     message = kind()
     mapping.read(message, source)
     assert pruned(unread(message)) == pruned(source)
@@ -151,7 +151,7 @@ BODIES = {
 
 @pytest.mark.parametrize("depth", [100, 300, 800, 1000, 1020, 1100, 5000])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_any_depth_is_kept_or_refused(body: str, depth: int) -> None:
+def test_any_depth_is_kept_or_rejected(body: str, depth: int) -> None:
     data = body.replace("%", '{"x":' * depth + "1" + "}" * depth).encode()
     reader = responses.StreamReader(100_000)
     reader.feed(b"data: " + data.replace(b"message", b"delta") + b"\n\n")
@@ -168,7 +168,7 @@ def test_any_depth_is_kept_or_refused(body: str, depth: int) -> None:
 
 @pytest.mark.parametrize("kind", [chat_response_pb2.Delta, chat_message_pb2.ChatMessage])
 def test_a_key_named_as_our_own_field_is_an_extra(kind: type[Message]) -> None:
-    """`content_parts` is ours; should a provider use that key, it is the provider's."""
+    """`content_parts` is our own field; the same key of a provider is an extra."""
     message = kind()
     mapping.read(message, {"content_parts": [{"type": "text", "text": "a"}]})
     assert json.loads(message.extra_json) == {"content_parts": [{"type": "text", "text": "a"}]}

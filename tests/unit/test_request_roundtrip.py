@@ -1,6 +1,6 @@
 """Any valid request through `core.requests` to JSON and back by the client's `requests` is the same request.
 
-Of what counts as the same, `as_sent` is the whole list. And what a model answers goes back to it in the next request.
+`as_sent` lists all permitted differences. A model's response returns to it unchanged in the next request.
 """
 
 import copy
@@ -21,7 +21,7 @@ from chatrpc_server.core.upstream import ChatRequest
 
 # Any request.
 
-ANY_TEXT = st.text(st.characters(), max_size=5)  # with halves of surrogate pairs, which JSON texts may hold
+ANY_TEXT = st.text(st.characters(), max_size=5)  # with halves of surrogate pairs, because JSON texts may hold them
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | ANY_TEXT,
@@ -45,13 +45,13 @@ SCALARS: dict[int, Any] = {
 OVERRIDES: dict[str, Any] = {
     "ChatMessage.role": st.text(min_size=1, max_size=5),
     "ToolChoice.raw_json": (OBJECTS | st.text(max_size=5)).map(json.dumps),
-    # Never read, since it is never sent.
+    # Never read, because it is never sent.
     "MessageAudio.extra_json": st.text(max_size=5),
     "Annotation.extra_json": st.text(max_size=5),
     "UrlCitation.extra_json": st.text(max_size=5),
 }
 REQUIRED = {"CreateChatCompletionRequest": {"messages"}, "ChatMessage": {"role"}}
-SKIPPED = {"CreateChatCompletionRequest.stream"}  # it contradicts one RPC or the other
+SKIPPED = {"CreateChatCompletionRequest.stream"}  # it contradicts one of the RPCs
 
 KEYS = {
     "ChatMessage.content_parts": "content",
@@ -73,7 +73,7 @@ DEFAULT_TYPES = {"Prediction": "content", "UserLocation": "approximate"}
 
 @st.composite
 def messages(draw: Any, kind: Descriptor, *wanted: str) -> Any:
-    """A message of this type with some of its fields, the wanted ones among them."""
+    """Draw a message of this type with some of its fields, the required ones included."""
     fields = [field for field in kind.fields if f"{kind.name}.{field.name}" not in SKIPPED]
     names = draw(st.sets(st.sampled_from([field.name for field in fields]), max_size=5))
     names |= REQUIRED.get(kind.name, set()) | set(wanted)
@@ -90,7 +90,7 @@ def messages(draw: Any, kind: Descriptor, *wanted: str) -> Any:
 
 
 def value_of(field: FieldDescriptor) -> Any:
-    """Any value of a field."""
+    """Draw any value of a field."""
     path = f"{field.containing_type.name}.{field.name}"
     least = path == "CreateChatCompletionRequest.messages"
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -107,7 +107,7 @@ def value_of(field: FieldDescriptor) -> Any:
 
 
 def extras(message: Message) -> Any:
-    """Extra keys of an object: unknown ones, and known ones that are not set, with values that fit no field."""
+    """Draw extra keys of an object: unknown ones, and unset known ones with values that fit no field."""
     kind = message.DESCRIPTOR
     key_of = {
         field.name: KEYS.get(f"{kind.name}.{field.name}", field.name.removesuffix("_json")) for field in kind.fields
@@ -127,15 +127,15 @@ def extras(message: Message) -> Any:
     return st.builds(lambda one, two: json.dumps({**one, **two}), unknown, unset)
 
 
-# What is sent of it.
+# The expected form of a sent request.
 
 
 def as_sent(message: Any, *, stream: bool = False) -> Any:
-    """The message as it comes back: what follows is all that may differ."""
+    """Return the message as it must return, with all permitted differences applied."""
     message = copy.deepcopy(message)
     if stream and "stream_options" not in json.loads(message.extra_json or "{}"):
         options = message.stream_options
-        options.include_usage = True  # it is always asked for
+        options.include_usage = True  # it is always requested
         kept = {key: value for key, value in json.loads(options.extra_json or "{}").items() if key != "include_usage"}
         options.extra_json = json.dumps(kept)
     _normalise(message)
@@ -144,7 +144,7 @@ def as_sent(message: Any, *, stream: bool = False) -> Any:
 
 def _normalise(message: Any) -> None:
     name = message.DESCRIPTOR.name
-    if name == "ChatMessage":  # keys that only answers have
+    if name == "ChatMessage":  # keys that only responses have
         message.ClearField("annotations")
         if message.HasField("audio"):
             message.audio.CopyFrom(type(message.audio)(id=message.audio.id))
@@ -154,10 +154,10 @@ def _normalise(message: Any) -> None:
     if getattr(message, "content_parts", ()) and name in ("ChatMessage", "Prediction"):
         message.ClearField("content")  # it is only a view of the parts
     if "type" in message.DESCRIPTOR.fields_by_name and not message.type:
-        told = [field for field in DERIVED_TYPES.get(name, ()) if message.HasField(field)]
-        message.type = (told or [DEFAULT_TYPES.get(name, "")])[0]
+        types = [field for field in DERIVED_TYPES.get(name, ()) if message.HasField(field)]
+        message.type = (types or [DEFAULT_TYPES.get(name, "")])[0]
     if name == "ToolChoice" and message.raw_json.startswith('"'):
-        message.mode = json.loads(message.raw_json)  # the JSON of both is the same
+        message.mode = json.loads(message.raw_json)  # both have the same JSON
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_DOUBLE:
             setattr(message, field.name, value + 0.0)  # -0 is 0
@@ -174,7 +174,7 @@ def _normalise(message: Any) -> None:
                 value[key] += 0.0 if isinstance(value[key], float) else ""
         elif field.message_type is not None:
             if field.message_type.name in ("ToolChoice", "FunctionCallChoice") and not value.WhichOneof("choice"):
-                message.ClearField(field.name)  # none is made
+                message.ClearField(field.name)  # no choice is made
                 continue
             for child in value if field.is_repeated else [value]:
                 _normalise(child)
@@ -188,7 +188,7 @@ FIELDS = [field.name for field in REQUEST.fields if field.name != "stream"]
 @pytest.mark.parametrize("field", FIELDS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_any_request_comes_back(field: str, stream: bool, data: st.DataObject) -> None:
+def test_any_request_returns(field: str, stream: bool, data: st.DataObject) -> None:
     request = data.draw(messages(REQUEST, field))
     before = copy.deepcopy(request)
     received = from_json(json.loads(requests.body(request, stream=stream, ask_usage=stream)))
@@ -198,11 +198,11 @@ def test_any_request_comes_back(field: str, stream: bool, data: st.DataObject) -
     assert request == before
 
 
-# What a model answers, in the next request.
+# A model's response, in the next request.
 
 WHOLE = "as it came"
 ANSWERS: dict[str, tuple[dict[str, Any], Any]] = {
-    # name: (the answer's message, what goes back)
+    # name: (the message of the response, the message of the next request)
     "text": ({"content": "4", "refusal": None, "tool_calls": None}, {"content": "4"}),
     "refusal": ({"content": None, "refusal": "no"}, {"refusal": "no"}),
     "reasoning of DeepSeek": ({"content": "4", "reasoning_content": "2+2"}, WHOLE),
@@ -231,7 +231,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Any]] = {
         },
         WHOLE,
     ),
-    "arguments that are no text": (
+    "arguments that are not text": (
         {"tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]},
         {"tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}]},
     ),
@@ -256,7 +256,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Any]] = {
         {"content": "4"},
     ),
     "annotations of another kind": ({"content": "4", "annotations": {"x": 1}}, {"content": "4"}),
-    "the call before there were tools": ({"content": "", "function_call": {"name": "f", "arguments": "{"}}, WHOLE),
+    "a legacy function call": ({"content": "", "function_call": {"name": "f", "arguments": "{"}}, WHOLE),
     "odd types": ({"content": 5, "name": ["n"], "refusal": {}, "tool_calls": {"x": 1}}, WHOLE),
     "unknown keys": (
         {"content": "4", "images": [{"image_url": {"url": "u"}}], "prefix": True, "x": None},
@@ -267,7 +267,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Any]] = {
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(("said", "back"), ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_goes_back(said: dict[str, Any], back: Any, streamed: bool) -> None:
+def test_a_response_returns_to_the_model(said: dict[str, Any], back: Any, streamed: bool) -> None:
     said = {"role": "assistant", **said}
     if streamed:
         events = [{"choices": [{"delta": {key: value}}]} for key, value in said.items()]

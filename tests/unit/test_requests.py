@@ -1,6 +1,6 @@
-"""The request contract, row by row: message in, JSON text out. A field of a request without a row fails a test.
+"""The contract of requests, row by row: message in, JSON text out. Each field of a request must have a row.
 
-What is inside `messages` has its rows in test_requests_messages.py, what is refused in test_requests_invalid.py.
+test_requests_messages.py has the rows of `messages`, test_requests_invalid.py the invalid requests.
 """
 
 import json
@@ -44,7 +44,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "temperature -0.0": ({"temperature": -0.0}, '{"temperature":0}'),
     "temperature 1e300": ({"temperature": 1e300}, '{"temperature":1e+300}'),
     "the largest exact integer": ({"temperature": 2.0**53 - 1}, '{"temperature":9007199254740991}'),
-    "no integer beyond it": ({"temperature": 2.0**53}, '{"temperature":9007199254740992.0}'),
+    "no integer above it": ({"temperature": 2.0**53}, '{"temperature":9007199254740992.0}'),
     "top_p": ({"top_p": 1.0}, '{"top_p":1}'),
     "n": ({"n": 0}, '{"n":0}'),
     "stream options, unary": ({"stream_options": StreamOptions()}, '{"stream_options":{}}'),
@@ -94,7 +94,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
         '{"tools":[{"type":"function","function":'
         '{"name":"f","description":"d","parameters":{},"strict":false,"x":null},"x":null}]}',
     ),
-    "a schema goes byte for byte": (
+    "a schema is sent byte for byte": (
         {"tools": [Tool(type="function", function=FunctionDefinition(name="f", parameters_json=DEEP))]},
         '{"tools":[{"type":"function","function":{"name":"f","parameters":' + DEEP + "}}]}",
     ),
@@ -135,7 +135,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
         {"audio": AudioOptions(format="wav", voice="alloy", extra_json=X)},
         '{"audio":{"format":"wav","voice":"alloy","x":null}}',
     ),
-    "audio, a voice of one's own": ({"audio": AudioOptions(voice_id="v")}, '{"audio":{"voice":{"id":"v"}}}'),
+    "audio, a custom voice": ({"audio": AudioOptions(voice_id="v")}, '{"audio":{"voice":{"id":"v"}}}'),
     "prediction": ({"prediction": Prediction(content="c")}, '{"prediction":{"content":"c","type":"content"}}'),
     "prediction, all": (
         {
@@ -215,7 +215,7 @@ def test_request(fields: dict[str, Any], expected: str) -> None:
 
 
 def test_every_field_has_a_row() -> None:
-    seen = {"chatrpc.v1.CreateChatCompletionRequest.stream"}  # test_stream_key
+    seen = {"chatrpc.v1.CreateChatCompletionRequest.stream"}  # test_stream_key has its rows
     for fields, _ in REQUESTS.values():
         seen |= fields_set(a_request(**fields))
     declared = chat_request_pb2.DESCRIPTOR.message_types_by_name.values()
@@ -236,9 +236,9 @@ def fields_set(message: Message) -> set[str]:
     ("stream", "fields", "expected"),
     [
         pytest.param(False, {}, {}, id="unary"),
-        pytest.param(False, {"stream": False}, {}, id="unary, said"),
+        pytest.param(False, {"stream": False}, {}, id="unary, explicit"),
         pytest.param(True, {}, {"stream": True}, id="stream"),
-        pytest.param(True, {"stream": True}, {"stream": True}, id="stream, said"),
+        pytest.param(True, {"stream": True}, {"stream": True}, id="stream, explicit"),
     ],
 )
 def test_stream_key(stream: bool, fields: dict[str, Any], expected: Any) -> None:
@@ -252,12 +252,14 @@ USAGE = {"include_usage": True}
 @pytest.mark.parametrize(
     ("options", "ask_usage", "expected"),
     [
-        pytest.param({}, True, USAGE, id="asked for"),
-        pytest.param({}, False, None, id="not asked for"),
-        pytest.param({"include_usage": True}, True, USAGE, id="the caller wants it"),
-        pytest.param({"include_usage": True}, False, USAGE, id="the caller wants it from one that may not know it"),
-        pytest.param({"include_usage": False}, True, USAGE, id="asked for although the caller does not want it"),
-        pytest.param({"include_usage": False}, False, None, id="the upstream never sees a refusal"),
+        pytest.param({}, True, USAGE, id="requested"),
+        pytest.param({}, False, None, id="not requested"),
+        pytest.param({"include_usage": True}, True, USAGE, id="the caller requests it"),
+        pytest.param(
+            {"include_usage": True}, False, USAGE, id="the caller requests it from an upstream that may not know it"
+        ),
+        pytest.param({"include_usage": False}, True, USAGE, id="requested although the caller declines it"),
+        pytest.param({"include_usage": False}, False, None, id="the upstream never sees that the caller declines"),
         pytest.param(
             {"include_usage": False, "include_obfuscation": False},
             False,
@@ -273,7 +275,7 @@ def test_usage_of_streams(options: dict[str, Any], ask_usage: bool, expected: An
 
 
 @pytest.mark.parametrize("options", ["null", '"x"', "[]"])
-def test_stream_options_of_another_kind_are_left_alone(options: str) -> None:
+def test_stream_options_of_another_type_stay(options: str) -> None:
     out = json.loads(sent(a_request(extra_json='{"stream_options":' + options + "}"), stream=True, ask_usage=True))
     assert out["stream_options"] == json.loads(options)
 
@@ -282,5 +284,5 @@ def test_stream_options_of_another_kind_are_left_alone(options: str) -> None:
     ("options", "expected"),
     [(None, False), ({}, False), ({"include_usage": True}, False), ({"include_usage": False}, True)],
 )
-def test_refuses_usage(options: Any, expected: bool) -> None:
+def test_declines_usage(options: Any, expected: bool) -> None:
     assert requests.refuses_usage(a_request(stream_options=options)) is expected

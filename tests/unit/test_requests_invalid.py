@@ -1,4 +1,4 @@
-"""Requests that cannot be put to an upstream: each names the field at fault and says what would be right."""
+"""Requests that cannot be sent: each error names the invalid field and the accepted values."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def said(**fields: Any) -> ChatRequest:
     return ChatRequest(messages=[ChatMessage(role="user"), ChatMessage(**{"role": "assistant", **fields})])
 
 
-def refusal(request: ChatRequest, *, stream: bool = False) -> InvalidRequest:
+def rejection(request: ChatRequest, *, stream: bool = False) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         requests.body(request, stream=stream, ask_usage=True)
     return caught.value
@@ -138,7 +138,7 @@ MISTAKES: dict[str, tuple[ChatRequest, str, str]] = {
 
 @pytest.mark.parametrize(("request_", "field", "description"), MISTAKES.values(), ids=MISTAKES)
 def test_mistake(request_: ChatRequest, field: str, description: str) -> None:
-    error = refusal(request_)
+    error = rejection(request_)
     assert error.field == field
     assert description in error.description
     assert str(error) == error.message == f"{field}: {error.description}"
@@ -153,12 +153,12 @@ def test_mistake(request_: ChatRequest, field: str, description: str) -> None:
     ],
 )
 def test_stream_contradicts_the_rpc(stream: bool, description: str) -> None:
-    error = refusal(a_request(stream=not stream), stream=stream)
+    error = rejection(a_request(stream=not stream), stream=stream)
     assert (error.field, error.description) == ("stream", description)
 
 
 def places(descriptor: Descriptor, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Descriptor]]:
-    """The way to every object inside a request, and its type."""
+    """Yield the path and type of every object inside a request."""
     yield path, descriptor
     for field in descriptor.fields:
         child = field.message_type
@@ -193,16 +193,16 @@ def test_every_json_text_is_checked(path: tuple[str, ...], text: str) -> None:
     else:
         setattr(message, path[-1], text)
         expected.append(path[-1])
-    assert refusal(request).field == ".".join(expected)
+    assert rejection(request).field == ".".join(expected)
 
 
-def test_what_never_leaves_is_not_checked() -> None:
+def test_fields_that_are_not_sent_are_not_checked() -> None:
     message = said(annotations=[Annotation(extra_json="{")], audio=MessageAudio(id="a", extra_json="{"))
     assert b'"audio":{"id":"a"}' in requests.body(message, stream=False, ask_usage=False)
 
 
 @pytest.mark.parametrize("extra", ["{}", '{"x":100000000000000000000}'], ids=["fast", "slow"])
-def test_any_depth_is_sent_or_refused(extra: str) -> None:
+def test_any_depth_is_sent_or_rejected(extra: str) -> None:
     outcomes = set()
     for depth in [60, 300, *range(900, 1000), 9000]:
         text = '{"a":' * depth + "1" + "}" * depth
@@ -222,11 +222,11 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4))
-def test_extra_json_is_sent_as_it_is_or_refused(extras: dict[str, Any]) -> None:
+def test_extra_json_is_sent_unchanged_or_rejected(extras: dict[str, Any]) -> None:
     taken = {"model", "messages", "stream"} & extras.keys()
     request = a_request(extra_json=json.dumps(extras))
     if taken:
-        assert refusal(request).field == "extra_json"
+        assert rejection(request).field == "extra_json"
     else:
         out = json.loads(requests.body(request, stream=False, ask_usage=False))
         assert out == {"messages": [{"role": "user"}], **extras}

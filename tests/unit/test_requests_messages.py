@@ -1,4 +1,4 @@
-"""The messages of a request, row by row: message in, JSON text out; and answers that go back into the next request."""
+"""The messages of a request, row by row: message in, JSON text out. Responses return in the next request."""
 
 import json
 from typing import Any
@@ -49,7 +49,7 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
         '{"role":"assistant","tool_calls":[{"id":"i","type":"function","function":'
         '{"name":"f","arguments":"{","x":null},"x":null}]}',
     ),
-    "tool call, what is left empty": (
+    "tool call, empty fields": (
         {"role": "assistant", "tool_calls": [ToolCall(function=FunctionCall())]},
         '{"role":"assistant","tool_calls":[{"function":{"name":"","arguments":""},"type":"function"}]}',
     ),
@@ -57,7 +57,7 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
         {"role": "assistant", "tool_calls": [ToolCall(custom=CustomToolCall(name="c", input="i", extra_json=X))]},
         '{"role":"assistant","tool_calls":[{"custom":{"name":"c","input":"i","x":null},"type":"custom"}]}',
     ),
-    "custom call, what is left empty": (
+    "custom call, empty fields": (
         {"role": "assistant", "tool_calls": [ToolCall(custom=CustomToolCall())]},
         '{"role":"assistant","tool_calls":[{"custom":{"name":"","input":""},"type":"custom"}]}',
     ),
@@ -71,7 +71,7 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
         {"role": "assistant", "function_call": FunctionCall(name="f", arguments="{}")},
         '{"role":"assistant","function_call":{"name":"f","arguments":"{}"}}',
     ),
-    "of audio only the id": (
+    "only the id of audio": (
         {
             "role": "assistant",
             "audio": MessageAudio(id="a", expires_at=1, data="d", transcript="t", extra_json="not even read"),
@@ -163,13 +163,13 @@ SAID: dict[str, str] = {
 
 
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)
-def test_an_answer_goes_back_as_it_came(said: str) -> None:
+def test_a_response_returns_unchanged(said: str) -> None:
     message = ChatMessage()
     mapping.read(message, json.loads(said))
     assert json.loads(sent(message)) == json.loads(said)
 
 
-def test_of_an_answer_what_only_answers_have_stays() -> None:
+def test_fields_that_only_responses_have_are_not_sent() -> None:
     message = ChatMessage()
     mapping.read(
         message,
@@ -183,7 +183,7 @@ def test_of_an_answer_what_only_answers_have_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "type_name"),
     [
         (ContentPart(text=""), "text"),
         (ContentPart(image_url={"url": "u"}), "image_url"),
@@ -195,7 +195,7 @@ def test_of_an_answer_what_only_answers_have_stays() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_part_tells_its_type(part: ContentPart, told: str) -> None:
+def test_a_part_has_the_type_of_its_content(part: ContentPart, type_name: str) -> None:
     message = ChatMessage(role="user", content_parts=[part])
     body = json.loads(requests.body(CreateChatCompletionRequest(messages=[message]), stream=False, ask_usage=False))
-    assert body["messages"][0]["content"][0]["type"] == told
+    assert body["messages"][0]["content"][0]["type"] == type_name

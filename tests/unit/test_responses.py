@@ -1,4 +1,4 @@
-"""Whole answers: what is a completion, what is an error although the status was 200, what is neither."""
+"""Whole responses: completions, errors with status 200, and bodies that are neither."""
 
 import json
 from typing import Any
@@ -20,12 +20,12 @@ COMPLETIONS: dict[str, tuple[bytes, ChatResponse]] = {
     "byte order mark": (b"\xef\xbb\xbf" + BODY, HI),
     "no choices made": (b'{"choices":[]}', ChatResponse()),
     "nulls": (b'{"id":null,"error":null,"choices":[],"usage":null}', ChatResponse()),
-    "an error that is none": (
+    "an error key without an error": (
         b'{"error":"","choices":[]}',
         ChatResponse(extra_json='{"error":""}'),
     ),
     "no message": (b'{"choices":[{"finish_reason":"stop"}]}', ChatResponse(choices=[Choice(finish_reason="stop")])),
-    "choices that are none": (b'{"choices":[5]}', ChatResponse(extra_json='{"choices":[5]}')),
+    "choices that are not objects": (b'{"choices":[5]}', ChatResponse(extra_json='{"choices":[5]}')),
     "half a pair": (
         rb'{"choices":[{"message":{"content":"a\ud83d"}}]}',
         ChatResponse(choices=[Choice(message=ChatMessage(content="a\ufffd"))]),

@@ -1,4 +1,4 @@
-"""Streams: what is normalised, how a stream ends, how it fails. The rules' numbers are those of chat_service.proto."""
+"""Streams: normalisation, end, and failure. The numbers of the rules are those of chat_service.proto."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -37,7 +37,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def fed(pieces: Iterable[bytes], **options: Any) -> tuple[StreamReader, list[ChatChunk]]:
-    """The reader after these reads and the end of the bytes, and all its chunks."""
+    """Feed these reads and the end of the bytes; return the reader and all chunks."""
     reader = StreamReader(LIMIT, **options)
     chunks = [chunk for piece in pieces for chunk in reader.feed(piece)]
     return reader, chunks + reader.finish()
@@ -111,7 +111,7 @@ SURFACES: dict[str, tuple[bytes, list[ChatChunk]]] = {
         event({"x_groq": {"usage": USAGE}}),
         [a_chunk(usage=Usage(total_tokens=3), extra_json=shown({"x_groq": {"usage": USAGE}}))],
     ),
-    "5. the usage on top is the one": (
+    "5. the usage at the top level counts": (
         chunk(usage=USAGE, x_groq={"usage": {"total_tokens": 4}}),
         [a_chunk(usage=Usage(total_tokens=3), extra_json='{"x_groq":{"usage":{"total_tokens":4}}}')],
     ),
@@ -144,11 +144,11 @@ SURFACES: dict[str, tuple[bytes, list[ChatChunk]]] = {
     ),
     "6. half a pair as an extra": (chunk(x=HIGH), [a_chunk(extra_json=r'{"x":"\ud83d"}')]),
     "8. nothing is invented": (event({"choices": []}), [ChatChunk()]),
-    "8. one reasoning is not the other": (
+    "8. the two reasoning fields stay separate": (
         chunk({"delta": {"reasoning": "r"}}) + chunk({"delta": {"reasoning_content": "c"}}),
         [a_delta(reasoning="r"), a_delta(reasoning_content="c")],
     ),
-    "an id of its own in each": (
+    "a different id in each chunk": (
         event({"id": "1", "choices": []}) + event({"id": "2", "choices": []}),
         [ChatChunk(id="1"), ChatChunk(id="2")],
     ),
@@ -158,7 +158,7 @@ SURFACES: dict[str, tuple[bytes, list[ChatChunk]]] = {
 
 
 @pytest.mark.parametrize(("data", "expected"), SURFACES.values(), ids=SURFACES)
-def test_what_surfaces(data: bytes, expected: list[ChatChunk]) -> None:
+def test_chunks(data: bytes, expected: list[ChatChunk]) -> None:
     reader, chunks = fed([data, DONE])
     assert (chunks, reader.error) == (expected, None)
 
@@ -181,7 +181,7 @@ def test_the_newest_usage_counts() -> None:
         pytest.param({"choices": []}, False, id="no usage"),
     ],
 )
-def test_9_usage_that_is_not_wanted(source: Any, dropped: bool) -> None:
+def test_9_usage_that_the_caller_declined(source: Any, dropped: bool) -> None:
     for drop in (False, True):
         reader, chunks = fed([event(source), DONE], drop_usage_chunk=drop)
         assert len(chunks) == (0 if dropped and drop else 1)
@@ -192,12 +192,12 @@ TRUNCATED = "the upstream closed the stream before [DONE] and before every choic
 TWO = chunk(choice("a"), choice("b", 1))
 END1 = chunk(choice("", 1, finish_reason="length"))
 ENDS: dict[str, tuple[bytes, bool]] = {
-    # what came, and is it whole?
+    # the reads, and is the stream complete?
     "7. [DONE]": (A + DONE, True),
     "7. finish_reason": (A + END, True),
     "7. both": (A + END + DONE, True),
     "7. neither": (A, False),
-    "7. nothing at all": (b"", False),
+    "7. no bytes": (b"", False),
     "7. only comments": (b": x\n\n", False),
     "7. only [DONE]": (DONE, True),
     "7. [DONE] with more on its line": (A + b"data: [DONE] bye\n\n", True),
@@ -206,7 +206,7 @@ ENDS: dict[str, tuple[bytes, bool]] = {
     "7. [DONE] and then too much": (A + DONE + b"x" * 2 * LIMIT, True),
     "7. one of two has finished": (TWO + END, False),
     "7. both have finished": (TWO + END + END1, True),
-    "7. the other finished without a word": (A + END1, False),
+    "7. the other choice finished without text": (A + END1, False),
     "7. text after the finish": (A + END + B, True),
     "7. usage after the finish": (A + END + chunk(usage=USAGE), True),
     "7. an empty finish_reason": (A + chunk({"delta": {}, "finish_reason": ""}), False),
@@ -246,25 +246,25 @@ def test_finish_reasons_by_choice() -> None:
 
 
 @pytest.mark.parametrize("end", [b"", event({"error": "m"}), b"data: garbage\n\n"])
-def test_6_half_a_pair_is_told_at_any_end(end: bytes) -> None:
+def test_6_half_a_pair_is_delivered_at_every_end(end: bytes) -> None:
     reader, chunks = fed([chunk(choice("a" + HIGH)) + end])
     assert texts(chunks) == ["a", "\ufffd"]
     assert reader.error is not None
 
 
-def test_6_half_a_pair_in_an_answer_in_one_piece() -> None:
+def test_6_half_a_pair_in_an_unframed_response() -> None:
     reader = StreamReader(LIMIT)
     chunks = reader.whole(b'{"choices":[{"message":{"content":"a\\ud83d"}}]}')
     assert (texts(chunks), reader.done, reader.error) == (["a", "\ufffd"], True, None)
 
 
-def test_an_error_in_one_piece() -> None:
+def test_an_unframed_error() -> None:
     reader = StreamReader(LIMIT)
     assert reader.whole(b'{"error":"m"}') == []
     assert isinstance(reader.error, ErrorResponse)
 
 
-def test_after_done_nothing_counts() -> None:
+def test_everything_after_done_is_ignored() -> None:
     reader = StreamReader(LIMIT)
     assert texts(reader.feed(A + DONE + B)) == ["a"]
     assert (reader.feed(B), reader.finish(), reader.error) == ([], [], None)
@@ -313,7 +313,7 @@ EVERYTHING += [A + data + B for data, _, _ in FAILURES.values()]
 
 @settings(max_examples=500)
 @given(st.sampled_from(EVERYTHING), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 300)))
-def test_any_split_of_the_bytes_gives_the_same(data: bytes, newline: bytes, cuts: list[int]) -> None:
+def test_any_split_of_the_bytes_gives_the_same_result(data: bytes, newline: bytes, cuts: list[int]) -> None:
     data = data.replace(b"\n", newline)
     assert outcome(*fed(pieces(data, cuts))) == outcome(*fed([data]))
 
@@ -328,7 +328,7 @@ def outcome(reader: StreamReader, chunks: list[ChatChunk]) -> Any:
 
 
 @pytest.mark.parametrize("lead", [b"", b"\n \n", b"\xef\xbb\xbf"], ids=["at once", "after blank lines", "with a BOM"])
-def test_json_without_framing_is_a_whole_answer(lead: bytes) -> None:
+def test_json_without_framing_is_a_whole_response(lead: bytes) -> None:
     body = lead + b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}'
     for cut in range(len(body) + 1):
         reader = StreamReader(len(body))
@@ -343,7 +343,7 @@ def test_json_without_framing_is_bounded() -> None:
     assert isinstance(reader.error, InvalidResponse)
 
 
-def test_a_half_that_is_left_at_the_end_has_the_head_of_its_chunk() -> None:
+def test_a_half_pair_at_the_end_has_the_head_of_its_chunk() -> None:
     head = {"id": "i", "object": "o", "created": 7, "model": "m"}
     chunk = {**head, "choices": [{"index": 0, "delta": {"content": "a\ud83d"}}]}
     reader = StreamReader(10_000)

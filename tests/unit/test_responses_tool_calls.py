@@ -1,4 +1,4 @@
-"""`ToolCallDelta.index` where the upstream sends none: a wrong one would silently merge parallel calls."""
+"""`ToolCallDelta.index` if the upstream sends none: a wrong one silently merges parallel calls."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ def call(id: Any = None, name: Any = None, arguments: Any = None, **more: Any) -
 
 
 def deltas(*events: list[Any], choice: Any = 0) -> list[list[Any]]:
-    """The tool calls of each event's delta, once read."""
+    """Return the tool calls of each event's delta."""
     reader = StreamReader(10_000)
     sources = [{"choices": [{"index": choice, "delta": {"tool_calls": calls}}]} for calls in events]
     chunks = reader.feed(b"".join(b"data: " + json.dumps(source).encode() + b"\n\n" for source in sources))
@@ -24,7 +24,7 @@ def deltas(*events: list[Any], choice: Any = 0) -> list[list[Any]]:
 
 STREAMS: dict[str, list[tuple[list[dict[str, Any]], list[int]]]] = {
     # name: (calls of a delta, their indexes), in order
-    "as the upstream says": [
+    "the upstream's index": [
         ([call("a", "f", index=1)], [1]),
         ([call("b", "f", index=0)], [0]),
         ([call(arguments="{", index=1)], [1]),
@@ -56,9 +56,13 @@ STREAMS: dict[str, list[tuple[list[dict[str, Any]], list[int]]]] = {
         ([call(name="f"), call(name="g")], [0, 1]),
         ([call(arguments="{"), call(arguments="{")], [0, 1]),
     ],
-    "nothing at all": [([call(arguments="{")], [0]), ([call(arguments="}")], [0])],
+    "no field at all": [([call(arguments="{")], [0]), ([call(arguments="}")], [0])],
     "an index in the first delta only": [([call("a", "f", index=2)], [2]), ([call(arguments="{}")], [2])],
-    "an index of another before": [([call("a", "f", index=3)], [3]), ([call("b", "f")], [4]), ([call("a")], [3])],
+    "an index that another call had before": [
+        ([call("a", "f", index=3)], [3]),
+        ([call("b", "f")], [4]),
+        ([call("a")], [3]),
+    ],
     "the index null": [([{**call("a", "f"), "index": None}, {**call("b", "f"), "index": None}], [0, 1])],
     "an index from the second delta on": [([call("a", "f")], [0]), ([call("a", "f", "{}", index=0)], [0])],
     "index 0 for all, whole calls": [([call("a", "f", "{}", index=0), call("b", "f", "{}", index=0)], [0, 1])],
@@ -76,7 +80,7 @@ STREAMS: dict[str, list[tuple[list[dict[str, Any]], list[int]]]] = {
         ([call(arguments="{}", index=1)], [2]),
         ([{"id": "d", "custom": {"name": "c"}, "index": 0}], [3]),
     ],
-    "an index that goes on under other ids": [
+    "an index that continues under other ids": [
         ([call("a", "f", index=0)], [0]),
         ([call("b", arguments="{", index=0)], [0]),
         ([call("c", "", "}", index=0)], [0]),
@@ -89,10 +93,10 @@ STREAMS: dict[str, list[tuple[list[dict[str, Any]], list[int]]]] = {
         ([call("c", "f", index="9" * 10)], [2]),
     ],
     "whole floats": [([call("a", "f", index=1.0)], [1]), ([call("b", "f", index=0.0)], [0])],
-    "no numbers": [([call("a", "f", index="x"), call("b", "f", index=True), call("c", "f", index=0.5)], [0, 1, 2])],
+    "not numbers": [([call("a", "f", index="x"), call("b", "f", index=True), call("c", "f", index=0.5)], [0, 1, 2])],
     "custom tools": [([{"id": "a", "custom": {"name": "c"}}], [0]), ([{"id": "b", "custom": {"name": "c"}}], [1])],
-    "functions of another kind": [([{"id": "a", "function": "f"}, {"function": 5}], [0, 1])],
-    "ids of another kind": [([call({"x": 1}, "f"), call([], "g"), call(5, "h")], [0, 1, 2])],
+    "functions of another type": [([{"id": "a", "function": "f"}, {"function": 5}], [0, 1])],
+    "ids of another type": [([call({"x": 1}, "f"), call([], "g"), call(5, "h")], [0, 1, 2])],
 }
 
 
@@ -110,7 +114,7 @@ def test_arguments_and_names_of_continuations() -> None:
     assert not third[0].function.HasField("arguments")
 
 
-def test_each_choice_counts_for_itself() -> None:
+def test_each_choice_counts_separately() -> None:
     reader = StreamReader(10_000)
     source = {"choices": [{"index": i, "delta": {"tool_calls": [call(f"{i}{n}", "f") for n in "ab"]}} for i in (0, 1)]}
     (chunk,) = reader.feed(b"data: " + json.dumps(source).encode() + b"\n\n")
@@ -118,13 +122,13 @@ def test_each_choice_counts_for_itself() -> None:
 
 
 @pytest.mark.parametrize("choice", [None, "x", [1], {}, True, 2.0], ids=repr)
-def test_a_choice_without_proper_index(choice: Any) -> None:
+def test_a_choice_without_a_valid_index(choice: Any) -> None:
     read = deltas([call("a", "f"), call("b", "f")], [call("b", arguments="{}")], choice=choice)
     assert [[call.index for call in calls] for calls in read] == [[0, 1], [1]]
 
 
 @pytest.mark.parametrize("calls", [5, "x", {}, [5], [None, call("a", "f")]], ids=repr)
-def test_calls_of_another_kind_are_extras(calls: Any) -> None:
+def test_calls_of_another_type_are_extras(calls: Any) -> None:
     reader = StreamReader(10_000)
     source = {"choices": [{"delta": {"tool_calls": calls}}]}
     (chunk,) = reader.feed(b"data: " + json.dumps(source).encode() + b"\n\n")
@@ -132,7 +136,7 @@ def test_calls_of_another_kind_are_extras(calls: Any) -> None:
     assert "tool_calls" in json.loads(chunk.choices[0].delta.extra_json)
 
 
-def test_halves_of_pairs_join_within_their_call_although_there_is_no_index() -> None:
+def test_halves_of_pairs_join_within_their_call_without_an_index() -> None:
     high, low = "\ud83d", "\ude00"
     first, second = deltas([call("a", "f", high), call("b", "g", high)], [call("b", arguments=low), call("a")])
     assert [delta.function.arguments for delta in (*first, second[0])] == ["", "", "😀"]

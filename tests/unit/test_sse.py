@@ -1,4 +1,4 @@
-"""The WHATWG rules of event streams, as a table; the same events however the bytes are cut; bounded, in linear time."""
+"""The WHATWG rules of event streams as a table; the same events for every cut; bounded memory, linear time."""
 
 import re
 from collections.abc import Iterable
@@ -59,7 +59,7 @@ STREAMS: dict[str, tuple[bytes, Events]] = {
     "type, invalid UTF-8": (b"event: \xff\ndata: a\n\n", [("\ufffd", b"a")]),
     "type without data does not last": (b"event: ping\n\ndata: a\n\n", messages(b"a")),
     "llama.cpp": (b'error: {"code":500}\n\ndata: a\n\n', [("error", b'{"code":500}'), ("message", b"a")]),
-    "other ends of lines": (
+    "other line ends": (
         "data: a\u2028b\u2029c\x85d\x0be\x0c\n\n".encode(),
         messages("a\u2028b\u2029c\x85d\x0be\x0c".encode()),
     ),
@@ -67,16 +67,16 @@ STREAMS: dict[str, tuple[bytes, Events]] = {
     "nothing": (b"", []),
 }
 UNFINISHED: dict[str, tuple[bytes, Events, Events]] = {
-    # what the rules give, and what the flush adds
+    # the events by the rules, and those that the flush adds
     "no blank line": (b"data: a\n\ndata: b\n", messages(b"a"), messages(b"b")),
-    "no end of line": (b"data: a", [], messages(b"a")),
-    "CR for the blank line's end": (b"data: a\n\r", messages(b"a"), []),
+    "no line end": (b"data: a", [], messages(b"a")),
+    "CR ends the blank line": (b"data: a\n\r", messages(b"a"), []),
     "half a field": (b"data: a\nda", [], messages(b"a")),
     "half a comment": (b"data: a\n: c", [], messages(b"a")),
     "a type only": (b"event: a", [], []),
     "a type": (b"event: a\ndata: b", [], [("a", b"b")]),
     "only a byte order mark": (BOM, [], []),
-    "a byte order mark, no end of line": (BOM + b"data: a", [], messages(b"a")),
+    "a byte order mark, no line end": (BOM + b"data: a", [], messages(b"a")),
 }
 
 
@@ -105,7 +105,7 @@ def test_flush_leaves_nothing() -> None:
 
 
 def by_the_rules(data: bytes) -> Events:
-    """The rules once more, naively."""
+    """Return the events by a naive implementation of the rules."""
     events, kind, payload = [], b"", None
     for line in [*re.split(b"\r\n|\r|\n", data.removeprefix(BOM)), b""]:
         name, _, value = line.partition(b":")
@@ -134,7 +134,7 @@ def test_any_bytes_in_any_pieces(data: bytes, cuts: list[int]) -> None:
 
 
 def fed_as_a_reader_does(pieces: Iterable[bytes], limit: int) -> tuple[Events, bool]:
-    """The events, and whether they were all: simple ones are told apart between two others, and not fed."""
+    """Return the events, and whether they are all. Simple events between two others are matched, not fed."""
     decoder, events = sse.Decoder(limit), Events()
     try:
         for piece in pieces:
@@ -174,7 +174,7 @@ def test_reads_that_are_one_event(pieces: list[bytes]) -> None:
 
 @given(st.lists(st.lists(st.sampled_from(FRAGMENTS + EVENTS), max_size=4).map(b"".join), max_size=12))
 def test_reads_with_a_limit(pieces: list[bytes]) -> None:
-    """What is larger than allowed ends the stream, and nothing smaller does."""
+    """Only data above the limit stops the stream."""
     data = b"".join(pieces)
     events, whole = fed_as_a_reader_does(pieces, 12)
     assert events == by_the_rules(data)[: None if whole else len(events)]
@@ -204,8 +204,8 @@ def test_too_large(pieces: list[bytes]) -> None:
 
 
 LARGE: dict[str, tuple[list[bytes], Events]] = {
-    "an event of just that size": ([b"data: " + b"x" * LIMIT + b"\n\n"], messages(b"x" * LIMIT)),
-    "lines of just that size": ([b"data: x\n"] * (LIMIT // 2) + [b"\n"], messages((b"x\n" * (LIMIT // 2))[:-1])),
+    "an event of exactly that size": ([b"data: " + b"x" * LIMIT + b"\n\n"], messages(b"x" * LIMIT)),
+    "lines of exactly that size": ([b"data: x\n"] * (LIMIT // 2) + [b"\n"], messages((b"x\n" * (LIMIT // 2))[:-1])),
     "many events": ([b"data: x\n\n"] * LIMIT, messages(b"x") * LIMIT),
     "many comments": ([b": x\n"] * LIMIT + [b"data: a\n\n"], messages(b"a")),
     "many types": ([b"event: x\n"] * LIMIT + [b"data: a\n\n"], [("x", b"a")]),
@@ -231,7 +231,7 @@ def test_events_before_one_that_is_too_large_arrive() -> None:
     "line", [b"x" * 100_000, b"\r\n" + (b":" + b"c" * 99 + b"\r") * 1000], ids=["one line", "many lines"]
 )
 def test_time_is_linear(line: bytes, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts the bytes that go into and out of the buffer of the unfinished line."""
+    """Count the bytes that enter and leave the buffer of the unfinished line."""
     data = b"data: " + line + b"\n\n"
     moved = 0
 

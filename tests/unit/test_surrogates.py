@@ -39,7 +39,7 @@ def part(text: str) -> dict[str, Any]:
 
 END = {"finish_reason": "stop"}
 STREAMS: dict[str, list[tuple[Any, Any]]] = {
-    # name: (chunk, the same mended), in order
+    # name: (chunk, the same repaired), in order
     "two deltas": [
         (choice({"content": "a" + HIGH}), choice({"content": "a"})),
         (choice({"content": LOW + "b"}), choice({"content": "😀b"})),
@@ -68,7 +68,7 @@ STREAMS: dict[str, list[tuple[Any, Any]]] = {
         (choice(call(LOW, 1)), choice(call(LOST, 1))),
         (choice(call(LOW, 0)), choice(call("😀", 0))),
     ],
-    "the end in a chunk of its own": [
+    "the end in a separate chunk": [
         (choice({"content": HIGH}), choice({"content": ""})),
         (choice({}, **END), choice({"content": LOST}, **END)),
     ],
@@ -82,7 +82,7 @@ STREAMS: dict[str, list[tuple[Any, Any]]] = {
         (choice({}, 1, **END), choice({}, 1, **END)),
         (choice({"content": LOW}), choice({"content": "😀"})),
     ],
-    "indexes that are none": [
+    "invalid indexes": [
         (choice({"content": HIGH}, [1]), choice({"content": ""}, [1])),
         (choice({"content": LOW}, [1]), choice({"content": "😀"}, [1])),
     ],
@@ -166,14 +166,14 @@ def test_the_rest() -> None:
     [{}, {"choices": 5}, {"choices": [5, None]}, choice(5), choice({"content": 5, "tool_calls": 5, "audio": []})],
     ids=str,
 )
-def test_odd_shapes_are_left_alone(chunk: dict[str, Any]) -> None:
+def test_odd_shapes_are_unchanged(chunk: dict[str, Any]) -> None:
     before = repr(chunk)
     SurrogateJoiner().join(chunk)
     assert repr(chunk) == before
 
 
 @given(st.text(st.sampled_from(["a", "é", "😀", HIGH, LOW])), st.data())
-def test_wherever_it_is_cut_the_text_is_the_same(text: str, data: st.DataObject) -> None:
+def test_every_cut_gives_the_same_text(text: str, data: st.DataObject) -> None:
     units = text.encode("utf-16-le", "surrogatepass")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(units) // 2))))
     bounds = [0, *(2 * cut for cut in cuts), len(units)]
