@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands and snippets run, its settings table is the code's."""
+"""The README, docs/usage.md and the clients' READMEs are true: their commands and snippets run."""
 
 import os
 import re
@@ -15,9 +15,14 @@ from support.process import ANY_PORTS, run, running
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
-SHELL = [code for language, code in BLOCKS if language == "sh"]
+USAGE = ROOT / "docs" / "usage.md"
+PAGES = [README, USAGE, ROOT / "docs" / "running.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 TOOLS = ROOT / ".tools" / "bin"
 GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
 
@@ -43,7 +48,7 @@ def grpcurl() -> str:
 
 @pytest.mark.timeout(300)
 def test_the_grpcurl_line(grpcurl: str, address: str) -> None:
-    (line,) = (code for code in SHELL if code.startswith("grpcurl"))
+    (line,) = (code for code in blocks(README, "sh") if code.startswith("grpcurl"))
     command = shlex.split(line.replace("127.0.0.1:50051", address).replace("\\\n", ""))
     result = subprocess.run([grpcurl, *command[1:]], capture_output=True, text=True, timeout=20, check=True)
     assert '"content": " Hello!"' in result.stdout
@@ -67,7 +72,7 @@ def test_the_lines_for_callers_without_a_client(grpcurl: str, address: str) -> N
 
 def test_buf_curl(address: str) -> None:
     buf = Path(sys.executable).parent / "buf"
-    (options,) = re.findall(r"`\.venv/bin/buf (curl .*?)`", README.read_text())
+    (options,) = re.findall(r"`\.venv/bin/buf (curl .*?)`", USAGE.read_text())
     url = f"http://{address}/chatrpc.v1.ChatCompletionService/CreateChatCompletion"
     data = '{"model": "echo", "messages": [{"role": "user", "content": "Hello!"}]}'
     command = [buf, *shlex.split(options), "--data", data, url]
@@ -76,17 +81,12 @@ def test_buf_curl(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("snippet", "prints"),
-    list(
-        zip(
-            PYTHON,
-            ["You said: Hello!", "INVALID_ARGUMENT INVALID_REQUEST messages: is empty; add at least one message"],
-            strict=True,
-        )
-    ),
+    ("page", "prints"),
+    [(README, "You said: Hello!"), (USAGE, "INVALID_ARGUMENT INVALID_REQUEST messages: is empty; add at least one")],
     ids=["stream", "errors"],
 )
-def test_the_python_snippets(snippet: str, prints: str, address: str) -> None:
+def test_the_python_snippets(page: Path, prints: str, address: str) -> None:
+    (snippet,) = blocks(page, "python")
     code = snippet.replace("127.0.0.1:50051", address)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
     assert result.stdout.startswith(prints)
@@ -105,15 +105,24 @@ def test_the_first_command() -> None:
     assert "grpc_server_handled_total{" in result.stdout
 
 
-def test_every_command_exists() -> None:
-    text = README.read_text()
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_the_readme_takes_queries_and_helm_commands_from_tested_pages() -> None:
+    """tests/deploy holds those pages against the rules and the chart."""
+    runbook, operating = ((ROOT / "docs" / name).read_text() for name in ("runbook.md", "operating.md"))
+    (query,) = blocks(README, "promql")
+    (command,) = (code for code in blocks(README, "sh") if "helm" in code)
+    assert query in runbook
+    assert command in operating
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_exists(page: Path) -> None:
+    text = page.read_text()
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in set(re.findall(r"(?:^|`|… )make ([a-z-]+)", text, re.MULTILINE)):
         assert f"make {target} " in listed
     for command in set(re.findall(r"chatrpc-server ([a-z][a-z-]+)", text)):
         assert run(command, "--help").returncode == 0
-
-
-def test_every_link_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
-        assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -1,4 +1,4 @@
-"""A rolling restart under load loses no call: real processes, and callers configured as the README tells them to."""
+"""A rolling restart under load loses no call: real processes, and callers with the service config of docs/usage.md."""
 
 import asyncio
 import signal
@@ -9,7 +9,7 @@ from urllib.request import urlopen
 import pytest
 
 from chatrpc_echo import Echo
-from support.callers import README, calling, load
+from support.callers import SERVICE_CONFIG, calling, load
 from support.process import Process, running
 
 CALLERS = 16
@@ -47,8 +47,8 @@ class Instance:
 @pytest.mark.parametrize("without", ["methodConfig", "healthCheckConfig"], ids=["watching-health", "retrying"])
 @pytest.mark.timeout(120)
 async def test_no_call_is_lost_and_none_cut(echo: Echo, without: str) -> None:
-    """Either half of the README's configuration is enough."""
-    config = {key: value for key, value in README.items() if key != without}
+    """Either half of the service config is enough."""
+    config = {key: value for key, value in SERVICE_CONFIG.items() if key != without}
     with ExitStack() as stack:
         instances = [Instance(stack, echo.base_url) for _ in range(2)]
         target = "ipv4:" + ",".join(instance.address for instance in instances)

@@ -1,4 +1,4 @@
-"""Callers: configured as the README tells them to, or not at all; one call, many, or one after another."""
+"""Callers with the service config of docs/usage.md or with none: one call, concurrent calls, or a steady load."""
 
 import asyncio
 import json
@@ -14,9 +14,10 @@ import grpc
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from support import Outcome, outcome, request
 
-(_README,) = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
-README: dict[str, Any] = json.loads(_README)
-"""The service config from there, in two halves that are each to be enough: `healthCheckConfig`, `methodConfig`."""
+_USAGE = (Path(__file__).parents[2] / "docs" / "usage.md").read_text()
+(_JSON,) = re.findall(r"```json\n(.*?)```", _USAGE, re.DOTALL)
+SERVICE_CONFIG: dict[str, Any] = json.loads(_JSON)
+"""The service config of docs/usage.md. Each half is enough: `healthCheckConfig` or `methodConfig`."""
 NOTHING: dict[str, Any] = {}
 
 _MAX_MESSAGE_BYTES = 20 << 20
@@ -25,7 +26,9 @@ _STREAM = f"echo:pieces={_PIECES},pace=0.03"
 
 
 @asynccontextmanager
-async def calling(target: str, config: dict[str, Any] = README, lookup_seconds: float = 0.1) -> AsyncIterator[Any]:
+async def calling(
+    target: str, config: dict[str, Any] = SERVICE_CONFIG, lookup_seconds: float = 0.1
+) -> AsyncIterator[Any]:
     """A stub whose channel has this service config, and looks its name up that often at most."""
     options = [
         ("grpc.service_config", json.dumps(config)),

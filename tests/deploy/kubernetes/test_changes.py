@@ -17,7 +17,7 @@ from deploy.kubernetes.cluster import Cluster
 from deploy.kubernetes.release import Release
 from deploy.manifests.charts import needs
 from support import request
-from support.callers import README, calling, load, unary, until
+from support.callers import SERVICE_CONFIG, calling, load, unary, until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -44,10 +44,10 @@ async def gone(release: Release, pods: set[str]) -> None:
     await release.until(ended, f"{pods} have ended")
 
 
-RETRYING = {"methodConfig": README["methodConfig"]}
+RETRYING = {"methodConfig": SERVICE_CONFIG["methodConfig"]}
 
 
-@pytest.mark.parametrize(("service", "config"), [("chatrpc-headless", README), ("chatrpc", RETRYING)])
+@pytest.mark.parametrize(("service", "config"), [("chatrpc-headless", SERVICE_CONFIG), ("chatrpc", RETRYING)])
 async def test_a_rollout_and_its_rollback_lose_no_call(release: Release, service: str, config: dict[str, Any]) -> None:
     """Callers of the headless name balance by themselves; those of the other have one connection, to one pod.
 

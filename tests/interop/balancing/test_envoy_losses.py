@@ -9,7 +9,7 @@ import grpc
 from interop.balancing.names import HeadlessName
 from interop.balancing.pods import HOSTS, Pod, connected
 from interop.balancing.proxy import Change, Config, Proxied, as_shipped
-from support.callers import NOTHING, README, begun, calling, load, rest, unary, until
+from support.callers import NOTHING, SERVICE_CONFIG, begun, calling, load, rest, unary, until
 
 Code = grpc.StatusCode
 
@@ -26,9 +26,9 @@ def with_health_of_one_instance(config: Config) -> None:
 
 DRAINS: dict[str, tuple[Change, dict[str, Any], bool]] = {
     "as shipped": (as_shipped, NOTHING, False),
-    "as shipped, to callers as in the README": (as_shipped, README, False),
+    "as shipped, to callers with the service config": (as_shipped, SERVICE_CONFIG, False),
     "nothing noticed and nothing tried again": (without_health_and_retries, NOTHING, True),
-    "health asked through it": (with_health_of_one_instance, README, True),
+    "health asked through it": (with_health_of_one_instance, SERVICE_CONFIG, True),
 }
 
 
@@ -100,7 +100,7 @@ async def test_an_instance_that_is_killed_is_survived(proxied: Proxied, pods: li
 
 async def test_what_a_killed_instance_has_begun_is_the_callers_to_try_again(proxied: Proxied, pods: list[Pod]) -> None:
     target = (await proxied(pods)).target
-    async with calling(target, NOTHING) as plain, calling(target, README) as retrying:
+    async with calling(target, NOTHING) as plain, calling(target, SERVICE_CONFIG) as retrying:
         await connected(plain, pods)
         streams = [await begun(retrying, "echo:pieces=9,gap=2") for _ in range(10)]
         models = {"echo:delay=1": plain, "echo:delay=1.1": retrying}

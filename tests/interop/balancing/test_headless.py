@@ -8,11 +8,11 @@ import pytest
 
 from interop.balancing.names import HeadlessName
 from interop.balancing.pods import HOSTS, Pod, connected
-from support.callers import README, begun, calling, load, rest, stream, unary, until, whole
+from support.callers import SERVICE_CONFIG, begun, calling, load, rest, stream, unary, until, whole
 
 Code = grpc.StatusCode
 LONG, SHORTER = "echo:pieces=100,pace=0.05", "echo:pieces=50,pace=0.05"
-RETRYING = {key: value for key, value in README.items() if key != "healthCheckConfig"}
+RETRYING = {key: value for key, value in SERVICE_CONFIG.items() if key != "healthCheckConfig"}
 
 
 async def test_calls_spread_evenly(pods: list[Pod], name: HeadlessName) -> None:
@@ -55,7 +55,9 @@ async def test_a_pod_that_is_killed_is_survived(pods: list[Pod], name: HeadlessN
     assert {*codes} == {Code.OK}
 
 
-@pytest.mark.parametrize(("config", "loses"), [(RETRYING, False), (README, True)], ids=["retrying", "watching-too"])
+@pytest.mark.parametrize(
+    ("config", "loses"), [(RETRYING, False), (SERVICE_CONFIG, True)], ids=["retrying", "watching-too"]
+)
 async def test_the_only_known_pod_is_replaced(
     pods: list[Pod], name: HeadlessName, config: dict[str, Any], loses: bool
 ) -> None:
