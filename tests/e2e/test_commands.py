@@ -1,4 +1,4 @@
-"""The other commands, as processes."""
+"""The commands other than serve, as processes."""
 
 import asyncio
 import json
@@ -27,14 +27,14 @@ def test_help(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "problem"),
     [((), "COMMAND"), (("server",), "invalid choice: 'server'"), (("echo", "--foo"), "--foo: unknown argument")],
     ids=["no-command", "unknown-command", "unknown-argument"],
 )
-def test_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
+def test_wrong_usage(arguments: tuple[str, ...], problem: str) -> None:
     result = run(*arguments)
     assert result.returncode == 2
-    assert says in result.stderr
+    assert problem in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -59,7 +59,7 @@ async def test_demo_with_a_real_key() -> None:
         assert KEY not in result.stdout
 
 
-async def test_demo_that_fails_says_so(echo: Echo) -> None:
+async def test_a_failing_demo_reports_the_error(echo: Echo) -> None:
     result = await asyncio.to_thread(run, "demo", "--model=gpt-9", OPENAI_BASE_URL=echo.base_url)
     assert result.returncode == 1
     assert "NOT_FOUND: The model `gpt-9` does not exist" in result.stderr
@@ -84,7 +84,7 @@ def test_echo_command() -> None:
 
 
 @pytest.mark.parametrize("listen", ["8080", "127.0.0.1:99999"])
-def test_echo_with_a_wrong_address(listen: str) -> None:
+def test_echo_with_an_invalid_address(listen: str) -> None:
     result = run("echo", f"--listen={listen}")
     assert result.returncode == 2
     assert result.stderr.startswith("chatrpc-server: --listen: must be host:port")
@@ -106,7 +106,7 @@ def test_check_config(tmp_path: Path) -> None:
     assert KEY not in result.stdout
 
 
-def test_check_config_finds_what_is_wrong(tmp_path: Path) -> None:
+def test_check_config_reports_mistakes(tmp_path: Path) -> None:
     config = tmp_path / "chatrpc.yaml"
     config.write_text("upstream:\n  base_ur: https://example.com/v1\n")
     result = run("check-config", f"--config={config}")

@@ -1,4 +1,4 @@
-"""`serve` as a process: it starts, answers, and ends as it should."""
+"""`serve` as a process: start, calls, drain, exit."""
 
 import signal
 import socket
@@ -63,8 +63,8 @@ async def test_a_second_signal_stops_at_once(echo: Echo) -> None:
         assert process.wait() == 0
 
 
-def test_a_signal_before_there_is_anything_to_stop() -> None:
-    """The kernel gives process 1 of a container no signal that it has no handler for."""
+def test_a_signal_during_the_imports() -> None:
+    """The kernel does not deliver a signal without a handler to process 1 of a container."""
     program = """if True:
         import os, signal, sys, types
         from chatrpc_server.__main__ import main
@@ -75,8 +75,8 @@ def test_a_signal_before_there_is_anything_to_stop() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 143
 
 
-def test_localhost_is_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name may stand for an address that this machine does not have, as ::1 without IPv6."""
+def test_localhost_needs_one_available_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name can resolve to an address that this machine lacks, such as ::1 without IPv6."""
     places = [(family, 0, 0, "", (host, 0)) for family, host in ((2, "192.0.2.1"), (2, "127.0.0.1"))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
     ports.check_free("listen", Address("localhost", 0))
@@ -85,27 +85,27 @@ def test_localhost_is_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
         ports.check_free("listen", Address("localhost", 0))
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket for IPv6 and IPv4 can be had")
-def test_everywhere_means_ipv4_too() -> None:
-    with socket.socket() as stranger:
-        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        stranger.bind(("127.0.0.1", 0))
-        stranger.listen()
-        port = stranger.getsockname()[1]
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no dual-stack sockets")
+def test_the_ipv6_wildcard_includes_ipv4() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
         with pytest.raises(StartError, match="Address already in use"), ports.reserved("listen", Address("::", port)):
             pass
 
 
 @pytest.mark.parametrize("setting", ["listen", "metrics-listen"])
-def test_a_port_that_is_taken(setting: str) -> None:
+def test_a_port_in_use(setting: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
         result = run("serve", *ANY_PORTS, f"--{setting}={address}")
     assert result.returncode == 1
-    told = f"chatrpc-server: {setting.replace('-', '_')}: cannot listen on {address}: Address already in use\n"
-    assert result.stderr.endswith(told)
+    error = f"chatrpc-server: {setting.replace('-', '_')}: cannot listen on {address}: Address already in use\n"
+    assert result.stderr.endswith(error)
     assert "Traceback" not in result.stderr
 
 
@@ -113,15 +113,15 @@ def test_two_servers_do_not_share_a_port(echo: Echo) -> None:
     with running("serve", *ANY_PORTS) as process:
         address = process.log("serving")["listen"]
         result = run("serve", *ANY_PORTS, f"--listen={address}")
-        with socket.socket() as stranger:
-            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             with pytest.raises(OSError, match="in use"):
-                stranger.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+                other.bind(("127.0.0.1", int(address.rpartition(":")[2])))
     assert result.returncode == 1
     assert "Address already in use" in result.stderr
 
 
-def test_all_mistakes_at_once() -> None:
+def test_all_mistakes_are_reported_together() -> None:
     result = run(
         "serve", "--lisen=x", "--limits.max-in-flight=many", CHATRPC_UPSTREAM__BASE_UR="x", CHATRPC_LOG__LEVEL="loud"
     )
@@ -145,7 +145,7 @@ def test_a_ca_file_without_certificates(tmp_path: pytest.TempPathFactory) -> Non
     assert "Traceback" not in result.stderr
 
 
-def test_listening_everywhere_has_to_be_meant() -> None:
+def test_listening_beyond_loopback_requires_a_setting() -> None:
     result = run("serve", "--listen=0.0.0.0:0")
     assert result.returncode == 2
     assert "allow_insecure" in result.stderr

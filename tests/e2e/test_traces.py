@@ -1,4 +1,4 @@
-"""Traces of a real process, in the hands of a receiver in another one."""
+"""Traces that a real process sends to a receiver in another process."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ def receiver() -> Iterator[Process]:
 
 
 async def _calls(address: str) -> None:
-    """One of each, in a trace of the caller's."""
+    """Make one unary and one streaming call in the caller's trace."""
     async with grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         stub = ChatCompletionServiceStub(channel)
         metadata = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01")]
@@ -36,8 +36,8 @@ async def _calls(address: str) -> None:
         assert await collect(stub.CreateChatCompletionStream(request(PROMPT), metadata=metadata))
 
 
-def _attributes(told: dict[str, Any]) -> dict[str, Any]:
-    return {each["key"]: next(iter(each["value"].values())) for each in told["span"]["attributes"]}
+def _attributes(line: dict[str, Any]) -> dict[str, Any]:
+    return {each["key"]: next(iter(each["value"].values())) for each in line["span"]["attributes"]}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -53,18 +53,18 @@ async def test_spans_arrive(echo: Echo, receiver: Process, workers: int) -> None
     }
     with running("serve", *ANY_PORTS, f"--workers={workers}", **environ) as process:
         await _calls(process.log("serving")["listen"])
-        process.signal(signal.SIGTERM)  # at once: what is left is sent at the end
+        process.signal(signal.SIGTERM)  # at once, because unsent spans are sent at the exit
         assert process.wait() == 0
         assert KEY not in process.output
     lines = [receiver.line('"span"') for _ in range(5)]
     assert not any(canary in line for line in lines for canary in (KEY, PROMPT))
-    told = [json.loads(line) for line in lines]
-    for each in told:
+    exported = [json.loads(line) for line in lines]
+    for each in exported:
         resource = {key: value["stringValue"] for key, value in each["resource"].items()}
         assert (resource["service.name"], resource["deployment.environment.name"]) == ("chatrpc-server", "test")
         assert each["headers"]["x-tenant"] == "ours"
         assert each["span"]["traceId"] == TRACE_ID
-    calls = {_attributes(each)["rpc.method"]: each["span"] for each in told if "SERVER" in each["span"]["kind"]}
+    calls = {_attributes(each)["rpc.method"]: each["span"] for each in exported if "SERVER" in each["span"]["kind"]}
     assert {method: (call["parentSpanId"], call["name"]) for method, call in calls.items()} == {
         "CreateChatCompletion": (PARENT_ID, "chat other"),
         "CreateChatCompletionStream": (PARENT_ID, "chat echo"),
@@ -72,7 +72,7 @@ async def test_spans_arrive(echo: Echo, receiver: Process, workers: int) -> None
     parents = {span["spanId"]: method for method, span in calls.items()}
     attempts = [
         (parents[each["span"]["parentSpanId"]], _attributes(each)["http.response.status_code"])
-        for each in told
+        for each in exported
         if "CLIENT" in each["span"]["kind"]
     ]
     assert sorted(attempts) == [
@@ -81,10 +81,10 @@ async def test_spans_arrive(echo: Echo, receiver: Process, workers: int) -> None
         ("CreateChatCompletionStream", "200"),
     ]
     sent = [received.headers["traceparent"].split("-")[2] for received in echo.requests]
-    assert sorted(sent) == sorted(each["span"]["spanId"] for each in told if "CLIENT" in each["span"]["kind"])
+    assert sorted(sent) == sorted(each["span"]["spanId"] for each in exported if "CLIENT" in each["span"]["kind"])
 
 
-async def test_a_name_of_ones_own(echo: Echo, receiver: Process) -> None:
+async def test_a_configured_service_name(echo: Echo, receiver: Process) -> None:
     environ = {"OPENAI_BASE_URL": echo.base_url, "OTEL_SERVICE_NAME": "gateway"}
     endpoint = receiver.line("http://")
     with running("serve", *ANY_PORTS, f"--tracing.endpoint={endpoint}", **environ) as process:
@@ -94,11 +94,11 @@ async def test_a_name_of_ones_own(echo: Echo, receiver: Process) -> None:
     assert json.loads(receiver.line('"span"'))["resource"]["service.name"]["stringValue"] == "gateway"
 
 
-async def test_nobody_takes_them(echo: Echo) -> None:
-    """The calls and the stop are none the worse for it, and one line says so."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # so that nobody else gets the port
-        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+async def test_without_a_receiver(echo: Echo) -> None:
+    """Calls and drain are unaffected, and one log line reports the loss."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # so that no other process gets the port
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with running("serve", *ANY_PORTS, f"--tracing.endpoint={endpoint}", OPENAI_BASE_URL=echo.base_url) as process:
             await _calls(process.log("serving")["listen"])
             process.signal()
@@ -110,7 +110,7 @@ async def test_nobody_takes_them(echo: Echo) -> None:
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
-    """What is found first on the path is as good as not installed."""
+    """A module that raises, first on the path, stands for one that is not installed."""
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("raise ModuleNotFoundError")
     result = run("serve", *ANY_PORTS, "--tracing.endpoint=http://127.0.0.1:4318", PYTHONPATH=str(tmp_path))

@@ -1,4 +1,4 @@
-"""`serve --workers N`: one port, and one end; in between each worker has a fate of its own."""
+"""`serve --workers N`: one port, common start and stop, and independent crashes."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ ESTABLISHED = "01"
 
 
 class Service:
-    """The parent, and its two workers as their first lines tell of them."""
+    """The parent and its two workers, known from their first log lines."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -41,27 +41,27 @@ class Service:
         process.log("workers_started")
 
     def pids(self) -> set[int]:
-        """Of the workers that live."""
+        """Return the process ids of running workers."""
         return {worker["pid"] for worker in self.workers if Path(f"/proc/{worker['pid']}").exists()}
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels, over all workers."""
+        """Return the sum of a metric's samples with these labels over all workers."""
         with urlopen(self._metrics, timeout=5) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
         samples = [sample for family in families for sample in family.samples if sample.name == name]
-        assert len({tuple(sorted(sample.labels.items())) for sample in samples}) == len(samples), "one truth"
+        assert len({tuple(sorted(sample.labels.items())) for sample in samples}) == len(samples), "no duplicate series"
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def metrics_folders(self) -> list[Path]:
-        """Where the workers keep their metrics."""
+        """Return the folders of the workers' metrics."""
         return [*Path(tempfile.gettempdir()).glob(f"chatrpc-metrics-{self.process.popen.pid}-*")]
 
     def holds(self, worker: dict[str, Any]) -> int:
-        """How many of a worker's connections are from callers: one for each call, here."""
+        """Return the number of the worker's connections from callers; here one per call."""
         port = f"{int(self.listen.rpartition(':')[2]):04X}"
         inodes = {
             fields[9]
-            for table in ("tcp", "tcp6")  # grpc takes IPv6 sockets for IPv4 too
+            for table in ("tcp", "tcp6")  # grpc uses IPv6 sockets for IPv4 too
             for line in Path(f"/proc/{worker['pid']}/net/{table}").read_text().splitlines()[1:]
             if (fields := line.split())[1].endswith(f":{port}") and fields[3] == ESTABLISHED
         }
@@ -77,7 +77,7 @@ def workers(echo: Echo) -> Iterator[Service]:
 
 @asynccontextmanager
 async def calls_on_both(service: Service, call: Any = LONG) -> AsyncIterator[list[asyncio.Task[Outcome]]]:
-    """Streams of 2.5 seconds, each over a connection of its own, so many that every worker has one."""
+    """Start streams of 2.5 seconds, each over its own connection, until every worker has one."""
     async with AsyncExitStack() as stack, asyncio.timeout(30):
         calls = []
         while not all(service.holds(worker) for worker in service.workers):
@@ -89,10 +89,10 @@ async def calls_on_both(service: Service, call: Any = LONG) -> AsyncIterator[lis
 
 
 def _codes(outcomes: list[Outcome]) -> set[grpc.StatusCode]:
-    return {ended.code for ended in outcomes}
+    return {each.code for each in outcomes}
 
 
-async def test_one_port_and_one_end(workers: Service) -> None:
+async def test_all_drain_on_sigterm(workers: Service) -> None:
     async with calls_on_both(workers) as calls:
         workers.process.signal(signal.SIGTERM)
         assert _codes(await asyncio.gather(*calls)) == {Code.OK}, "all drain"
@@ -100,7 +100,7 @@ async def test_one_port_and_one_end(workers: Service) -> None:
     assert not workers.pids()
 
 
-async def test_a_second_signal_ends_all_at_once(workers: Service) -> None:
+async def test_a_second_signal_stops_all_at_once(workers: Service) -> None:
     async with calls_on_both(workers, LONGER) as calls:
         workers.process.signal(signal.SIGTERM)
         await asyncio.to_thread(workers.process.log, "draining")
@@ -118,7 +118,7 @@ async def test_ctrl_c_reaches_all_processes_and_they_drain(workers: Service) -> 
     assert "Traceback" not in workers.process.output
 
 
-async def test_a_crash_costs_only_the_calls_it_held(workers: Service) -> None:
+async def test_a_crash_fails_only_its_own_calls(workers: Service) -> None:
     async with calls_on_both(workers) as calls:
         os.kill(workers.workers[0]["pid"], signal.SIGKILL)
         outcomes = await asyncio.gather(*calls)
@@ -129,18 +129,18 @@ async def test_a_crash_costs_only_the_calls_it_held(workers: Service) -> None:
     assert (again["worker"], again["listen"]) == (0, workers.listen)
     workers.process.log("worker_restarted")
     os.kill(again["pid"], signal.SIGKILL)
-    assert workers.process.log("worker_exited")["restart_in_seconds"] == 1.0, "and then it takes its time"
+    assert workers.process.log("worker_exited")["restart_in_seconds"] == 1.0, "the pause doubles"
     workers.workers[0] = workers.process.log("serving")
     workers.process.log("worker_restarted")
     async with calls_on_both(workers) as calls:
         workers.process.signal(signal.SIGTERM)
-        assert _codes(await asyncio.gather(*calls)) == {Code.OK}, "the new one has its share"
+        assert _codes(await asyncio.gather(*calls)) == {Code.OK}, "the new one receives calls"
     assert await asyncio.to_thread(workers.process.wait) == 0
 
 
-async def test_a_signal_to_one_worker_lets_it_drain(workers: Service) -> None:
+async def test_a_signal_to_one_worker_makes_it_drain(workers: Service) -> None:
     async with calls_on_both(workers) as calls:
-        for _ in range(2):  # a second one is no second word of the parent's
+        for _ in range(2):  # a second signal is not the parent's second stop request
             os.kill(workers.workers[1]["pid"], signal.SIGTERM)
         assert _codes(await asyncio.gather(*calls)) == {Code.OK}
     ended = workers.process.log("worker_exited")
@@ -159,7 +159,7 @@ async def test_a_worker_that_does_not_drain_is_killed(echo: Echo) -> None:
         assert not service.pids()
 
 
-async def test_what_cannot_be_started_again_is_tried_again(workers: Service) -> None:
+async def test_a_failed_restart_is_retried(workers: Service) -> None:
     parent = workers.process.popen.pid
     limits = resource.prlimit(parent, resource.RLIMIT_NOFILE)
     resource.prlimit(parent, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{parent}/fd")), limits[1]))
@@ -183,16 +183,16 @@ async def test_workers_do_not_outlive_their_parent(workers: Service) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", ["alone", "with-workers"])
-async def test_nobody_else_gets_the_port(workers: Service, how: str) -> None:
-    more = ["--workers=2"] if how == "with-workers" else []
+@pytest.mark.parametrize("mode", ["alone", "with-workers"])
+async def test_no_other_process_gets_the_port(workers: Service, mode: str) -> None:
+    more = ["--workers=2"] if mode == "with-workers" else []
     result = await asyncio.to_thread(run, "serve", *more, *ANY_PORTS, f"--listen={workers.listen}")
     assert result.returncode == 1
     assert result.stderr == f"chatrpc-server: listen: cannot listen on {workers.listen}: Address already in use\n"
 
 
-async def test_metrics_are_one_truth_and_outlive_a_worker(workers: Service) -> None:
-    """Nothing that was counted is lost with a worker, and the calls it held are counted too."""
+async def test_metrics_are_summed_and_outlive_a_worker(workers: Service) -> None:
+    """A crash loses no count, and the calls that it fails are counted too."""
     (folder,) = workers.metrics_folders()
     async with calls_on_both(workers) as calls:
         held = workers.holds(workers.workers[0])
@@ -211,7 +211,7 @@ async def test_metrics_are_one_truth_and_outlive_a_worker(workers: Service) -> N
         await asyncio.to_thread(workers.process.log, "worker_restarted")
         workers.workers[0] = {"pid": await asyncio.to_thread(_last_serving, workers.process)}
         owners = {path.stem.rpartition("_")[2] for path in folder.iterdir()}
-        assert owners == {"0", "1"}, "no file of a process that is gone"
+        assert owners == {"0", "1"}, "no file of an exited process"
         assert workers.value("chatrpc_workers_running") == 2 == workers.value("chatrpc_workers_desired")
         for worker in ("0", "1", "parent"):
             assert workers.value("process_resident_memory_bytes", worker=worker) > 1e7
@@ -226,7 +226,7 @@ async def test_metrics_are_one_truth_and_outlive_a_worker(workers: Service) -> N
     assert not folder.exists()
 
 
-def test_the_settings_file_is_followed_by_all(tmp_path: Path) -> None:
+def test_all_workers_reload_the_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "chatrpc.yaml"
     file.write_text("log: {level: info}\n")
     with running("serve", "--workers=2", *ANY_PORTS, f"--config={file}") as process:
@@ -243,17 +243,17 @@ def _last_serving(process: Process) -> int:
     return int([line for line in lines if line["event"] == "serving"][-1]["pid"])
 
 
-def test_a_worker_that_cannot_start_ends_all(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_stops_all(tmp_path: Path) -> None:
     authorities = tmp_path / "authorities.pem"
     authorities.write_text("nothing")
     result = run("serve", "--workers=2", *ANY_PORTS, f"--upstream.ca-file={authorities}")
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
-    assert len(lines) == 1, "told once, and not as a traceback"
+    assert len(lines) == 1, "reported once, and not as a traceback"
     assert lines[0].startswith(f"chatrpc-server: upstream.ca_file: {authorities}: no certificates to be had from it")
 
 
-def test_metrics_whose_port_is_taken_end_all() -> None:
+def test_a_metrics_port_in_use_stops_all() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

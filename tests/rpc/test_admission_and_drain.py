@@ -1,4 +1,4 @@
-"""How many calls at once, and how a server stops."""
+"""The limit of calls in flight, and graceful drain."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ Code = grpc.StatusCode
 Health = health_pb2.HealthCheckResponse
 
 
-async def test_calls_over_the_limit_are_refused_at_once(echo: Echo) -> None:
+async def test_calls_over_the_limit_are_rejected_at_once(echo: Echo) -> None:
     async with service(echo.base_url, limits={"max_in_flight": 2}) as chat:
         held = [chat.stub.CreateChatCompletionStream(request(model="echo:gap=60")) for _ in range(2)]
         for call in held:
@@ -24,12 +24,12 @@ async def test_calls_over_the_limit_are_refused_at_once(echo: Echo) -> None:
         assert chat.value("chatrpc_admission_rejected_total", reason="in_flight") == 1
         assert len(echo.requests) == 2
         health = await health_pb2_grpc.HealthStub(chat.channel).Check(health_pb2.HealthCheckRequest())
-        assert health.status == Health.SERVING, "health is not a call that counts"
+        assert health.status == Health.SERVING, "health checks do not count"
         held.pop().cancel()
         async with asyncio.timeout(5):
             while chat.value("chatrpc_rpcs_in_flight") > 1:
                 await asyncio.sleep(0.005)
-        assert (await chat.stub.CreateChatCompletion(request())).choices, "the place is free again"
+        assert (await chat.stub.CreateChatCompletion(request())).choices, "one call fits again"
         held.pop().cancel()
 
 
@@ -45,12 +45,12 @@ async def test_drain_lets_calls_finish(echo: Echo) -> None:
         while (chunk := await stream.read()) is not grpc.aio.EOF:
             text += "".join(choice.delta.content for choice in chunk.choices)
         assert text.endswith("5")
-        async with asyncio.timeout(5):  # though the watch is still open
+        async with asyncio.timeout(5):  # although the watch is still open
             await draining
         assert await stream.code() is Code.OK
 
 
-async def test_what_outlasts_the_grace_is_told(echo: Echo) -> None:
+async def test_calls_that_outlast_the_grace_are_cancelled(echo: Echo) -> None:
     async with service(echo.base_url, drain={"grace_seconds": 0.2}) as chat:
         calls = [
             chat.stub.CreateChatCompletionStream(request("a b c", "echo:gap=60")),
@@ -67,19 +67,19 @@ async def test_what_outlasts_the_grace_is_told(echo: Echo) -> None:
             await received.disconnected.wait()
 
 
-async def test_a_call_that_comes_just_before_the_stop_has_the_whole_grace(echo: Echo) -> None:
+async def test_a_call_just_before_the_stop_has_the_whole_grace(echo: Echo) -> None:
     async with service(echo.base_url, drain={"delay_seconds": 0, "grace_seconds": 30}) as chat:
-        await chat.stub.CreateChatCompletion(request())  # connected, and nothing in flight
+        await chat.stub.CreateChatCompletion(request())  # connects; nothing stays in flight
         draining = asyncio.create_task(chat.server.drain())
         calls = [chat.stub.CreateChatCompletionStream(request(model="echo:pieces=6,pace=0.5")) for _ in range(5)]
-        answers = await asyncio.gather(*map(collect, calls), return_exceptions=True)
-        # One may have come too late, which is no loss: nothing was begun.
-        begun = [answer for answer in answers if not isinstance(answer, grpc.aio.AioRpcError)]
-        assert len(begun) == len(echo.requests) - 1
+        outcomes = await asyncio.gather(*map(collect, calls), return_exceptions=True)
+        # A call can be too late and fail, but only before its request reaches the upstream.
+        completed = [each for each in outcomes if not isinstance(each, grpc.aio.AioRpcError)]
+        assert len(completed) == len(echo.requests) - 1
         await draining
 
 
-async def test_drain_still_accepts_while_balancers_take_note(echo: Echo) -> None:
+async def test_drain_accepts_calls_during_its_delay(echo: Echo) -> None:
     async with service(echo.base_url, drain={"delay_seconds": 0.5}) as chat:
         watch = _watch(chat)
         await watch.read()

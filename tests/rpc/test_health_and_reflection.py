@@ -47,13 +47,13 @@ async def test_unknown_name(health: Any) -> None:
 
 async def test_list(health: Any) -> None:
     listed = await health.List(health_pb2.HealthListRequest())
-    assert {name: answer.status for name, answer in listed.statuses.items()} == dict.fromkeys(
+    assert {name: response.status for name, response in listed.statuses.items()} == dict.fromkeys(
         ["", CHAT, "readiness", "liveness"], Status.SERVING
     )
 
 
-async def test_every_watcher_is_told_also_when_one_has_left(chat: Service, health: Any) -> None:
-    """The servicer that grpcio ships fails this."""
+async def test_all_watchers_are_notified_after_one_has_left(chat: Service, health: Any) -> None:
+    """grpcio's own servicer fails this test (grpc/grpc#43403)."""
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
     for watch in watches:
         assert (await watch.read()).status == Status.SERVING
@@ -71,7 +71,7 @@ async def _listed(chat: Service) -> list[str]:
     return [service.name for service in (await call.read()).list_services_response.service]
 
 
-async def test_reflection_is_off_unless_asked(chat: Service, echo: Echo) -> None:
+async def test_reflection_is_off_by_default(chat: Service, echo: Echo) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await _listed(chat)
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,4 +1,4 @@
-"""TLS on the listener: who gets in, with what, and certificates that change while it serves."""
+"""TLS of the listener: accepted callers and versions, and certificates that change while it serves."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ Code = grpc.StatusCode
 
 
 class Files:
-    """The files of the settings, and who may replace them."""
+    """The files of the settings, and the authorities that issue new ones."""
 
     def __init__(self, folder: Path) -> None:
         self.authority, self.callers = trustme.CA(), trustme.CA()
@@ -33,7 +33,7 @@ class Files:
         self.callers.cert_pem.write_to_path(str(self.client_ca_file))
 
     def replace(self, authority: trustme.CA, not_after: datetime | None = None) -> None:
-        """A new certificate of this authority."""
+        """Write a new certificate of this authority."""
         issued = authority.issue_cert("localhost", not_before=datetime(2019, 1, 1), not_after=not_after)
         self.cert_file.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         self.key_file.write_bytes(issued.private_key_pem.bytes())
@@ -65,7 +65,7 @@ async def mutual(files: Files, echo: Echo) -> AsyncIterator[Service]:
 
 
 async def _call(chat: Service, trusted: trustme.CA, caller: trustme.LeafCert | None = None) -> Any:
-    """The outcome of a call over a new connection."""
+    """Return the outcome of a call over a new connection."""
     key, chain = None, None
     if caller:
         key, chain = caller.private_key_pem.bytes(), caller.cert_chain_pems[0].bytes()
@@ -77,12 +77,12 @@ async def _call(chat: Service, trusted: trustme.CA, caller: trustme.LeafCert | N
         return await outcome(ChatCompletionServiceStub(channel).CreateChatCompletion(request(), timeout=5))
 
 
-async def test_who_trusts_the_certificate_gets_in(secure: Service, files: Files) -> None:
+async def test_a_caller_that_trusts_the_certificate_is_accepted(secure: Service, files: Files) -> None:
     assert (await _call(secure, files.authority)).code is Code.OK
     assert (await _call(secure, trustme.CA())).code is Code.UNAVAILABLE
 
 
-async def test_no_call_in_the_clear(secure: Service) -> None:
+async def test_no_call_without_tls(secure: Service) -> None:
     ended = await outcome(secure.stub.CreateChatCompletion(request(), timeout=5))
     assert ended.code is Code.UNAVAILABLE
     assert not secure.value("grpc_server_started_total")
@@ -96,7 +96,7 @@ async def test_no_call_in_the_clear(secure: Service) -> None:
         (lambda files: trustme.CA().issue_cert("team-a"), Code.UNAVAILABLE),
         (lambda files: files.authority.issue_cert("team-a"), Code.UNAVAILABLE),
     ],
-    ids=["known", "none", "of-a-stranger", "of-the-servers-authority"],
+    ids=["known", "none", "of-another-authority", "of-the-servers-authority"],
 )
 async def test_only_known_callers(mutual: Service, files: Files, caller: Callable[[Files], Any], code: Code) -> None:
     assert (await _call(mutual, files.authority, caller(files))).code is code
@@ -104,7 +104,7 @@ async def test_only_known_callers(mutual: Service, files: Files, caller: Callabl
 
 
 @pytest.mark.parametrize(
-    ("version", "welcome"),
+    ("version", "accepted"),
     [
         (ssl.TLSVersion.TLSv1, False),
         (ssl.TLSVersion.TLSv1_1, False),
@@ -114,26 +114,26 @@ async def test_only_known_callers(mutual: Service, files: Files, caller: Callabl
     ids=lambda value: getattr(value, "name", ""),
 )
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
-async def test_versions(secure: Service, version: ssl.TLSVersion, welcome: bool) -> None:
+async def test_versions(secure: Service, version: ssl.TLSVersion, accepted: bool) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_ciphers("ALL:@SECLEVEL=0")  # else OpenSSL itself would refuse the old ones
+    context.set_ciphers("ALL:@SECLEVEL=0")  # otherwise OpenSSL itself rejects the old versions
     context.set_alpn_protocols(["h2"])
     context.minimum_version = context.maximum_version = version
 
-    def spoken() -> str | None:
+    def negotiated() -> str | None:
         with socket.create_connection(("localhost", secure.server.address.port), timeout=5) as plain:
             try:
                 with context.wrap_socket(plain, server_hostname="localhost") as wrapped:
                     return wrapped.version()
-            except ssl.SSLEOFError:  # any other error would be this client's own
+            except ssl.SSLEOFError:  # any other error would come from this client
                 return None
 
-    assert (await asyncio.to_thread(spoken) is not None) == welcome
+    assert (await asyncio.to_thread(negotiated) is not None) == accepted
 
 
 async def test_a_new_certificate_without_a_restart(secure: Service, files: Files) -> None:
-    """The call that runs meanwhile goes on; new connections get the new certificate."""
+    """Open calls continue; new connections get the new certificate."""
     old, new = files.authority, trustme.CA()
     credentials = grpc.ssl_channel_credentials(old.cert_pem.bytes())
     async with grpc.aio.secure_channel(f"localhost:{secure.server.address.port}", credentials) as channel:
@@ -149,7 +149,7 @@ async def test_a_new_certificate_without_a_restart(secure: Service, files: Files
 
 
 async def test_a_file_that_becomes_readable_is_read(secure: Service, files: Files) -> None:
-    """Deploy hooks copy first and change the mode then; it may be unreadable in between."""
+    """Deploy hooks copy a file and then change its mode, so it can be unreadable for a moment."""
     files.cert_file.chmod(0o640)
     assert (await _call(secure, files.authority)).code is Code.OK
     assert secure.value("chatrpc_tls_reloads_total", result="success") == 1
@@ -163,8 +163,8 @@ async def test_new_authorities_for_callers(mutual: Service, files: Files) -> Non
     assert (await _call(mutual, files.authority, newcomers.issue_cert("team-b"))).code is Code.OK
 
 
-async def test_useless_files_change_nothing(secure: Service, files: Files, caplog: pytest.LogCaptureFixture) -> None:
-    """As half of a rotation looks: the new certificate beside the old key, or a file that is away for a moment."""
+async def test_invalid_files_change_nothing(secure: Service, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    """Half a rotation: the new certificate with the old key, an empty key, or no key for a moment."""
     new = trustme.CA()
     key = files.key_file.read_bytes()
     files.replace(new)
@@ -181,12 +181,12 @@ async def test_useless_files_change_nothing(secure: Service, files: Files, caplo
     assert (await _call(secure, new)).code is Code.OK
 
 
-async def test_until_when_certificates_are_valid(mutual: Service) -> None:
+async def test_metrics_of_certificate_expiry(mutual: Service) -> None:
     for role in ("server", "client_ca"):
         assert mutual.value("chatrpc_tls_certificate_not_after_timestamp_seconds", role=role) > time.time()
 
 
-async def test_an_expired_certificate_replaces_none(secure: Service, files: Files) -> None:
+async def test_an_expired_certificate_is_not_loaded(secure: Service, files: Files) -> None:
     name = "chatrpc_tls_certificate_not_after_timestamp_seconds"
     end = secure.value(name, role="server")
     files.replace(files.authority, not_after=datetime.now(UTC) - timedelta(days=1))
@@ -204,7 +204,7 @@ async def test_no_start_with_an_expired_certificate(files: Files, echo: Echo) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "mistake"),
+    ("name", "content", "problem"),
     [
         ("cert_file", b"no certificate", "contains no PEM block (-----BEGIN … CERTIFICATE-----)"),
         ("key_file", b"no key", "contains no PEM block (-----BEGIN … PRIVATE KEY-----)"),
@@ -219,15 +219,15 @@ async def test_no_start_with_an_expired_certificate(files: Files, echo: Echo) ->
     ],
     ids=["no-certificate", "no-key", "encrypted", "broken-key", "another-key", "broken-authority"],
 )
-async def test_files_that_it_cannot_start_with(files: Files, name: str, content: bytes, mistake: str) -> None:
+async def test_invalid_files_prevent_the_start(files: Files, name: str, content: bytes, problem: str) -> None:
     getattr(files, name).write_bytes(content)
     with pytest.raises(StartError) as caught:
         await Server(settings("http://127.0.0.1:1/v1", tls=files.mutual)).start()
     assert str(caught.value).startswith(f"tls.{name}: {getattr(files, name)}: ")
-    assert mistake in str(caught.value)
+    assert problem in str(caught.value)
 
 
-async def test_health_in_the_clear_for_probes(files: Files, echo: Echo) -> None:
+async def test_health_without_tls_for_probes(files: Files, echo: Echo) -> None:
     async with service(echo.base_url, tls=files.mutual, health_listen=ANY_PORT) as chat:
         address = str(chat.server.health_address)
         async with grpc.aio.insecure_channel(address) as channel:
