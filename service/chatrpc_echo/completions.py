@@ -14,15 +14,14 @@ from chatrpc_echo import tokens
 from chatrpc_echo.directives import Behaviour
 from chatrpc_echo.errors import ApiError
 from chatrpc_echo.schema_instances import NoInstanceError, instance
-from chatrpc_echo.tools import ToolCall, calls
+from chatrpc_echo.tools import ToolCall, choose_calls
 
 _LONGEST_ECHO_CHARACTERS = 400
 _ATTACHMENTS = {"image_url": "image", "input_audio": "audio clip", "file": "file", "video_url": "video"}
-_TOKENS_PER_MESSAGE = 4  # for each message: role and separators
+_TOKENS_PER_MESSAGE = 4  # role and separators
 _TOKENS_PER_ATTACHMENT = 85
-_CACHED_BLOCK_TOKENS = (
-    16  # prompt caches count whole blocks; this one is small so that short prompts have cached tokens
-)
+_CACHED_BLOCK_TOKENS = 16
+"""Prompt caches count whole blocks. This one is small so that short prompts have cached tokens."""
 
 
 @dataclass(slots=True)
@@ -81,7 +80,7 @@ def _choice(body: dict[str, Any], identity: str, behaviour: Behaviour, index: in
     content = _requested_text(behaviour)
     if content is None:
         question = text_of(_last_user_message(body).get("content"))
-        called = calls(body, question, f"{identity}_{index}")
+        called = choose_calls(body, question, f"{identity}_{index}")
         if called and called[0].kind == "function_call":
             return Choice(None, "function_call", reasoning, function_call=called[0])
         if called:

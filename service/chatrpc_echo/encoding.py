@@ -20,7 +20,7 @@ DONE = b"data: [DONE]\n\n"
 _ARGUMENT_SLICE = 12
 
 
-def unary(completion: Completion, *, with_usage: bool) -> bytes:
+def unary_body(completion: Completion, *, with_usage: bool) -> bytes:
     """Return the body of a unary response."""
     body = _head(completion, "chat.completion")
     body["choices"] = [
@@ -42,7 +42,7 @@ def error_event(body: bytes) -> bytes:
     return b"data: " + body + b"\n\n"
 
 
-def models() -> bytes:
+def models_body() -> bytes:
     """Return the body of GET /v1/models."""
     model = {"id": "echo", "object": "model", "created": CREATED, "owned_by": "chatrpc"}
     return orjson.dumps({"object": "list", "data": [model]})

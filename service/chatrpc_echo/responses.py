@@ -38,14 +38,14 @@ async def pause(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def unary(
+async def send_unary(
     request: web.Request, completion: Completion, behaviour: Behaviour, headers: dict[str, str]
 ) -> web.StreamResponse:
     """Send the completion as one JSON body, or interrupt it.
 
     Raises AbortedError, and ConnectionError if the caller has disconnected.
     """
-    body = encoding.unary(completion, with_usage=not behaviour.no_usage)
+    body = encoding.unary_body(completion, with_usage=not behaviour.no_usage)
     kind, after = behaviour.interruption or (None, 0)
     if kind == "reset" and after == 0:
         _abort(request)
@@ -66,7 +66,7 @@ async def unary(
     return response
 
 
-async def stream(
+async def send_stream(
     request: web.Request,
     completion: Completion,
     behaviour: Behaviour,

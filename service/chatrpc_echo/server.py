@@ -195,7 +195,7 @@ class Echo:
     async def _models(
         self, request: web.Request, raw: bytes, identity: str, headers: dict[str, str]
     ) -> web.StreamResponse:
-        return responses.json_response(encoding.models(), headers)
+        return responses.json_response(encoding.models_body(), headers)
 
     async def _chat(
         self, request: web.Request, raw: bytes, identity: str, headers: dict[str, str]
@@ -213,8 +213,8 @@ class Echo:
             return responses.html_page(headers)
         completion = completions.compose(body, identity, behaviour)
         if not body.get("stream"):
-            return await responses.unary(request, completion, behaviour, headers)
-        return await responses.stream(
+            return await responses.send_unary(request, completion, behaviour, headers)
+        return await responses.send_stream(
             request,
             completion,
             behaviour,

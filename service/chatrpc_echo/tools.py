@@ -30,7 +30,7 @@ class _Tool:
     where: str
 
 
-def calls(body: dict[str, Any], question: str, identity: str) -> list[ToolCall]:
+def choose_calls(body: dict[str, Any], question: str, identity: str) -> list[ToolCall]:
     """Return the tool calls; none unless the request has tools and ends with a user message.
 
     The tool is the one that `tool_choice` names, else one that the question names, else the first. With

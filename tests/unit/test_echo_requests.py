@@ -209,7 +209,7 @@ def test_any_request_gets_a_response_or_an_error(fields: dict[str, Any]) -> None
     except errors.ApiError as error:
         refusal = error.status
     else:
-        whole = json.loads(encoding.unary(answer, with_usage=True))
+        whole = json.loads(encoding.unary_body(answer, with_usage=True))
         streamed = parsed(b"".join(encoding.StreamEvents(answer, with_usage=True).deltas()))
         assert joined(streamed) == (whole["choices"][0]["message"]["content"] or "")
     assert refusal in (None, 400)

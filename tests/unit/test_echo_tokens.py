@@ -1,4 +1,4 @@
-"""The embedded upstream: text split into pieces, and cut at a stop sequence."""
+"""The embedded upstream: text split into tokens, and cut at a stop sequence."""
 
 import pytest
 from hypothesis import given, settings
@@ -9,10 +9,10 @@ from chatrpc_echo.tokens import cut_before, split
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=60))
-def test_pieces_join_to_the_text(text: str) -> None:
-    pieces = split(text)
-    assert "".join(pieces) == text
-    assert all(pieces)
+def test_tokens_join_to_the_text(text: str) -> None:
+    tokens = split(text)
+    assert "".join(tokens) == text
+    assert all(tokens)
 
 
 @given(st.text("ab "), st.text("ab ", min_size=1, max_size=3))
@@ -22,7 +22,7 @@ def test_cut_before_equals_a_cut_of_the_text(text: str, stop: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "pieces"),
+    ("text", "tokens"),
     [
         ("one two", ["one", " two"]),
         ("你好 世界", ["你", "好", " 世", "界"]),
@@ -31,5 +31,5 @@ def test_cut_before_equals_a_cut_of_the_text(text: str, stop: str) -> None:
         ("👩‍👩‍👧 ok", ["👩‍👩‍👧", " ok"]),
     ],
 )
-def test_pieces_resemble_words(text: str, pieces: list[str]) -> None:
-    assert split(text) == pieces
+def test_tokens_resemble_words(text: str, tokens: list[str]) -> None:
+    assert split(text) == tokens

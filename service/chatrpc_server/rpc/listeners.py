@@ -13,7 +13,7 @@ def server(
 ) -> grpc.aio.Server:
     """Return a server that does not listen yet. `shares_port`: see `listen`."""
     options = [
-        # Off, because a second server on the same port would otherwise start and receive half of the connections.
+        # grpc's default is on: a second server on the same port would start too and receive half of the connections.
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),

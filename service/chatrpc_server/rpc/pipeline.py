@@ -1,8 +1,8 @@
 """The only use of grpc.aio's interceptor API: enters the layers around each RPC and writes every stream.
 
-A stream is written with `context.write` from the RPC's own task, inside `aclosing`. If the handler were an async
-generator and the caller cancelled during a blocked send, asyncio would close it in another task and Context, outer
-layers before inner ones.
+A stream is written with `context.write` from the RPC's own task, inside `aclosing`. asyncio would close a handler that
+is an async generator in another task and Context if the caller cancels during a blocked send, outer layers before
+inner ones.
 """
 
 import asyncio
