@@ -1,7 +1,6 @@
-"""What becomes of a call when the upstream breaks: docs/faults.md, row by row.
+"""The outcome of a call for each fault of the upstream: docs/faults.md, row by row.
 
-That table is what is expected here, and UPDATE_DOCS=1 (`make docs`) writes it from what is seen; the rules that no row
-may break stand in this file.
+The tests expect that table; with UPDATE_DOCS=1 (`make docs`) they write it. This file has the rules for all rows.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ LIMITS = {
     GAP_SECONDS: "gap limit",
     DEADLINE_SECONDS: "deadline",
 }
-"""What a call may wait for, in seconds: far enough apart to tell them on a busy machine."""
+"""Limits for which a call may wait, in seconds: far enough apart to distinguish them on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +138,7 @@ def _check_counts(chat: Service, rpc: str, ended: Outcome, before: dict[str, flo
 
 
 def _check_rules(ended: Outcome, rpc: str, attempts: int) -> None:
-    """What holds whatever the upstream does."""
+    """Check the rules that hold for every fault."""
     choices = [choice for message in ended.messages for choice in message.choices]
     texts = [(choice.message if rpc == "unary" else choice.delta).content for choice in choices]
     assert WHOLE_TEXT.startswith("".join(texts)), "in order, none twice, none invented"
@@ -148,4 +147,4 @@ def _check_rules(ended: Outcome, rpc: str, attempts: int) -> None:
         assert choices[-1].finish_reason == "stop"
     else:
         assert ended.reason
-        assert attempts == 1 or not texts, "tried again after the first chunk"
+        assert attempts == 1 or not texts, "retried after the first chunk"

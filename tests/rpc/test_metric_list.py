@@ -1,4 +1,4 @@
-"""docs/metrics.md is the list of all metrics: a rename, a new label or another bucket shows there first."""
+"""docs/metrics.md lists all metrics, so every rename, new label or other bucket shows in its diff."""
 
 from pathlib import Path
 
@@ -20,23 +20,23 @@ def _listed(values: tuple[str, ...]) -> str:
 LABELS = {
     "grpc_type": "`unary`, `server_stream`",
     "grpc_service": "`chatrpc.v1.ChatCompletionService`, `unknown`",
-    "grpc_method": "`CreateChatCompletion`, `CreateChatCompletionStream`, `unknown` for all that nobody serves",
+    "grpc_method": "`CreateChatCompletion`, `CreateChatCompletionStream`, `unknown` for any other RPC",
     "grpc_code": labels.GRPC_CODES,
     "gen_ai_operation_name": "`chat`",
     "gen_ai_provider_name": "the setting `upstream.provider`",
-    "gen_ai_request_model": "those of the setting `models`, else `other`",
+    "gen_ai_request_model": "the names in the setting `models`, else `other`",
     "gen_ai_token_type": labels.TOKEN_TYPES,
     "upstream": "the setting `upstream.name`",
     "error_type": (
-        "empty for a success; the `ErrorInfo.reason` of the status; `CANCELLED` or `DEADLINE_EXCEEDED` of a caller that"
-        f" had gone ({len(Reason)} reasons, see `chat_error.proto`)"
+        "empty for a success; the `ErrorInfo.reason` of the status; `CANCELLED` or `DEADLINE_EXCEEDED` if the caller"
+        f" disconnected ({len(Reason)} reasons, see the [contract](contract.md#reasons))"
     ),
     "stream": "`true`, `false`",
     "outcome": f"of streams: {_listed(labels.STREAM_OUTCOMES)}; of HTTP requests: {_listed(labels.ATTEMPT_OUTCOMES)}",
     "finish_reason": labels.FINISH_REASONS,
     "code": f"an HTTP status: {_listed(labels.HTTP_STATUSES)}; empty without a response",
     "attempt": "`first`, `retry`",
-    "phase": "`headers`: until the response begins; `body`: from there to its end",
+    "phase": "`headers`: until the response starts; `body`: from there to its end",
     "reason": labels.REJECTIONS,
     "kind": f"of protocol errors: {', '.join(labels.PROTOCOL_ERRORS)}; of rate limits: requests, tokens",
     "state": "`active`, `idle`",
@@ -60,8 +60,8 @@ def test_the_list_of_labels(chat: Service) -> None:
         for names, values in LABELS.items()
     ]
     docs.check(DOCUMENT, "labels", docs.table(("label", "values"), rows))
-    told = {name for names in LABELS for name in names.split(", ")}
-    assert told == {label for metric in _instruments(chat.server.metrics.registry) for label in metric._labelnames}
+    listed = {name for names in LABELS for name in names.split(", ")}
+    assert listed == {label for metric in _instruments(chat.server.metrics.registry) for label in metric._labelnames}
 
 
 def test_nothing_is_registered_elsewhere() -> None:

@@ -125,24 +125,24 @@ def _fault(name: str, does: str) -> Callable[[Deed], Deed]:
     return add
 
 
-@_fault("bad-certificate", "shows a certificate of an unknown authority")
-@_fault("refused", "refuses the connection")
-@_fault("unconnectable", "does not answer when a connection is tried")
+@_fault("bad-certificate", "presents a certificate of an unknown authority")
+@_fault("refused", "rejects the connection")
+@_fault("unconnectable", "does not respond to a connection attempt")
 async def _never_reached(answer: Answer) -> None:
     raise AssertionError("a request got through")
 
 
-@_fault("reset-before-headers", "takes the request, then resets the connection")
+@_fault("reset-before-headers", "receives the request, then resets the connection")
 async def _(answer: Answer) -> None:
     answer.exchange.reset()
 
 
-@_fault("silent-before-headers", "takes the request, then stays silent")
+@_fault("silent-before-headers", "receives the request, then stays silent")
 async def _(answer: Answer) -> None:
     await answer.silence()
 
 
-@_fault("not-http", "answers with bytes that are no HTTP")
+@_fault("not-http", "responds with bytes that are not HTTP")
 async def _(answer: Answer) -> None:
     await answer.exchange.send(b"\x16\x03\x01\x00\xa5 what is this?\r\n\r\n")
     await answer.silence()
@@ -154,19 +154,19 @@ async def _(answer: Answer) -> None:
     await answer.silence()
 
 
-@_fault("silent-after-chunks", "sends some of the answer, then stays silent")
+@_fault("silent-after-chunks", "sends a part of the response, then stays silent")
 async def _(answer: Answer) -> None:
     await answer.begun()
     await answer.silence()
 
 
-@_fault("reset-after-chunks", "sends some of the answer, then resets the connection")
+@_fault("reset-after-chunks", "sends a part of the response, then resets the connection")
 async def _(answer: Answer) -> None:
     await answer.begun()
     answer.exchange.reset()
 
 
-@_fault("cut-in-event", "ends the body cleanly in the middle of an event")
+@_fault("cut-in-event", "closes the body cleanly in the middle of an event")
 async def _(answer: Answer) -> None:
     await answer.begun()
     if answer.streaming:
@@ -174,47 +174,47 @@ async def _(answer: Answer) -> None:
     await answer.end()
 
 
-@_fault("truncated", "ends the body cleanly, without finish_reason and [DONE]")
+@_fault("truncated", "closes the body cleanly, without finish_reason and [DONE]")
 async def _(answer: Answer) -> None:
     await answer.begun()
     await answer.end()
 
 
-@_fault("error-in-stream", "sends some of the answer, then an error object")
+@_fault("error-in-stream", "sends a part of the response, then an error object")
 async def _(answer: Answer) -> None:
     await answer.begun()
     await answer.body(b"data: " + ERROR + b"\n\n")
     await answer.end()
 
 
-@_fault("garbage-event", "sends some of the answer, then an event that is no JSON")
+@_fault("garbage-event", "sends a part of the response, then an event that is not JSON")
 async def _(answer: Answer) -> None:
     await answer.begun()
     await answer.body(b"data: \x00\xff{{{ garbage\n\n")
     await answer.end()
 
 
-@_fault("garbage-framing", "sends some of the answer, then breaks HTTP's framing")
+@_fault("garbage-framing", "sends a part of the response, then violates HTTP's framing")
 async def _(answer: Answer) -> None:
     await answer.begun()
     await answer.exchange.send(b"no length at all\r\n")
     await answer.silence()
 
 
-@_fault("endless-line", "sends a line that never ends")
+@_fault("endless-line", "sends a line without an end")
 async def _(answer: Answer) -> None:
     await answer.head()
     await answer.body(b"data: ")
     await answer.endlessly(ENOUGH)
 
 
-@_fault("endless-body", "sends whitespace or comments for ever")
+@_fault("endless-body", "sends whitespace or comments without an end")
 async def _(answer: Answer) -> None:
     await answer.head()
     await answer.endlessly(b": still here\n\n" * 100 if answer.streaming else b" " * len(ENOUGH))
 
 
-@_fault("endless-keep-alive", "sends some of the answer, then only comments")
+@_fault("endless-keep-alive", "sends a part of the response, then only comments")
 async def _(answer: Answer) -> None:
     await answer.begun()
     with suppress(ConnectionError):
@@ -223,35 +223,35 @@ async def _(answer: Answer) -> None:
             await asyncio.sleep(0.02)
 
 
-@_fault("gzip", "compresses, although not asked to")
+@_fault("gzip", "compresses, although the request excludes it")
 async def _(answer: Answer) -> None:
     await answer.head("", "content-encoding: gzip")
     await answer.body(gzip.compress(answer.whole))
     await answer.end()
 
 
-@_fault("html", "answers 200 with an HTML page")
+@_fault("html", "responds 200 with an HTML page")
 async def _(answer: Answer) -> None:
     await answer.head("text/html; charset=utf-8")
     await answer.body(b"<!DOCTYPE html><title>Welcome</title>")
     await answer.end()
 
 
-@_fault("mislabelled", "sends a sound answer as application/octet-stream")
+@_fault("mislabelled", "sends a valid response as application/octet-stream")
 async def _(answer: Answer) -> None:
     await answer.head("application/octet-stream")
     await answer.body(answer.whole)
     await answer.end()
 
 
-@_fault("slow-bytes", "sends a sound answer byte by byte")
+@_fault("slow-bytes", "sends a valid response byte by byte")
 async def _(answer: Answer) -> None:
     await answer.head()
     await answer.body(*(bytes([byte]) for byte in answer.whole))
     await answer.end()
 
 
-@_fault("too-slow-bytes", "sends byte by byte, too slowly for the first chunk")
+@_fault("too-slow-bytes", "sends byte by byte, too slowly for the first-chunk limit")
 async def _(answer: Answer) -> None:
     await answer.head()
     with suppress(ConnectionError):
@@ -262,12 +262,12 @@ async def _(answer: Answer) -> None:
             await asyncio.sleep(0.1)
 
 
-@_fault("429", "answers 429 each time")
+@_fault("429", "responds 429 each time")
 async def _(answer: Answer) -> None:
     await answer.status("429 Too Many Requests")
 
 
-@_fault("429-retry-after", "answers 429 with Retry-After: 1, then soundly")
+@_fault("429-retry-after", "responds 429 with Retry-After: 1, then validly")
 async def _(answer: Answer) -> None:
     if answer.attempt == 1:
         await answer.status("429 Too Many Requests", retry_after=str(RETRY_AFTER_SECONDS))
@@ -275,37 +275,37 @@ async def _(answer: Answer) -> None:
         await answer.sound()
 
 
-@_fault("429-retry-late", "answers 429 with a Retry-After past the deadline")
+@_fault("429-retry-late", "responds 429 with a Retry-After past the deadline")
 async def _(answer: Answer) -> None:
     await answer.status("429 Too Many Requests", retry_after="3600")
 
 
-@_fault("429-quota", "answers 429 insufficient_quota")
+@_fault("429-quota", "responds 429 insufficient_quota")
 async def _(answer: Answer) -> None:
     await answer.status("429 Too Many Requests", b'{"error": {"message": "Pay.", "code": "insufficient_quota"}}')
 
 
-@_fault("401", "answers 401")
+@_fault("401", "responds 401")
 async def _(answer: Answer) -> None:
     await answer.status("401 Unauthorized")
 
 
-@_fault("500", "answers 500 each time")
+@_fault("500", "responds 500 each time")
 async def _(answer: Answer) -> None:
     await answer.status("500 Internal Server Error", ERROR)
 
 
-@_fault("503-then-ok", "answers 503, then soundly")
+@_fault("503-then-ok", "responds 503, then validly")
 async def _(answer: Answer) -> None:
     await (answer.status("503 Service Unavailable") if answer.attempt == 1 else answer.sound())
 
 
-@_fault("error-body", "answers 200 with an error object as its body")
+@_fault("error-body", "responds 200 with an error object as its body")
 async def _(answer: Answer) -> None:
     await answer.status("200 OK", ERROR)
 
 
-@_fault("redirect", "redirects")
+@_fault("redirect", "responds with a redirect")
 async def _(answer: Answer) -> None:
     await answer.status("307 Temporary Redirect", b"", location="/v2/chat/completions")
 
