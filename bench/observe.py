@@ -48,13 +48,14 @@ async def no_layer(*_: Any) -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def no_observer(_: Any, call: Any) -> Iterator[Any]:
+def no_observer(_: Any, call: Any, attempt: Any) -> Iterator[Any]:
     yield call.forward
 
 
 def serve(variant: str) -> int:
     """Run the service without the parts that the variant omits."""
     from chatrpc_server import cli
+    from chatrpc_server.rpc.layers.access_log import AccessLog
     from chatrpc_server.rpc.layers.metrics import CallMetrics
     from chatrpc_server.upstream.metrics import AttemptMetrics
 
@@ -63,6 +64,7 @@ def serve(variant: str) -> int:
     with contextlib.ExitStack() as stack:
         if variant.startswith("off"):
             stack.enter_context(mock.patch.object(CallMetrics, "__call__", no_layer))
+            stack.enter_context(mock.patch.object(AccessLog, "__call__", no_layer))
             stack.enter_context(mock.patch.object(AttemptMetrics, "request", no_observer))
             no_gaps = mock.patch.object(AttemptMetrics, "gaps", return_value=contextlib.nullcontext(float))
             stack.enter_context(no_gaps)

@@ -34,7 +34,7 @@ from chatrpc_server.telemetry.event_loop import sample
 from chatrpc_server.telemetry.exporter import listen, register_process
 from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.upstream.metrics import AttemptMetrics
-from chatrpc_server.upstream.openai import OpenAIUpstream
+from chatrpc_server.upstream.openai import OpenAIUpstream, identity_of
 from chatrpc_server.upstream.retry import Retrying
 
 if TYPE_CHECKING:
@@ -43,21 +43,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("chatrpc.server")
 
 _LEVEL = "log.level"
-_LAST_WORDS_SECONDS = 2.0
-"""How long the status of a call that has ended may take to leave."""
+_LAST_STATUS_SECONDS = 2.0
+"""Longest sending of the last statuses, after the grace of the drain."""
 
 
 class Server:
     """One process of the service. `start`, then `drain`, then `stop`; or `run`, which waits for signals in between."""
 
     def __init__(self, settings: Settings, file: SettingsFile | None = None, *, is_worker: bool = False) -> None:
-        """`file`: to be followed. `is_worker`: one of several; they share ports, and their parent shows the metrics."""
+        """`file`: the settings file to follow. `is_worker`: one of several, whose parent serves the metrics."""
         self.settings = settings
         self._file = file
         self._is_worker = is_worker
-        self.metrics = Metrics(RPCS, settings.upstream, settings.models)
+        self._upstream_identity = identity_of(settings.upstream)
+        self.metrics = Metrics(RPCS, [self._upstream_identity.name], settings.models)
         self.metrics.in_flight_limit.set(settings.limits.max_in_flight)
-        self._observe_upstream = AttemptMetrics(self.metrics, settings.upstream.name)
+        self._attempt_metrics = AttemptMetrics(self.metrics)
         self.metrics_address: Address | None = None
         self.health = Health()
         self.health_address: Address | None = None
@@ -69,10 +70,10 @@ class Server:
         )
 
     async def start(self) -> None:
-        """Listens and serves. Raises `StartError`, and then holds nothing any more."""
+        """Listen and serve. Raises `StartError` after releasing everything."""
         settings = self.settings
         async with AsyncExitStack() as stack:
-            # Closed in the opposite order: metrics last, so that a scrape can still see the end.
+            # Closed in reverse order, metrics last, so that a scrape still sees the end.
             if not self._is_worker:
                 register_process(self.metrics.registry)
                 exporter = listen(self.metrics.registry, settings.metrics_listen)
@@ -83,10 +84,10 @@ class Server:
                 stack.push_async_callback(self.tracing.close)
             upstream = self._upstream()
             stack.push_async_callback(upstream.aclose)
-            _go_on(stack, sample(self.metrics, settings.upstream.name, upstream.connections))
+            _run_in_background(stack, sample(self.metrics, {upstream.identity.name: upstream.connections}))
             if self._file:
                 self.metrics.config_reloaded.set(time.time())
-                _go_on(stack, watch(self._file, self._changed, self._reload_failed))
+                _run_in_background(stack, watch(self._file, self._changed, self._reload_failed))
             if settings.health_listen:
                 probed = listeners.server(settings.limits, shares_port=self._is_worker)
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
@@ -110,14 +111,14 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Lets balancers take note, then lets calls finish; what is left after the grace ends with UNAVAILABLE."""
+        """Let load balancers notice, then let calls finish; calls that outlast the grace fail with UNAVAILABLE."""
         settings = self.settings.drain
         log.info("draining", extra={"event": "draining", "in_flight": self.admission.in_flight})
         self.metrics.draining.set(1)
         self.health.set_serving(False)
         await asyncio.sleep(settings.delay_seconds)
-        stopping = asyncio.create_task(self._grpc.stop(settings.grace_seconds + _LAST_WORDS_SECONDS))
-        self.health.close_watches()  # they would hold the stop up until its grace is over
+        stopping = asyncio.create_task(self._grpc.stop(settings.grace_seconds + _LAST_STATUS_SECONDS))
+        self.health.close_watches()  # because they would delay the stop until its grace expires
         done, _ = await asyncio.wait((stopping,), timeout=settings.grace_seconds)
         if not done and self.admission.in_flight:
             log.warning(
@@ -128,14 +129,14 @@ class Server:
         await stopping
 
     async def stop(self) -> None:
-        """Ends everything now."""
+        """Close everything now."""
         await self._running.aclose()
         log.info("stopped", extra={"event": "stopped"})
 
     async def run(self, stop_requested: StopRequests, started: Callable[[], None] = lambda: None) -> None:
-        """Serves until told to stop, then drains; told again, it stops at once. Raises `StartError`."""
+        """Serve until the first stop request, then drain; stop at once at the second. Raises `StartError`."""
         await self.start()
-        _collect_garbage_seldom()
+        _tune_garbage_collection()
         try:
             started()
             await stop_requested()
@@ -157,7 +158,7 @@ class Server:
         address: Address,
         credentials: grpc.ServerCredentials | None = None,
     ) -> Address:
-        """Lets the server listen until the stack is closed; gives the address that it has. Raises `StartError`."""
+        """Listen until the stack is closed; return the actual address. Raises `StartError`."""
         shares_port = self._is_worker
         opened = listeners.listen(server, setting, address, shares_port=shares_port, credentials=credentials)
         stack.push_async_callback(server.stop, None)
@@ -165,22 +166,23 @@ class Server:
         return opened
 
     def _build(self, upstream: Upstream) -> grpc.aio.Server:
-        """The gRPC server with all that it serves."""
+        """Return the gRPC server with all its services."""
         settings = self.settings
         backoff = Backoff(
             settings.upstream.max_retries,
             settings.upstream.initial_backoff_seconds,
             settings.upstream.max_backoff_seconds,
         )
-        upstream = Retrying(upstream, backoff, self._observe_upstream.retried)
+        upstream = Retrying(upstream, backoff, self._attempt_metrics.retried)
         redact = Redactor(settings.secrets())
-        observe = CallMetrics(self.metrics, settings.upstream.name)
+        call_metrics = CallMetrics(self.metrics)
         pipeline = Pipeline(
-            layers(observe, self.admission, redact, self.tracing),
-            observe.unknown,
+            layers(call_metrics, self.admission, redact, self.tracing),
+            call_metrics.unknown,
             default_deadline_seconds=settings.limits.default_deadline_seconds,
             max_message_bytes=settings.limits.max_message_bytes,
             coalesce=settings.coalesce,
+            default_upstream=self._upstream_identity,
         )
         server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[pipeline])
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
@@ -224,37 +226,38 @@ class Server:
         if not settings.tracing.endpoint:
             return None
         try:
-            # Here, not above: it is an extra.
+            # Imported here, because OpenTelemetry is an extra.
             from chatrpc_server.telemetry.tracing import Tracing
 
-            return Tracing(settings.tracing, settings.upstream, RPCS, self.metrics.model_label)
+            endpoint, ratio = settings.tracing.endpoint, settings.tracing.sample_ratio
+            return Tracing(endpoint, ratio, RPCS, self.metrics.model_label)
         except ModuleNotFoundError:
-            what = "tracing.endpoint: OpenTelemetry is not installed: pip install 'chatrpc-server[otel]'"
+            what = "tracing.endpoint: OpenTelemetry is not installed; pip install 'chatrpc-server[otel]'"
             raise StartError(what) from None
-        except (ValueError, RuntimeError) as error:  # of the SDK's own variables
+        except (ValueError, RuntimeError) as error:  # from the SDK's own variables
             raise StartError(f"OTEL_*: {error}") from None
 
     def _upstream(self) -> OpenAIUpstream:
-        settings, watch = self.settings.upstream, self._observe_upstream
+        settings, observer = self.settings.upstream, self._attempt_metrics
         try:
-            return OpenAIUpstream(settings, self.tracing.watch(watch) if self.tracing else watch)
+            return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
         except OSError as error:  # ssl.SSLError is one
-            what = f"upstream.ca_file: {settings.ca_file}: no certificates to be had from it: {error}"
+            what = f"upstream.ca_file: {settings.ca_file}: cannot load certificates: {error}; use a PEM file"
             raise StartError(what) from None
 
 
-def _collect_garbage_seldom() -> None:
-    """What lives now lives on: it need not be looked at again, nor need what calls leave so often.
+def _tune_garbage_collection() -> None:
+    """Freeze objects that are alive at start-up, because they live as long as the process; collect garbage less often.
 
-    By the loads of bench/peers: 0.97 of a unary call's CPU, 0.94 of a paced chunk's, 0.88 of an unpaced one's.
+    CPU by the loads of bench/peers: 0.97 of a unary call's CPU, 0.94 of a paced chunk's, 0.88 of an unpaced one's.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
-def _go_on(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
-    """Runs something endless until the stack is closed; should it break, the log has it at once."""
+def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Run an endless task until the stack is closed; log it if it fails."""
     task = asyncio.create_task(work)
 
     def ended(_: object) -> None:

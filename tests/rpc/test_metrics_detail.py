@@ -7,9 +7,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from chatrpc_echo import Echo
-from chatrpc_server.core.call import Call
+from chatrpc_server.core.call import Call, UpstreamIdentity
 from chatrpc_server.rpc.layers.metrics import RPCS
-from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.upstream.metrics import AttemptMetrics
 from support import Exchange, Script, Service, collect, failure, http, request, service, sse
@@ -196,15 +195,15 @@ async def test_a_round_timeout_is_in_its_own_bucket(chat: Service, seconds: int,
 
 
 def test_each_gap_is_told_once() -> None:
-    settings = UpstreamSettings(base_url="http://127.0.0.1/v1")
-    metrics = Metrics(RPCS, settings)
+    metrics = Metrics(RPCS, ["default"])
     call = Call(id="1", method="CreateChatCompletionStream", started=0, deadline=0)
+    attempt = call.begin_attempt(UpstreamIdentity("default", "openai"), 0)
 
     def told() -> float | None:
-        labels = dict(zip(metrics.chunk_gap._labelnames, metrics.gen_ai_labels(call.model), strict=True))
+        labels = dict(zip(metrics.chunk_gap._labelnames, metrics.gen_ai_labels("openai", call.model), strict=True))
         return metrics.registry.get_sample_value("gen_ai_client_operation_time_per_output_chunk_seconds_count", labels)
 
-    with AttemptMetrics(metrics, settings.name).gaps(call) as note:
+    with AttemptMetrics(metrics).gaps(call, attempt) as note:
         for _ in range(40):
             note(0.01)
         assert told() == 32

@@ -22,7 +22,7 @@ async def test_passing_trouble_is_not_seen(script: Script, rpc: str, good: bytes
     async with service(script.base_url) as chat:
         call = getattr(chat.stub, rpc)(request())
         await (collect(call) if rpc.endswith("Stream") else call)
-        assert chat.value("chatrpc_upstream_retries_total", reason=status[:3]) == 2
+        assert chat.value("chatrpc_upstream_retries_total", code=status[:3]) == 2
     assert len({exchange.body for exchange in script.exchanges}) == 1
     assert len(script.exchanges) == 3
 

@@ -196,7 +196,7 @@ async def test_a_slow_reader_is_no_silence_of_the_upstream(script: Script) -> No
     settings = UpstreamSettings(
         base_url=script.base_url, first_chunk_timeout_seconds=0.3, chunk_gap_timeout_seconds=0.3
     )
-    upstream = OpenAIUpstream(settings, AttemptMetrics(Metrics(RPCS, settings), settings.name))
+    upstream = OpenAIUpstream(settings, AttemptMetrics(Metrics(RPCS, [settings.name])))
     call = Call(id="1", method="CreateChatCompletionStream", started=0, deadline=0)
     async with aclosing(upstream.stream(request(), call)) as batches:
         assert await anext(batches)

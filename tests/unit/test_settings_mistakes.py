@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.settings import ROWS, as_yaml, mistakes
+from support.settings_loading import ROWS, as_yaml, mistakes
 
 BEYOND = (
     "is beyond loopback without TLS (tls.cert_file) and authentication of callers (tls.client_ca_file);"

@@ -13,7 +13,7 @@ from chatrpc_server.settings import (
     UpstreamSettings,
     load,
 )
-from support.settings import CANARY, load_from, mistakes
+from support.settings_loading import CANARY, load_from, mistakes
 
 BEYOND = (
     "is beyond loopback without TLS (tls.cert_file) and authentication of callers (tls.client_ca_file);"

@@ -12,7 +12,7 @@ from chatrpc_server.settings import (
     UpstreamSettings,
     load,
 )
-from support.settings import CANARY, EXAMPLES, ROWS, at, load_from
+from support.settings_loading import CANARY, EXAMPLES, ROWS, at, load_from
 
 
 @pytest.mark.parametrize("source", ["openai", "file", "environment", "flag"])

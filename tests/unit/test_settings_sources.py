@@ -20,7 +20,7 @@ from chatrpc_server.settings import (
     add_flags,
     load,
 )
-from support.settings import CANARY, EXAMPLES, FILES, ROWS, as_yaml, at, load_from
+from support.settings_loading import CANARY, EXAMPLES, FILES, ROWS, as_yaml, at, load_from
 
 
 def test_every_setting_has_an_example() -> None:

@@ -1,7 +1,6 @@
-"""What a request carries along on its way through the service, and what was seen of it.
+"""One RPC on its way through the service: the caller's input, the attempts made for it, and the observations.
 
-One `Call` per RPC. The inbound edge makes it, every station may read it, and each of the observed fields has one
-writer.
+The inbound edge creates one `Call` per RPC. Every station may read it; each observed field has one writer.
 """
 
 from collections.abc import Sequence
@@ -12,61 +11,106 @@ from chatrpc.v1.chat_response_pb2 import Usage
 Headers = Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamIdentity:
+    """An upstream as metrics, logs and traces show it: names, never settings or keys."""
+
+    name: str
+    """The configured name: the label `upstream` of metrics."""
+    provider: str
+    """OpenTelemetry's `gen_ai.provider.name`."""
+    url: str = ""
+    """The URL to which requests are posted."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One HTTP request to an upstream. Written by the outbound edge."""
+
+    upstream: UpstreamIdentity
+    started: float
+    """Time of its start, in seconds of `time.monotonic`."""
+    status: int | None = None
+    """HTTP status; None if there was no response."""
+    headers_seconds: float = 0.0
+    """Time from the start to the response headers, or to the failure without them."""
+    request_id: str = ""
+    """The upstream's `x-request-id`."""
+    response_metadata: Headers = ()
+    """gRPC metadata for the caller, taken from the response headers."""
+
+
 @dataclass(slots=True)
 class Call:
     """One RPC."""
 
     id: str
-    """The request id: the caller's `x-request-id`, or one made here."""
+    """The request id: the caller's `x-request-id`, or a generated one."""
     method: str
     """The RPC's short name, such as `CreateChatCompletion`."""
     started: float
-    """When it arrived, in seconds of `time.monotonic`."""
+    """Time of arrival, in seconds of `time.monotonic`."""
     deadline: float
-    """When all work for this call must have ended, in seconds of the event loop's clock."""
+    """Time by which all work for this call must stop, in seconds of the event loop's clock."""
     timeout_seconds: float | None = None
-    """The time that the caller gave; None if it gave no deadline."""
+    """The caller's timeout; None if the caller set no deadline."""
     forward: Headers = ()
     """HTTP headers that go to the upstream with every attempt."""
     coalesce: bool = True
-    """May chunks that arrived together become one message?"""
+    """Whether chunks that arrive together may become one message."""
     trace_id: str = ""
-    """The trace that the call belongs to, 32 hexadecimal digits, if there is one."""
+    """The trace of the call, 32 hexadecimal digits, or empty."""
     sampled: bool = False
-    """Is that trace kept?"""
+    """Whether that trace is kept."""
     span: object = None
-    """OpenTelemetry's span of the call, where traces are on: only tracing/ knows what it is."""
+    """OpenTelemetry's span of the call if tracing is on; only telemetry/tracing.py knows its type."""
+    model: str = ""
+    """The model as the caller named it: never a metric label as it is."""
 
     # Observed on the way; written by the outbound edge.
-    attempts: int = 0
-    """HTTP requests that were begun."""
-    upstream_status: int | None = None
-    """HTTP status of the last attempt; None while there is no response."""
-    upstream_seconds: float = 0.0
-    """Time from the start of the last attempt to its response headers."""
+    upstream: UpstreamIdentity = UpstreamIdentity("", "")
+    """The upstream of the last attempt; before the first attempt the service's default."""
+    attempts: list[Attempt] = field(default_factory=list)
+    """In the order in which they began."""
     waiting_seconds: float = 0.0
-    """Time spent waiting for the upstream, and for the next attempt at it."""
+    """Time spent waiting for upstreams, and between attempts."""
     chunks: int = 0
     """Chunks of a stream that the upstream sent."""
-    upstream_request_id: str = ""
-    response_metadata: Headers = ()
-    """gRPC metadata for the caller, taken from the upstream's response headers."""
     usage: Usage | None = None
-    """The newest usage the upstream reported: whatever ends the call, this is what it cost."""
+    """The newest usage that the upstream reported: the cost of the call, however it ends."""
     finish_reasons: dict[int, str] = field(default_factory=dict)
     """By choice."""
 
     # Observed on the way; written by the inbound edge.
-    model: str = ""
-    """The model that the caller asked for, verbatim: never a metric label as it is."""
     first_message_at: float | None = None
-    """When there was something to send to the caller, as `started`."""
+    """Time of the first message for the caller, as `started`."""
     messages_sent: int = 0
     bytes_sent: int = 0
     """Size of the messages of a stream, in bytes."""
     writing_seconds: float = 0.0
     """Time spent writing to the caller."""
     code: str = ""
-    """The status that ended the call, as `metrics.GRPC_CODES` spells it; empty until then."""
+    """The final status, spelled as in `labels.GRPC_CODES`; empty until then."""
     reason: str = ""
-    """`ErrorInfo.reason` of the status that ended the call, if it was an error."""
+    """`ErrorInfo.reason` of the final status, if it is an error."""
+
+    def begin_attempt(self, upstream: UpstreamIdentity, now: float) -> Attempt:
+        """Add an attempt at this upstream; `now` in seconds of `time.monotonic`."""
+        attempt = Attempt(upstream, now)
+        self.upstream = upstream
+        self.attempts.append(attempt)
+        return attempt
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        """The newest attempt, whose response the caller gets."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def response_metadata(self) -> Headers:
+        """gRPC metadata for the caller, from the headers of the newest response."""
+        return self.attempts[-1].response_metadata if self.attempts else ()
+
+    def overhead_seconds(self, seconds: float) -> float:
+        """Return the part of the call's `seconds` spent neither on an upstream nor on writing to the caller."""
+        return max(0.0, seconds - self.waiting_seconds - self.writing_seconds)

@@ -1,19 +1,19 @@
-"""The port for whoever is told of what goes to the upstream and comes from it."""
+"""The port for observers of requests to upstreams."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from chatrpc_server.core.call import Call, Headers
+from chatrpc_server.core.call import Attempt, Call, Headers
 
 
 class UpstreamObserver(Protocol):
-    """Metrics, tracing: each is around the next, and none raises anything of its own."""
+    """Metrics or tracing. One observer wraps the next; none raises an error of its own."""
 
-    def request(self, call: Call) -> AbstractContextManager[Headers]:
-        """Entered around each HTTP request, until its response is closed; gives the headers that it takes along."""
+    def request(self, call: Call, attempt: Attempt) -> AbstractContextManager[Headers]:
+        """Enter around an HTTP request until its response is closed; the value is the request's extra headers."""
         ...
 
-    def gaps(self, call: Call) -> AbstractContextManager[Callable[[float], None]]:
-        """Entered around a stream; gives what is told the wait for each delivery after the first, in seconds."""
+    def gaps(self, call: Call, attempt: Attempt) -> AbstractContextManager[Callable[[float], None]]:
+        """Enter around a stream; the value records the wait for each delivery after the first, in seconds."""
         ...

@@ -1,6 +1,6 @@
 """The port between the two edges: what the inbound edge asks for, what every upstream gives.
 
-Whatever is optional (retries, routing, failover, a cache) is another object with this interface around the first.
+Every optional feature (retries, routing, failover, a cache) is another object with this interface around the first.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -15,15 +15,16 @@ __all__ = ["ChatChunk", "ChatRequest", "ChatResponse", "Upstream"]
 
 
 class Upstream(Protocol):
-    """Somewhere that completes chats. Both methods raise `core.errors.ChatError` and nothing else of their own."""
+    """A server that completes chats. Both methods raise only `core.errors.ChatError`."""
 
     async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
-        """The whole answer at once."""
+        """Return the complete response."""
         ...
 
     def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
-        """The answer as it comes: each item is what arrived together, in order, never empty.
+        """Yield the response as it arrives: each item holds the chunks that arrived together, in order, at least one.
 
-        It ends normally only if the completion did; the caller closes it (`aclosing`), which closes the connection.
+        The stream ends without an error only if the completion is complete. The consumer closes it with `aclosing`,
+        which closes the connection.
         """
         ...

@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from chatrpc.v1.chat_service_pb2 import DESCRIPTOR
-from chatrpc_server.core.call import Call
+from chatrpc_server.core.call import Call, UpstreamIdentity
 from chatrpc_server.core.errors import InvalidRequest, ResponseTooLarge
 from chatrpc_server.core.upstream import ChatRequest
 
@@ -50,12 +50,14 @@ class Pipeline(grpc.aio.ServerInterceptor):
         default_deadline_seconds: float,
         max_message_bytes: int,
         coalesce: bool,
+        default_upstream: UpstreamIdentity,
     ) -> None:
         self._layers = layers
         self._count_unknown = count_unknown
         self._default_deadline_seconds = default_deadline_seconds
         self._max_message_bytes = max_message_bytes
         self._coalesce = coalesce
+        self._default_upstream = default_upstream
 
     async def intercept_service(
         self,
@@ -148,6 +150,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
             coalesce=self._coalesce and metadata.get("x-chatrpc-coalesce") != "off",
             trace_id=trace[1] if trace else "",
             sampled=bool(trace and int(trace[2], 16) & 1),
+            upstream=self._default_upstream,
         )
 
 

@@ -1,11 +1,11 @@
 """Every setting of the service: typed, validated together, immutable."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
 
 from chatrpc_server.settings.address import Address
 from chatrpc_server.settings.fields import (
@@ -158,6 +158,17 @@ class LogSettings(_Frozen):
     format: Literal["auto", "json", "text"] = _is("auto", "`auto` is text on a terminal, else json.")
 
 
+def _secrets(value: object) -> Iterator[SecretStr]:
+    """Yield every secret in groups and maps of groups."""
+    if isinstance(value, SecretStr):
+        yield value
+    elif isinstance(value, pydantic.BaseModel):
+        yield from _secrets(dict(value))
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _secrets(each)
+
+
 class Settings(_Frozen):
     """All settings, from `load`. Constructed directly, it reads no file and raises pydantic's ValidationError."""
 
@@ -181,8 +192,7 @@ class Settings(_Frozen):
 
     def secrets(self) -> list[str]:
         """Return all secrets in plain text, so that they can be redacted."""
-        key = self.upstream.api_key
-        return [key.get_secret_value()] if key else []
+        return [secret.get_secret_value() for secret in _secrets(self)]
 
     def redacted(self) -> dict[str, Any]:
         """Return all settings in the shape of the YAML file, ready for JSON; a secret that is set is `***`."""

@@ -1,9 +1,9 @@
 """Every instrument of the service, with its unit, labels and buckets. docs/metrics.md is the list of them.
 
-Names follow go-grpc-middleware (`grpc_server_*`), the OpenTelemetry GenAI conventions (`gen_ai_client_*`: a gateway
-is a client of the model server) and, for what is ours, the prefix `chatrpc_`. Label values come from closed sets: a
-model is a configured name or `other`. Sets that are known are there from the start, at 0, so that the first event of
-a kind is an increase to `rate()` and its absence is no gap.
+Names follow go-grpc-middleware (`grpc_server_*`) and the OpenTelemetry GenAI conventions (`gen_ai_client_*`, because
+a gateway is a client of the model server); the service's own have the prefix `chatrpc_`. Label values come from closed
+sets. Known series exist from the start, at 0, so that the first event of
+a kind is an increase to `rate()`, and no event is 0 and not a gap.
 """
 
 import functools
@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.metrics import MetricWrapperBase
 
 from chatrpc_server import __version__
-from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.labels import (
     FINISH_REASONS,
     GRPC_CODES,
@@ -54,16 +53,16 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """The instruments, on a registry of their own: several servers may live in one process."""
+    """The instruments on their own registry, because one process may contain several servers."""
 
     def __init__(
-        self, rpcs: Collection[tuple[str, str, str]], settings: UpstreamSettings, models: Iterable[str] = ()
+        self, rpcs: Collection[tuple[str, str, str]], upstreams: Collection[str], models: Iterable[str] = ()
     ) -> None:
-        """`rpcs`: type, service and method of each RPC. `models` get labels of their own."""
+        """`rpcs`: type, service and method of each RPC. `upstreams` and `models`: names that have their own labels."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.child = functools.cache(_child)
-        self._models, self._provider, upstream = frozenset(models), settings.provider, settings.name
+        self._models = frozenset(models)
         shown_models = (*sorted(self._models), OTHER)
         methods = [method for _, _, method in rpcs]
         rpcs = [*rpcs, UNKNOWN_RPC]
@@ -85,37 +84,39 @@ class Metrics:
             rpcs[:-1],
         )
         self.in_flight = self._gauge("chatrpc_rpcs_in_flight", "RPCs being handled.", ["grpc_method"], methods)
-        self.in_flight_limit = self._gauge("chatrpc_rpcs_in_flight_limit", "More RPCs at once are turned away.")
+        self.in_flight_limit = self._gauge(
+            "chatrpc_rpcs_in_flight_limit", "Limit of concurrent RPCs; more are rejected."
+        )
         self.rejected = self._counter(
-            "chatrpc_admission_rejected", "RPCs turned away before any work, by reason.", ["reason"], REJECTIONS
+            "chatrpc_admission_rejected", "RPCs rejected before any work, by reason.", ["reason"], REJECTIONS
         )
         self.timeout = self._histogram(
             "chatrpc_deadline_remaining_at_start_seconds",
-            "Time that callers gave their RPCs, in seconds, less the 1 % that grpc may add on the way.",
+            "Timeout of RPCs at arrival, in seconds, less the 1 % that gRPC may add.",
             ["grpc_method"],
             _TIMEOUT_SECONDS,
             methods,
         )
         self.timeout_missing = self._counter(
-            "chatrpc_deadline_missing", "RPCs that came without a deadline.", ["grpc_method"], methods
+            "chatrpc_deadline_missing", "RPCs without a deadline.", ["grpc_method"], methods
         )
         self.overhead = self._histogram(
             "chatrpc_overhead_seconds",
-            "Time of an RPC that was spent neither on the upstream nor on writing to the caller, in seconds.",
+            "Time of an RPC spent neither on the upstream nor on writing to the caller, in seconds.",
             ["grpc_method"],
             _OVERHEAD_SECONDS,
             methods,
         )
         self.writing = self._histogram(
             "chatrpc_backpressure_wait_seconds",
-            "Time of a stream that was spent on writing to its caller, who may read slowly, in seconds.",
+            "Time of a stream spent on writing to its caller, which may read slowly, in seconds.",
             (),
             _WRITING_SECONDS,
         )
 
         self.duration = self._histogram(
             "gen_ai_client_operation_duration_seconds",
-            "Time of a chat operation with all its attempts, in seconds; error_type is empty for a success.",
+            "Time of a chat operation with all its attempts, in seconds; error_type is empty on success.",
             (*_GEN_AI, "upstream", "error_type", "stream"),
             _OPERATION_SECONDS,
         )
@@ -127,7 +128,7 @@ class Metrics:
         )
         self.chunk_gap = self._histogram(
             "gen_ai_client_operation_time_per_output_chunk_seconds",
-            "Wait for each delivery of chunks after the first, in seconds. What arrives together is one delivery.",
+            "Wait for each delivery of chunks after the first, in seconds. Chunks that arrive together count as one.",
             _GEN_AI,
             _CHUNK_GAP_SECONDS,
         )
@@ -147,21 +148,21 @@ class Metrics:
         )
         self.abandoned_tokens = self._counter(
             "chatrpc_abandoned_tokens",
-            "Those of chatrpc_tokens_total that were spent on calls whose caller had gone.",
+            "Part of chatrpc_tokens_total for calls whose caller had disconnected.",
             by_token,
             tokens,
         )
         by_model = ["gen_ai_request_model"]
         self.abandoned_chunks = self._counter(
             "chatrpc_abandoned_chunks",
-            "Chunks of streams whose caller had gone; for most of these no usage is ever reported.",
+            "Chunks of streams whose caller had disconnected; most of these never report usage.",
             by_model,
             shown_models,
         )
-        by_stream = list(product([upstream], ["true", "false"]))
+        by_stream = list(product(upstreams, ["true", "false"]))
         self.usage_missing = self._counter(
             "chatrpc_usage_missing",
-            "Calls with an answer for which the upstream reported no usage.",
+            "Calls with a response for which the upstream reported no usage.",
             ("upstream", "stream"),
             by_stream,
         )
@@ -170,11 +171,11 @@ class Metrics:
             "chatrpc_stream_bytes", "Bytes of the messages sent in streams.", by_model, shown_models
         )
         self.streams_ended = self._counter(
-            "chatrpc_streams_ended", "Streams by how they ended.", ["outcome"], STREAM_OUTCOMES
+            "chatrpc_streams_ended", "Finished streams, by outcome.", ["outcome"], STREAM_OUTCOMES
         )
         self.finish_reasons = self._counter(
             "chatrpc_finish_reasons",
-            "Choices by why the model stopped.",
+            "Choices, by finish reason.",
             ("gen_ai_request_model", "finish_reason"),
             product(shown_models, FINISH_REASONS),
         )
@@ -183,81 +184,79 @@ class Metrics:
             "chatrpc_upstream_requests",
             "HTTP requests to an upstream, by status and outcome; without a response the status is empty.",
             ("upstream", "code", "outcome", "attempt"),
-            [(upstream, *end, attempt) for end, attempt in product(_ATTEMPT_ENDS, ("first", "retry"))],
+            [(name, *end, order) for name, end, order in product(upstreams, _ATTEMPT_ENDS, ("first", "retry"))],
         )
         self.upstream_seconds = self._histogram(
             "chatrpc_upstream_request_seconds",
             "Time of an HTTP request until its response's headers, and from there to its end, in seconds.",
             ("upstream", "phase"),
             _HANDLING_SECONDS,
-            product([upstream], ["headers", "body"]),
+            product(upstreams, ["headers", "body"]),
         )
         self.retries = self._counter(
             "chatrpc_upstream_retries",
             "Further attempts at an upstream, by the status and outcome of the attempt before.",
             ("upstream", "code", "outcome"),
-            [(upstream, NO_CODE, "no_response")],
+            [(upstream, NO_CODE, "no_response") for upstream in upstreams],
         )
         self.protocol_errors = self._counter(
             "chatrpc_upstream_protocol_errors",
-            "Responses that were no chat completions, by what was wrong.",
+            "Responses that were no chat completions, by kind of error.",
             ("upstream", "kind"),
-            product([upstream], PROTOCOL_ERRORS),
+            product(upstreams, PROTOCOL_ERRORS),
         )
         self.upstream_connections = self._gauge(
             "chatrpc_upstream_pool_connections",
             "Connections to an upstream.",
             ("upstream", "state"),
-            product([upstream], ["active", "idle"]),
+            product(upstreams, ["active", "idle"]),
         )
         self.rate_limit_remaining = self._gauge(
             "chatrpc_upstream_ratelimit_remaining",
-            "What the upstream said last of what is left of its rate limits.",
+            "Remaining rate limit that the upstream reported last.",
             ("upstream", "kind"),
             mode="mostrecent",
         )
 
         self.loop_lag = self._histogram(
-            "chatrpc_event_loop_lag_seconds", "How late the event loop woke a sleeper, in seconds.", (), _LAG_SECONDS
+            "chatrpc_event_loop_lag_seconds", "Delay of timers of the event loop, in seconds.", (), _LAG_SECONDS
         )
-        self.tasks = self._gauge("chatrpc_asyncio_tasks", "Tasks of the event loop: some for each RPC.")
+        self.tasks = self._gauge("chatrpc_asyncio_tasks", "Tasks of the event loop; each RPC has several.")
         self.draining = self._gauge("chatrpc_draining", "1 while a process drains.", mode="livemax")
         by_result = (["result"], ("success", "failure"))
-        self.tls_reloads = self._counter(
-            "chatrpc_tls_reloads", "Changes of the TLS files, by whether they were of use.", *by_result
-        )
+        self.tls_reloads = self._counter("chatrpc_tls_reloads", "Reloads of the TLS files, by result.", *by_result)
         self.certificate_end = self._gauge(
             "chatrpc_tls_certificate_not_after_timestamp_seconds",
-            "When the certificates of this role end to be valid, in Unix time.",
+            "Expiry of the certificates of this role, in Unix time.",
             ["role"],
             mode="min",
         )
         self.config_reloads = self._counter(
-            "chatrpc_config_reloads", "Changes of the settings file, by whether they were of use.", *by_result
+            "chatrpc_config_reloads", "Reloads of the settings file, by result.", *by_result
         )
         self.config_reloaded = self._gauge(
             "chatrpc_config_last_reload_success_timestamp_seconds",
-            "When the settings were last read successfully, in Unix time.",
+            "Time of the last successful load of the settings, in Unix time.",
             mode="min",
         )
         build = self._gauge(
             "chatrpc_build_info",
-            "Always 1; the labels tell the versions.",
+            "Always 1; the labels are versions.",
             ("version", "python", "grpcio", "protobuf"),
             mode="max",
         )
         build.labels(__version__, platform.python_version(), version("grpcio"), version("protobuf")).set(1)
 
     child: Callable[..., Any]
-    """`child(metric, *labels)` is `metric.labels(*labels)`, remembered: 0.15 µs instead of 1.3."""
+    """`child(metric, *labels)` is `metric.labels(*labels)` with a cache: 0.15 µs instead of 1.3 µs."""
 
     def model_label(self, model: str) -> str:
-        """The model's own name if it is configured, else `other`: callers must not be able to make series."""
+        """Return the model's name if it is configured, else `other`, so that callers cannot create series."""
         return model if model in self._models else OTHER
 
-    def gen_ai_labels(self, model: str) -> tuple[str, str, str]:
-        """What all `gen_ai_*` metrics begin with: operation, provider and model."""
-        return OPERATION, self._provider, self.model_label(model)
+    def gen_ai_labels(self, provider: str, model: str) -> tuple[str, str, str]:
+        """Return the first labels of all `gen_ai_*` metrics: operation, provider and model."""
+        return OPERATION, provider, self.model_label(model)
 
     def _counter(
         self, name: str, text: str, labels: Sequence[str] = (), known: Iterable[str | tuple[str, ...]] = ()
@@ -273,7 +272,7 @@ class Metrics:
         *,
         mode: str = "livesum",
     ) -> Gauge:
-        """`mode`: how several processes' values become one, in the words of prometheus_client."""
+        """Create a gauge. `mode`: prometheus_client's rule for the values of several processes."""
         gauge = Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
         return _prepared(gauge, known)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from functools import cache
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -30,76 +31,66 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from chatrpc_server import __version__
-from chatrpc_server.core.call import Call, Headers
+from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
 from chatrpc_server.core.errors import ChatError
 from chatrpc_server.core.observer import UpstreamObserver
-from chatrpc_server.settings import TracingSettings, UpstreamSettings
 from chatrpc_server.telemetry.labels import FINISH_REASONS, GRPC_CODES, OPERATION, OTHER
 from chatrpc_server.telemetry.span_exporter import ReportingSpanExporter
 
 STOP_SECONDS = 3.0
-"""How long the last spans may take to leave. Less than workers are given to end."""
+"""Longest export of the last spans; less than the time in which workers must exit."""
 FIRST_CHUNK = "first_chunk"
-"""The event of a stream's first chunk. The conventions have no name for it, only for the time until then."""
+"""Name of the event at a stream's first chunk. The conventions name only the time until then."""
 
 _MODEL_CHARACTERS = 100
 _SERVER_FAULTS = ("Unknown", "DeadlineExceeded", "Unimplemented", "Internal", "Unavailable", "DataLoss")
-"""The codes that make a server's span an error; with any other the caller has to change something."""
+"""The codes that mark a server's span as an error; any other is the caller's to correct."""
 _WITHOUT_REASON = {"Canceled": "CANCELLED", "DeadlineExceeded": "DEADLINE_EXCEEDED"}
-"""Codes of calls that nothing was answered to, as `error.type`."""
+"""`error.type` for codes of calls without a status from the service."""
 _UNFORESEEN = "_OTHER"
 
 
 class Tracing:
-    """The traces of one server, by a provider of their own: never the global one."""
+    """The traces of one server, with its own provider, never the global one."""
 
     def __init__(
         self,
-        settings: TracingSettings,
-        upstream: UpstreamSettings,
+        endpoint: str,
+        sample_ratio: float,
         rpcs: Collection[tuple[str, str, str]],
         model_label: Callable[[str], str],
     ) -> None:
-        """`rpcs`: type, service and method of each. Raises ValueError or RuntimeError if OTEL_* variables are wrong."""
+        """`rpcs`: type, service and method of each. Raises ValueError or RuntimeError if OTEL_* variables are invalid.
+
+        `endpoint`: the collector's URL before /v1/traces. `sample_ratio`: the part of traces started here that is kept.
+        """
         self._model_label = model_label
-        url = urlsplit(upstream.base_url)
-        server: dict[str, AttributeValue] = {
-            "server.address": url.hostname or "",
-            "server.port": url.port or (443 if url.scheme == "https" else 80),
-        }
         self._of_rpc: dict[str, dict[str, AttributeValue]] = {
             method: {
                 "gen_ai.operation.name": OPERATION,
-                "gen_ai.provider.name": upstream.provider,
                 "rpc.system": "grpc",
                 "rpc.service": service,
                 "rpc.method": method,
                 **({"gen_ai.request.stream": True} if kind == "server_stream" else {}),
-                **server,
             }
             for kind, service, method in rpcs
         }
-        self._of_attempt: dict[str, AttributeValue] = {
-            "http.request.method": "POST",
-            "url.full": f"{upstream.base_url}/chat/completions",
-            **server,
-        }
-        self._exporter = ReportingSpanExporter(f"{settings.endpoint}/v1/traces")
+        self._exporter = ReportingSpanExporter(f"{endpoint}/v1/traces")
         self.provider = TracerProvider(
-            ParentBased(TraceIdRatioBased(settings.sample_ratio)), _resource(), shutdown_on_exit=False
+            ParentBased(TraceIdRatioBased(sample_ratio)), _resource(), shutdown_on_exit=False
         )
         self.provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self.provider.get_tracer("chatrpc_server", __version__)
 
     @asynccontextmanager
     async def __call__(self, call: Call, context: object) -> AsyncIterator[None]:
-        """The layer: puts the call into its trace, so that layers inside know it; raises nothing of its own."""
+        """The layer: start the call's span, so that layers inside know its trace; raise no error of its own."""
         span = self._tracer.start_span(OPERATION, _parent(call), SpanKind.SERVER, self._of_rpc[call.method])
         place = span.get_span_context()
         if not place.is_valid:  # OTEL_SDK_DISABLED
             yield
             return
-        if not call.trace_id:  # a tracestate belongs to a traceparent, and none that is of use was there
+        if not call.trace_id:  # a tracestate is valid only beside a valid traceparent
             call.forward = [header for header in call.forward if header[0] != "tracestate"]
         call.forward = _with_traceparent(call.forward, place)
         call.span, call.trace_id, call.sampled = span, f"{place.trace_id:032x}", place.trace_flags.sampled
@@ -109,20 +100,20 @@ class Tracing:
             if span.is_recording():
                 self._end(span, call)
 
-    def watch(self, inner: UpstreamObserver) -> UpstreamObserver:
-        """`inner`, with a span around each request."""
-        return _Attempts(inner, self._tracer, self._of_attempt)
+    def around(self, inner: UpstreamObserver) -> UpstreamObserver:
+        """Return `inner` with a span around each request."""
+        return _AttemptSpans(inner, self._tracer)
 
     async def close(self) -> None:
-        """Sends what is left, for `STOP_SECONDS` at the longest."""
+        """Export the remaining spans, for at most `STOP_SECONDS`."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
             self.provider.shutdown()
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, so nothing waits
                 loop.call_soon_threadsafe(ended.set)
 
-        # A thread of its own, which may outlast us: those of asyncio are waited for when the loop is closed.
+        # A separate thread, because asyncio waits for its own threads when the loop is closed.
         threading.Thread(target=shut_down, name="traces", daemon=True).start()
         try:
             async with asyncio.timeout(STOP_SECONDS):
@@ -133,7 +124,8 @@ class Tracing:
     def _end(self, span: Span, call: Call) -> None:
         span.update_name(f"{OPERATION} {self._model_label(call.model)}")
         code = call.code or "Unknown"
-        attributes: dict[str, AttributeValue] = {"rpc.grpc.status_code": GRPC_CODES.index(code)}
+        attributes = {"gen_ai.provider.name": call.upstream.provider, **_server(call.upstream)}
+        attributes["rpc.grpc.status_code"] = GRPC_CODES.index(code)
         if call.model:
             attributes["gen_ai.request.model"] = call.model[:_MODEL_CHARACTERS]
         if code != "OK":
@@ -151,62 +143,72 @@ class Tracing:
         span.end()
 
 
-class _Attempts:
-    """A `UpstreamObserver` around another: a span for each HTTP request, whose id the upstream gets as its parent."""
+class _AttemptSpans:
+    """An observer around another: one span per HTTP request, whose id the upstream gets as its parent."""
 
-    def __init__(self, inner: UpstreamObserver, tracer: Tracer, attributes: dict[str, AttributeValue]) -> None:
+    def __init__(self, inner: UpstreamObserver, tracer: Tracer) -> None:
         self._inner = inner
         self._tracer = tracer
-        self._attributes = attributes
 
     @contextmanager
-    def request(self, call: Call) -> Iterator[Headers]:
-        """See `UpstreamObserver`. Of calls that are not sampled the headers are those of the call."""
+    def request(self, call: Call, attempt: Attempt) -> Iterator[Headers]:
+        """See `UpstreamObserver`. If the call is not sampled, the headers are the call's."""
         if not (isinstance(call.span, Span) and call.span.is_recording()):
-            with self._inner.request(call) as headers:
+            with self._inner.request(call, attempt) as headers:
                 yield headers
             return
-        span = self._tracer.start_span(
-            "POST", set_span_in_context(call.span, Context()), SpanKind.CLIENT, self._attributes
-        )
+        parent = set_span_in_context(call.span, Context())
+        attributes = {"http.request.method": "POST", "url.full": attempt.upstream.url, **_server(attempt.upstream)}
+        span = self._tracer.start_span("POST", parent, SpanKind.CLIENT, attributes)
         failure: str | None = None
         try:
-            with self._inner.request(call) as headers:
+            with self._inner.request(call, attempt) as headers:
                 yield _with_traceparent(headers, span.get_span_context())
         except ChatError as error:
             failure = error.reason.value
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            span.set_attribute("error.type", "CANCELLED")  # by our side, so it is no failure of the upstream's
+            span.set_attribute(
+                "error.type", "CANCELLED"
+            )  # by the service or its caller, so the upstream has not failed
             raise
         except BaseException:
             failure = _UNFORESEEN
             raise
         finally:
-            if call.attempts > 1:
-                span.set_attribute("http.request.resend_count", call.attempts - 1)
-            if call.upstream_status is not None:
-                span.set_attribute("http.response.status_code", call.upstream_status)
+            if attempt is not call.attempts[0]:
+                span.set_attribute("http.request.resend_count", len(call.attempts) - 1)
+            if attempt.status is not None:
+                span.set_attribute("http.response.status_code", attempt.status)
             if failure:
                 span.set_attribute("error.type", failure)
                 span.set_status(StatusCode.ERROR)
             span.end()
 
-    def gaps(self, call: Call) -> AbstractContextManager[Callable[[float], None]]:
+    def gaps(self, call: Call, attempt: Attempt) -> AbstractContextManager[Callable[[float], None]]:
         """See `UpstreamObserver`."""
-        return self._inner.gaps(call)
+        return self._inner.gaps(call, attempt)
+
+
+@cache
+def _server(upstream: UpstreamIdentity) -> dict[str, AttributeValue]:
+    url = urlsplit(upstream.url)
+    return {
+        "server.address": url.hostname or "",
+        "server.port": url.port or (443 if url.scheme == "https" else 80),
+    }
 
 
 def _resource() -> Resource:
-    """Who sends the spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES know better."""
+    """The resource of all spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
     ours = Resource.create({"service.name": "chatrpc-server", "service.version": __version__})
     return ours.merge(OTELResourceDetector().detect())
 
 
 def _parent(call: Call) -> Context:
-    """What the caller's traceparent names. The pipeline has found it sound where the call has a trace's id.
+    """The context of the caller's traceparent, which the pipeline has validated if the call has a trace id.
 
-    OpenTelemetry's own parser would log what callers send: it is theirs to make up.
+    Not parsed by OpenTelemetry, because its parser logs invalid values, which callers choose.
     """
     if not call.trace_id:
         return Context()
@@ -221,7 +223,7 @@ def _with_traceparent(headers: Headers, place: SpanContext) -> Headers:
 
 
 def _usage(call: Call) -> dict[str, AttributeValue]:
-    """Tokens as the upstream reports them; 0 stands for not reported."""
+    """Tokens as the upstream reports them; 0 means not reported."""
     if call.usage is None:
         return {}
     tokens = {

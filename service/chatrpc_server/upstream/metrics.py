@@ -1,31 +1,30 @@
-"""What is seen of each HTTP request to the upstream: its status, its times, what it says of rate limits."""
+"""Metrics of each HTTP request to an upstream: status, times, rate limits that it reports."""
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from chatrpc_server.core.call import Call, Headers
+from chatrpc_server.core.call import Attempt, Call, Headers
 from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidResponse, Truncated
 from chatrpc_server.telemetry.labels import HTTP_STATUSES, NO_CODE, OTHER
 from chatrpc_server.telemetry.metrics import Metrics
 
 _LIMITS = {f"x-ratelimit-remaining-{kind}": kind for kind in ("requests", "tokens")}
 _GAPS_AT_ONCE = 16
-"""Told one by one they make a paced chunk 3 % dearer at 50 streams, 7 % at 200: each finds cold caches."""
+"""Recorded one by one, gaps make a paced chunk 3 % dearer at 50 streams and 7 % at 200, because caches are cold."""
 
 
 class AttemptMetrics:
-    """Writes the metrics of the requests to one upstream."""
+    """The `UpstreamObserver` that records metrics."""
 
-    def __init__(self, metrics: Metrics, upstream: str) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._upstream = upstream
 
     @contextmanager
-    def request(self, call: Call) -> Iterator[Headers]:
-        """Around a request, until its response is closed; gives the headers that it takes along."""
-        started, cancelled = time.monotonic(), False
+    def request(self, call: Call, attempt: Attempt) -> Iterator[Headers]:
+        """See `UpstreamObserver`."""
+        cancelled = False
         try:
             yield call.forward
         except (asyncio.CancelledError, GeneratorExit):
@@ -33,24 +32,25 @@ class AttemptMetrics:
             raise
         except (InvalidResponse, Truncated) as error:
             kind = error.kind if isinstance(error, InvalidResponse) else "missing_done"
-            self._metrics.child(self._metrics.protocol_errors, self._upstream, kind).inc()
+            self._metrics.child(self._metrics.protocol_errors, attempt.upstream.name, kind).inc()
             raise
         finally:
-            self._ended(call, time.monotonic() - started, cancelled)
+            self._record(call, attempt, cancelled)
 
     @contextmanager
-    def gaps(self, call: Call) -> Iterator[Callable[[float], None]]:
-        """Around a stream; gives what is told the wait for each delivery after the first, in seconds."""
+    def gaps(self, call: Call, attempt: Attempt) -> Iterator[Callable[[float], None]]:
+        """See `UpstreamObserver`."""
         metrics = self._metrics
-        observe = metrics.child(metrics.chunk_gap, *metrics.gen_ai_labels(call.model)).observe
+        labels = metrics.gen_ai_labels(attempt.upstream.provider, call.model)
+        observe = metrics.child(metrics.chunk_gap, *labels).observe
         waits: list[float] = []
 
         def note(seconds: float) -> None:
             waits.append(seconds)
             if len(waits) == _GAPS_AT_ONCE:
-                tell()
+                record()
 
-        def tell() -> None:
+        def record() -> None:
             for seconds in waits:
                 observe(seconds)
             waits.clear()
@@ -58,27 +58,28 @@ class AttemptMetrics:
         try:
             yield note
         finally:
-            tell()
+            record()
 
-    def retried(self, error: ChatError) -> None:
-        """Counts the retry that follows this error."""
+    def retried(self, call: Call, error: ChatError) -> None:
+        """Count the retry that follows this error."""
         code = _code(error.status) if isinstance(error, ErrorResponse) else NO_CODE
         outcome = "response" if code else "no_response"
-        self._metrics.child(self._metrics.retries, self._upstream, code, outcome).inc()
+        self._metrics.child(self._metrics.retries, call.upstream.name, code, outcome).inc()
 
-    def _ended(self, call: Call, seconds: float, cancelled: bool) -> None:
-        metrics, child = self._metrics, self._metrics.child
-        attempt = "first" if call.attempts == 1 else "retry"
-        code = _code(call.upstream_status)
+    def _record(self, call: Call, attempt: Attempt, cancelled: bool) -> None:
+        metrics, child, upstream = self._metrics, self._metrics.child, attempt.upstream.name
+        code = _code(attempt.status)
         outcome = "response" if code else "cancelled" if cancelled else "no_response"
-        child(metrics.upstream_requests, self._upstream, code, outcome, attempt).inc()
-        if call.upstream_status is None:
+        order = "first" if attempt is call.attempts[0] else "retry"
+        child(metrics.upstream_requests, upstream, code, outcome, order).inc()
+        if attempt.status is None:
             return
-        child(metrics.upstream_seconds, self._upstream, "headers").observe(call.upstream_seconds)
-        child(metrics.upstream_seconds, self._upstream, "body").observe(seconds - call.upstream_seconds)
-        for name, value in call.response_metadata:
+        body_seconds = time.monotonic() - attempt.started - attempt.headers_seconds
+        child(metrics.upstream_seconds, upstream, "headers").observe(attempt.headers_seconds)
+        child(metrics.upstream_seconds, upstream, "body").observe(body_seconds)
+        for name, value in attempt.response_metadata:
             if (kind := _LIMITS.get(name)) and value.isdecimal():
-                child(metrics.rate_limit_remaining, self._upstream, kind).set(int(value))
+                child(metrics.rate_limit_remaining, upstream, kind).set(int(value))
 
 
 def _code(status: int | None) -> str:

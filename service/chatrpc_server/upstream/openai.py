@@ -1,7 +1,7 @@
 """One attempt at an OpenAI-compatible `POST {base_url}/chat/completions`: implements `core.upstream.Upstream`.
 
-It talks to a transport without a client around it: redirects, cookies, authentication flows and decompression are what
-a client adds, and none of them is wanted here (figures in docs/performance.md).
+Uses a transport without an HTTP client around it, because a client adds only redirects, cookies, authentication flows
+and decompression, which must not happen here (figures in docs/performance.md).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 
 from chatrpc_server import __version__
-from chatrpc_server.core.call import Call, Headers
+from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
 from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.core.openai import error_responses, requests, responses
@@ -28,41 +28,39 @@ log = logging.getLogger(__name__)
 _ERROR_BODY_BYTES = 64 * 1024
 _COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
 _DRAIN_SECONDS = 0.05
-"""How long the end of a response may take after `[DONE]`; later than that its connection is not worth keeping."""
+"""Longest wait for the end of a response after `[DONE]`; after that, a new connection is cheaper."""
 _LIMIT_HEADER = re.compile(r"x-ratelimit-[a-z0-9_.-]{1,50}(?<!-bin)")
-"""gRPC refuses other metadata keys, and wants bytes for those that end in `-bin`."""
+"""gRPC rejects other metadata keys, and requires bytes for keys that end in `-bin`."""
 _SHOWN_HEADERS = 12
 _SHOWN_CHARACTERS = 64
-"""So much of the upstream's headers the caller may see."""
+"""Most headers, and most characters of each, that a caller gets from the upstream."""
 
 
 class OpenAIUpstream:
-    """An upstream behind a transport of its own, which it closes. `watch` is told of each request.
+    """One upstream with its own transport. `observer` sees each request."""
 
-    Raises OSError for a useless `ca_file`.
-    """
-
-    def __init__(self, settings: UpstreamSettings, watch: UpstreamObserver) -> None:
+    def __init__(self, settings: UpstreamSettings, observer: UpstreamObserver) -> None:
+        """Create it inside the running loop. Raises OSError if `ca_file` is invalid."""
+        self.identity = identity_of(settings)
         self._settings = settings
-        self._watch = watch
-        url = httpx.URL(f"{settings.base_url.rstrip('/')}/chat/completions")
-        self._transport = transport.transport(settings, url, _headers(settings))
+        self._observer = observer
+        self._transport = transport.transport(settings, httpx.URL(self.identity.url), _headers(settings))
         self._asks_usage = True
 
     async def aclose(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         await self._transport.aclose()
 
     def connections(self) -> tuple[int, int]:
-        """How many there are: in use, and idle."""
+        """Return the numbers of connections in use and idle."""
         return self._transport.connections()
 
     async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
-        """The whole answer. Only the call's deadline bounds how long it may take."""
+        """Return the complete response. Only the call's deadline limits its duration."""
         body = requests.body(request, stream=False, ask_usage=False)
-        async with self._open(body, call) as answer:
-            data = await _Body(answer, call).read(self._settings.max_response_bytes)
-            streamed = _media_type(answer) == "text/event-stream"
+        async with self._open(body, call) as response:
+            data = await _Body(response, call).read(self._settings.max_response_bytes)
+            streamed = _media_type(response) == "text/event-stream"
             message = (
                 responses.assembled(data, self._settings.max_event_bytes) if streamed else responses.response(data)
             )
@@ -72,7 +70,7 @@ class OpenAIUpstream:
         return message
 
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
-        """The answer as it comes. The first chunk and every gap between chunks have limits of their own."""
+        """Yield the response as it arrives. The first chunk and each gap between chunks have their own time limits."""
         settings = self._settings
         reader = responses.StreamReader(
             settings.max_event_bytes,
@@ -84,12 +82,11 @@ class OpenAIUpstream:
         async with AsyncExitStack() as stack:
             patience = await stack.enter_async_context(IdleTimeout("the upstream sent no chunk for {:g} s"))
             patience.wait(settings.first_chunk_timeout_seconds)
-            answer = await self._open_stream(request, call, stack)
-            body = _Body(answer, call)
-            note_gap, waited_seconds = stack.enter_context(self._watch.gaps(call)), 0.0
+            response = await self._open_stream(request, call, stack)
+            body = _Body(response, call)
+            note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
-                if _media_type(answer) == "application/json":
-                    # In one piece although a stream was asked for.
+                if _media_type(response) == "application/json":  # not streamed, although requested
                     chunks = reader.whole(await body.read(settings.max_response_bytes))
                     call.chunks = reader.chunks
                     patience.rest()
@@ -113,13 +110,13 @@ class OpenAIUpstream:
                         break
             finally:
                 call.usage = reader.usage
-            patience.rest()  # all is here: what is still waited for is the end of the response at most
+            patience.rest()  # the completion is here; only the end of the response may still come
             if reader.error:
                 raise reader.error
             await body.drain()
 
     async def _open_stream(self, request: ChatRequest, call: Call, stack: AsyncExitStack) -> transport.Answer:
-        """Begins a stream, asking for its usage unless this upstream has been found to reject that."""
+        """Start a stream and request its usage, unless this upstream has rejected such a request."""
         ask_usage = self._asks_usage
         body = requests.body(request, stream=True, ask_usage=ask_usage)
         try:
@@ -128,61 +125,64 @@ class OpenAIUpstream:
             if not ask_usage or request.stream_options.include_usage or not error_responses.rejects_usage(error):
                 raise
         body = requests.body(request, stream=True, ask_usage=False)
-        answer = await stack.enter_async_context(self._open(body, call))
-        # Only now is it known: a complaint that quotes the request names stream_options too.
+        response = await stack.enter_async_context(self._open(body, call))
+        # Certain only now, because any error that quotes the request contains stream_options too.
         log.warning(
             "upstream rejects stream_options; no longer requesting usage of streams",
             extra={"event": "upstream_usage_unsupported"},
         )
         self._asks_usage = False
-        return answer
+        return response
 
     @asynccontextmanager
     async def _open(self, body: bytes, call: Call) -> AsyncIterator[transport.Answer]:
-        """Sends one request; what it gives is a success, its body not yet read. Closes it, whatever happens."""
-        call.attempts += 1
-        call.upstream_status, call.upstream_request_id, call.response_metadata = None, "", ()
-        with self._watch.request(call) as headers:
-            answer = await self._send(body, headers, call)
+        """Send one request and yield its successful response, with the body unread; close it in any case."""
+        attempt = call.begin_attempt(self.identity, time.monotonic())
+        with self._observer.request(call, attempt) as headers:
+            response = await self._send(body, headers, call, attempt)
             try:
-                _note_headers(answer, call)
-                await _check(answer, call)
-                yield answer
+                _note_headers(response, attempt)
+                await _check(response, call)
+                yield response
             finally:
-                await answer.aclose()
+                await response.aclose()
 
-    async def _send(self, body: bytes, headers: Headers, call: Call) -> transport.Answer:
-        started = time.monotonic()
+    async def _send(self, body: bytes, headers: Headers, call: Call, attempt: Attempt) -> transport.Answer:
         try:
             return await self._transport.post(body, headers)
         except httpx.ConnectTimeout:
             limit = self._settings.connect_timeout_seconds
             raise Unreachable(f"no connection to the upstream within {limit:g} s") from None
         except httpx.TimeoutException as error:
-            raise TimedOut("the upstream did not answer in time") from error
+            raise TimedOut("the upstream did not respond in time") from error
         except httpx.ConnectError as error:
             log.warning(
                 "cannot connect to the upstream", extra={"event": "upstream_connect_failed", "cause": str(error)}
             )
             raise Unreachable("cannot connect to the upstream") from error
         except httpx.TransportError as error:
-            # Its text may quote what the upstream sent.
+            # Only the type, because the text may quote the upstream's bytes.
             cause = type(error).__name__
             log.warning(
                 "upstream closed the connection before its response",
                 extra={"event": "upstream_connection_lost", "cause": cause},
             )
-            raise Unreachable("the connection to the upstream broke before it answered") from error
+            raise Unreachable("the connection to the upstream broke before its response") from error
         finally:
-            call.upstream_seconds = time.monotonic() - started
-            call.waiting_seconds += call.upstream_seconds
+            attempt.headers_seconds = time.monotonic() - attempt.started
+            call.waiting_seconds += attempt.headers_seconds
+
+
+def identity_of(settings: UpstreamSettings) -> UpstreamIdentity:
+    """Return the names of an upstream, for metrics, logs and traces."""
+    return UpstreamIdentity(settings.name, settings.provider, f"{settings.base_url.rstrip('/')}/chat/completions")
 
 
 def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     headers = [
         ("content-type", "application/json"),
         ("accept", "application/json, text/event-stream"),
-        # Compression would make a stream wait until there is enough to compress.
+        # No compression, because it delays a stream until a block is full.
         ("accept-encoding", "identity"),
         ("user-agent", f"chatrpc-server/{__version__}"),
     ]
@@ -195,74 +195,74 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     return headers
 
 
-def _note_headers(answer: transport.Answer, call: Call) -> None:
-    """Keeps the status, and what the caller may see of the headers, as gRPC metadata."""
-    headers, call.upstream_status = answer.headers, answer.status
+def _note_headers(response: transport.Answer, attempt: Attempt) -> None:
+    """Keep the status, and the headers that the caller may see as gRPC metadata."""
+    headers, attempt.status = response.headers, response.status
     shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
     request_id = headers.get("x-request-id", "")
-    call.upstream_request_id = request_id if _is_plain(request_id) else ""
-    if call.upstream_request_id:
-        shown.append(("x-upstream-request-id", call.upstream_request_id))
-    call.response_metadata = shown[-_SHOWN_HEADERS:]
+    attempt.request_id = request_id if _is_plain(request_id) else ""
+    if attempt.request_id:
+        shown.append(("x-upstream-request-id", attempt.request_id))
+    attempt.response_metadata = shown[-_SHOWN_HEADERS:]
 
 
 def _is_plain(value: str) -> bool:
-    """Can it be gRPC metadata, and is it short enough to share the trailers with an error's details?"""
+    """Whether a value is valid gRPC metadata, and short enough to share the trailers with an error's details."""
     return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
-async def _check(answer: transport.Answer, call: Call) -> None:
-    """Raises what a response that is no success amounts to."""
-    if answer.status != 200:
-        body = await _Body(answer, call).read(_ERROR_BODY_BYTES, keep_start=True)
-        raise error_responses.refused(answer.status, answer.headers, body, time.time())
-    encoding = answer.headers.get("content-encoding", "").lower()
+async def _check(response: transport.Answer, call: Call) -> None:
+    """Raise the error of a response that is no success."""
+    if response.status != 200:
+        body = await _Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
+        raise error_responses.refused(response.status, response.headers, body, time.time())
+    encoding = response.headers.get("content-encoding", "").lower()
     if encoding in _COMPRESSIONS:
         raise InvalidResponse(
-            f"the upstream compressed its answer ({encoding}) although not asked to", "unexpected_content"
+            f"the upstream's response is compressed ({encoding}), which was not requested", "unexpected_content"
         )
-    if _media_type(answer) == "text/html":
-        raise InvalidResponse("the upstream answered with an HTML page", "unexpected_content")
+    if _media_type(response) == "text/html":
+        raise InvalidResponse("the upstream's response is an HTML page", "unexpected_content")
 
 
-def _media_type(answer: transport.Answer) -> str:
-    return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _media_type(response: transport.Answer) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class _Body:
-    """The body of an answer. What it waits for it adds to the call's waiting time."""
+    """The body of a response. Its waits count as waiting time of the call."""
 
-    def __init__(self, answer: transport.Answer, call: Call) -> None:
-        self._answer = answer
+    def __init__(self, response: transport.Answer, call: Call) -> None:
+        self._response = response
         self._call = call
 
     async def next(self) -> bytes | None:
-        """What the next read brings, None at the end. Raises `TimedOut` or `Truncated`."""
+        """Return the next bytes, or None at the end. Raises `TimedOut` or `Truncated`."""
         started = time.monotonic()
         try:
-            return await self._answer.read() or None
+            return await self._response.read() or None
         except httpx.TimeoutException as error:
-            raise TimedOut("the upstream fell silent in the middle of its answer") from error
+            raise TimedOut("the upstream fell silent in the middle of its response") from error
         except httpx.TransportError as error:
-            raise Truncated("the connection to the upstream broke in the middle of its answer") from error
+            raise Truncated("the connection to the upstream broke in the middle of its response") from error
         finally:
             self._call.waiting_seconds += time.monotonic() - started
 
     async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
-        """All that is left. Too large or cut off: what came so far if `keep_start`, else an exception."""
+        """Return the rest. If it is too large or cut off, raise, or return the start if `keep_start`."""
         data = bytearray()
         try:
             while (piece := await self.next()) is not None:
                 data += piece
                 if len(data) > limit_bytes:
-                    raise InvalidResponse(f"the upstream's answer is larger than {limit_bytes} bytes", "oversize")
+                    raise InvalidResponse(f"the upstream's response is larger than {limit_bytes} bytes", "oversize")
         except (InvalidResponse, Truncated):
             if not keep_start:
                 raise
         return bytes(data)
 
     async def drain(self) -> None:
-        """Reads the end so that the connection can be used again."""
+        """Read the end, so that the connection can be reused."""
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while await self.next() is not None:

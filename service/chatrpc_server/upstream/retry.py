@@ -1,7 +1,7 @@
-"""Tries again, until the first chunk: an `Upstream` around another.
+"""Retries until the first chunk: an `Upstream` around another.
 
-What may be tried again, and when, is decided in core/backoff.py. After the first chunk a stream is never replayed,
-since the caller has part of it already.
+core/backoff.py decides what may be retried, and when. After the first chunk a stream is never replayed, because the
+caller has a part of it.
 """
 
 import asyncio
@@ -18,43 +18,43 @@ from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, U
 
 
 class Retrying:
-    """`retried` is told the error that each retry follows."""
+    """An upstream with retries. `on_retry` receives the call and the error that each retry follows."""
 
-    def __init__(self, upstream: Upstream, backoff: Backoff, retried: Callable[[ChatError], None]) -> None:
+    def __init__(self, upstream: Upstream, backoff: Backoff, on_retry: Callable[[Call, ChatError], None]) -> None:
         self._upstream = upstream
         self._backoff = backoff
-        self._retried = retried
+        self._on_retry = on_retry
 
     async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
-        """The whole answer of the first attempt that succeeds."""
-        attempts = _Attempts(self._backoff, call, self._retried)
+        """Return the complete response of the first attempt that succeeds."""
+        attempts = _Attempts(self._backoff, call, self._on_retry)
         while True:
             with attempts:
                 return await self._upstream.complete(request, call)
             await attempts.pause()
 
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
-        """The stream of the first attempt that brings a chunk."""
-        attempts = _Attempts(self._backoff, call, self._retried)
+        """Yield the stream of the first attempt that has a chunk."""
+        attempts = _Attempts(self._backoff, call, self._on_retry)
         while True:
             with attempts:
                 async with aclosing(self._upstream.stream(request, call)) as batches:
                     async for batch in batches:
-                        attempts.over = True
+                        attempts.committed = True
                         yield batch
                 return
             await attempts.pause()
 
 
 class _Attempts:
-    """The attempts of one call. As a context around each, it swallows the error that another attempt is to follow."""
+    """Context manager around each attempt of a call; suppresses the error if a retry follows."""
 
-    def __init__(self, backoff: Backoff, call: Call, retried: Callable[[ChatError], None]) -> None:
-        self.over = False
-        """Whatever happens now, there is no further attempt."""
+    def __init__(self, backoff: Backoff, call: Call, on_retry: Callable[[Call, ChatError], None]) -> None:
+        self.committed = False
+        """Whether a part of the response has been passed on (gRFC A6): then no retry follows."""
         self._backoff = backoff
         self._call = call
-        self._retried = retried
+        self._on_retry = on_retry
         self._retries = 0
         self._delay_seconds = 0.0
 
@@ -64,7 +64,7 @@ class _Attempts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        if self.over or not isinstance(error, ChatError):
+        if self.committed or not isinstance(error, ChatError):
             return False
         chance = random.random()  # noqa: S311  # jitter needs no cryptography
         delay = self._backoff.delay_seconds(error, self._retries, chance)
@@ -72,11 +72,11 @@ class _Attempts:
             return False
         self._retries += 1
         self._delay_seconds = delay
-        self._retried(error)
+        self._on_retry(self._call, error)
         return True
 
     async def pause(self) -> None:
-        """Waits as long as the last error asks for."""
+        """Wait as long as the last error requires."""
         started = time.monotonic()
         try:
             await asyncio.sleep(self._delay_seconds)

@@ -15,7 +15,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from chatrpc_server.rpc.layers.metrics import RPCS
-from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.exporter import register_process
 from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.telemetry.multiprocess import SharedMetrics
@@ -80,7 +79,7 @@ def families() -> dict[str, set[str]]:
     """The names of the samples of each metric that the service has."""
     registry = CollectorRegistry()
     register_process(registry)
-    registries = [registry, Metrics(RPCS, UpstreamSettings()).registry]
+    registries = [registry, Metrics(RPCS, ["default"]).registry]
     with SharedMetrics(1) as shared:
         found = {
             family.name: family.type for registry in [*registries, shared.registry] for family in registry.collect()

@@ -134,7 +134,8 @@ def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Sta
         description = clip(message, _DESCRIPTION_BYTES)
         violations = [details_pb2.QuotaFailure.Violation(subject="upstream", description=description)]
         _add(status, details_pb2.QuotaFailure(violations=violations))
-    _add(status, details_pb2.RequestInfo(request_id=call.upstream_request_id or call.id))
+    attempt = call.last_attempt
+    _add(status, details_pb2.RequestInfo(request_id=(attempt.request_id if attempt else "") or call.id))
     if isinstance(error, ErrorResponse):
         _add(status, _upstream_error(status, error.detail, redact, withhold=own_key))
     return status
