@@ -1,4 +1,4 @@
-"""What the chart has from elsewhere: the schema of `config` from the service's settings, the rules and the dashboard.
+"""Generates parts of the chart: the schema of `config` from the service's settings, and the rules of one job.
 
 python deploy/helm/generate.py [--check]
 """
@@ -16,15 +16,15 @@ from chatrpc_server.settings import Settings
 DEPLOY = Path(__file__).parents[1]
 CHART = DEPLOY / "helm/chatrpc"
 SCHEMA = CHART / "values.schema.json"
-# Follow from other values: see chatrpc.config in templates/_helpers.tpl.
+# Settings that other values determine: see chatrpc.config in templates/_helpers.tpl.
 OF_THE_CHART = {"listen", "health_listen", "metrics_listen", "tls", "api_key", "api_key_file"}
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON schema of `config`. In draft 7, as Helm 3 and 4 both read it: no references, no titles."""
+    """Return the JSON schema of `config`, in draft 7 without references and titles, which Helm 3 and 4 both accept."""
     whole = Settings.model_json_schema()
     schema = _plain(whole, whole["$defs"])
-    # Templates read them: the grace of the pod is reckoned from these seconds.
+    # Templates read these, because the pod's grace period depends on them.
     schema["required"] = ["drain", "upstream"]
     schema["properties"]["drain"]["required"] = ["delay_seconds", "grace_seconds"]
     return _with_nulls(schema)
@@ -70,14 +70,14 @@ def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
     return plain
 
 
-# Metric names as the rules have them, with their matchers if there are any. No function is called like one.
+# Metric names in the rules, with their matchers if there are any. No PromQL function has such a name.
 _SELECTOR = re.compile(r"\b((?:chatrpc|grpc|gen_ai|process|scrape)[_:][\w:]+|up\b)(?:\{(.*?)\})?")
 
 
 def rules_of_a_job(text: str) -> str:
-    """The rules about one job only, for which the chart puts its release's name in place of `<job>`.
+    """Return the rules limited to one job. The chart replaces `<job>` with the release's job.
 
-    Else two releases would write the same series, and each alert would come twice.
+    Otherwise two releases would record the same series, and each alert would fire twice.
     """
     rules = yaml.safe_load(text)
     for group in rules["groups"]:
@@ -93,7 +93,7 @@ def _of_a_job(selector: re.Match[str]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such."""
+    """Dumper that writes texts of several lines as blocks."""
 
 
 _Dumper.add_representer(
@@ -103,7 +103,7 @@ _Dumper.add_representer(
 
 
 def generated() -> dict[Path, str]:
-    """The text of each file."""
+    """Return the text of each generated file."""
     schema = json.loads(SCHEMA.read_text())
     schema["properties"]["config"] = config_schema()
     return {
@@ -116,11 +116,11 @@ def generated() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Writes them, or checks them."""
+    """Write the files, or check them."""
     stale = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         for path in stale:
-            print(f"{path.relative_to(DEPLOY.parent)} is not what it is made from says: make chart")
+            print(f"{path.relative_to(DEPLOY.parent)}: differs from its source; run make chart")
         sys.exit(bool(stale))
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The chart, rendered for each of its scenarios by helm."""
+"""The chart, rendered by helm for each scenario of its folder ci/."""
 
 import os
 import subprocess
@@ -21,15 +21,15 @@ Resource = dict[str, Any]
 
 
 def run(program: Path | str, *arguments: Path | str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end; the exit code is the caller's to look at."""
+    """Run the program and return its output; the caller checks the exit code."""
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=50, check=False, **options)
 
 
 def needs(program: str) -> None:
-    """Skips the test where the program is not."""
+    """Skip the test if the program is not installed."""
     if not (TOOLS / "bin" / program).exists():
-        install = "on Linux with x86-64 tests/deploy/manifests/install fetches it"
-        pytest.skip(f"{program} is not in .tools/deploy/bin: {install}")
+        install = "on Linux with x86-64 run tests/deploy/manifests/install"
+        pytest.skip(f"{program}: not in .tools/deploy/bin; {install}")
 
 
 def template(*arguments: str, helm: str = "helm", name: str = "chatrpc") -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def template(*arguments: str, helm: str = "helm", name: str = "chatrpc") -> subp
 
 @cache
 def rendered(scenario: str, *arguments: str, helm: str = "helm", name: str = "chatrpc") -> str:
-    """What helm makes of the scenario for a release of this name."""
+    """Return the manifests of the scenario for a release of this name."""
     done = template(f"--values={SCENARIOS[scenario]}", *arguments, helm=helm, name=name)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -46,7 +46,7 @@ def rendered(scenario: str, *arguments: str, helm: str = "helm", name: str = "ch
 
 @cache
 def kustomized(folder: str) -> str:
-    """What kubectl makes of a folder of the repository."""
+    """Return the manifests that kubectl makes of a folder of the repository."""
     done = run(TOOLS / "bin/kubectl", "kustomize", ROOT / folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -57,7 +57,7 @@ def resources(text: str) -> list[Resource]:
 
 
 class Release:
-    """What one scenario installs, or what else is given."""
+    """The resources of one scenario, or of the given text."""
 
     def __init__(self, scenario: str, *arguments: str, text: str | None = None) -> None:
         self.scenario = scenario
@@ -81,7 +81,7 @@ class Release:
 
     @property
     def container(self) -> Resource:
-        """The service's."""
+        """The service's container."""
         return dict(self.pod["containers"][0])
 
     @property
@@ -97,9 +97,9 @@ class Release:
 
     @staticmethod
     def containers(pod: Resource) -> Sequence[Resource]:
-        """All that the spec of a pod has."""
+        """Return all containers in the spec of a pod."""
         return [*pod.get("initContainers", []), *pod["containers"]]
 
     def pods(self) -> Sequence[Resource]:
-        """The specs of all pods that it may start."""
+        """Return the specs of all pods of the release."""
         return [self.pod, *(each["spec"] for each in self.of("Pod"))]

@@ -1,4 +1,4 @@
-"""The tests of deploy/ are collected only when tests/deploy/manifests/run has installed what they need."""
+"""Tests of the manifests; collected only after tests/deploy/manifests/run has installed their tools."""
 
 import os
 
@@ -11,6 +11,6 @@ collect_ignore_glob = [] if "DEPLOY_TOOLS" in os.environ else ["test_*.py"]
 
 @pytest.fixture(params=["helm", "helm3"])
 def helm(request: pytest.FixtureRequest) -> str:
-    """The name of each."""
+    """The name of each supported helm."""
     needs(request.param)
     return str(request.param)

@@ -1,7 +1,7 @@
-"""Schemas for kubeconform: schemas.py TARGET core BUNDLED VERSION ..., or schemas.py TARGET custom DEFINITIONS.
+"""Write schemas for kubeconform: schemas.py TARGET core BUNDLED VERSION ..., or schemas.py TARGET custom DEFINITIONS.
 
-`core` are those that kubernetes-validate brings, of these versions of Kubernetes; `custom` are made of the definitions
-(CRDs) that controller-gen wrote.
+`core` converts kubernetes-validate's schemas of these versions of Kubernetes; `custom` converts the definitions (CRDs)
+from controller-gen.
 """
 
 import json
@@ -13,7 +13,7 @@ import yaml
 
 
 def core(target: Path, bundled: Path, *versions: str) -> None:
-    """The same with references that begin where the file is, not at an address on the web."""
+    """Write the schemas with references to the local file instead of an address on the web."""
     for version in versions:
         folder = target / f"v{version}.0-strict"
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,14 +28,14 @@ def custom(target: Path, definitions: Path) -> None:
         spec = yaml.safe_load(path.read_text())["spec"]
         for version in spec["versions"]:
             schema = _strict(version["schema"]["openAPIV3Schema"])
-            # Of every object the API server knows the metadata by itself.
+            # The API server knows the metadata of every object itself.
             schema["properties"]["metadata"] = {"type": "object"}
             name = f"{spec['group']}_{spec['names']['singular']}_{version['name']}.json"
             (target / name).write_text(json.dumps(schema))
 
 
 def _strict(schema: Any) -> Any:
-    """The same, but what it does not name is an error."""
+    """Return the schema with every unnamed property as an error."""
     if isinstance(schema, list):
         return [_strict(each) for each in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""What others' tools say of deploy/: helm, two judges of schemas, checkov, hadolint, yamllint."""
+"""Linters on deploy/: helm, two schema validators, checkov, hadolint and yamllint."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from deploy.manifests.charts import CHART, LINTERS, ROOT, SCENARIOS, TOOLS, kustomized, needs, rendered, resources, run
 
-VERSIONS = ["1.30", "1.34", "1.37"]  # of Kubernetes: the oldest the chart takes, one between, the newest
+VERSIONS = ["1.30", "1.34", "1.37"]  # of Kubernetes: the oldest that the chart supports, one between, the newest
 PLAIN = {"plain": "deploy/kubernetes/base", "overlay": "deploy/kubernetes/overlay"}
 CUSTOM = {
     "BackendTLSPolicy",
@@ -21,17 +21,20 @@ CUSTOM = {
     "ServiceMonitor",
 }
 
-# What checkov finds and we mean, by its number and the place.
-MEANT = {
-    ("CKV_K8S_11", "Deployment"): "no CPU limit: throttling delays first chunks; resources.limits can set one",
-    ("CKV_K8S_11", "Pod"): "neither has the test hook",
-    ("CKV_K8S_15", "Deployment"): "IfNotPresent: a tag is one version for ever, and image.digest is stronger",
-    ("CKV_K8S_15", "Pod"): "so has the test hook",
-    ("CKV_K8S_43", "Deployment"): "whose registry it is in, and under which digest, is the user's: image.digest",
-    ("CKV_K8S_43", "Pod"): "so is the test hook's",
-    ("CKV_K8S_8", "Pod"): "the test hook ends by itself: there is nothing to probe",
+# Intended findings of checkov, by check and kind, with the reason.
+INTENDED = {
+    ("CKV_K8S_11", "Deployment"): "no CPU limit, because throttling delays first chunks; resources.limits can set one",
+    ("CKV_K8S_11", "Pod"): "nor has the test hook",
+    (
+        "CKV_K8S_15",
+        "Deployment",
+    ): "IfNotPresent, because a tag never changes its version, and image.digest overrides it",
+    ("CKV_K8S_15", "Pod"): "the test hook does, too",
+    ("CKV_K8S_43", "Deployment"): "registry and digest are the user's choice: image.digest",
+    ("CKV_K8S_43", "Pod"): "the test hook's image is, too",
+    ("CKV_K8S_8", "Pod"): "the test hook exits by itself, so there is nothing to probe",
     ("CKV_K8S_9", "Pod"): "the same",
-    ("CKV2_K8S_6", "Pod"): "the test hook lives for a second, and nothing listens in it",
+    ("CKV2_K8S_6", "Pod"): "the test hook runs for a second, and nothing listens in it",
 }
 
 
@@ -43,7 +46,7 @@ def test_helm_lints(scenario: str, helm: str) -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_helm_3_makes_the_same(scenario: str) -> None:
+def test_helm_3_renders_the_same(scenario: str) -> None:
     needs("helm3")
 
     def sorted_(helm: str) -> list[str]:
@@ -54,7 +57,7 @@ def test_helm_3_makes_the_same(scenario: str) -> None:
 
 @cache
 def texts() -> dict[str, str]:
-    """All manifests by name: those of the scenarios, and what kustomize makes of the plain ones."""
+    """Return all manifests by name: those of the scenarios, and the plain ones from kustomize."""
     return {name: rendered(name) for name in SCENARIOS} | {name: kustomized(path) for name, path in PLAIN.items()}
 
 
@@ -63,7 +66,7 @@ def texts() -> dict[str, str]:
 def test_the_schemas_of_kubernetes(name: str, version: str) -> None:
     done = run(LINTERS / "kubernetes-validate", "-k", version, "--strict", "-", input=texts()[name])
     assert done.returncode == 0, done.stdout + done.stderr
-    # It warns of the kinds that are not Kubernetes' own, which are for the next test.
+    # It warns of custom resources, which the next test checks.
     warned = re.findall(r"WARN .*schema for kind (\w+) ", done.stdout + done.stderr)
     assert (done.stdout + done.stderr).count("WARN") == len(warned)
     assert set(warned) <= CUSTOM
@@ -74,7 +77,7 @@ def test_the_schemas_of_kubernetes(name: str, version: str) -> None:
 def test_the_schemas_of_custom_resources_too(name: str, version: str) -> None:
     kubeconform = TOOLS / "bin/kubeconform"
     if not kubeconform.exists():
-        pytest.skip("kubeconform is not there, since Go is not: install it, then `make test-deploy`")
+        pytest.skip("kubeconform: not built without Go; install Go, then run `make test-deploy`")
     done = run(
         kubeconform,
         "-strict",
@@ -96,7 +99,7 @@ def test_the_schemas_of_custom_resources_too(name: str, version: str) -> None:
     }
 
 
-def test_checkov_finds_only_what_is_meant(tmp_path: Path) -> None:
+def test_checkov_finds_only_intended_deviations(tmp_path: Path) -> None:
     for name, text in texts().items():
         (tmp_path / f"{name}.yaml").write_text(text)
     done = run(
@@ -109,13 +112,13 @@ def test_checkov_finds_only_what_is_meant(tmp_path: Path) -> None:
     for each in report["results"]["failed_checks"]:
         kind = each["resource"].split(".")[0]
         found.add((each["check_id"], kind))
-    assert found == MEANT.keys()
+    assert found == INTENDED.keys()
 
 
 def test_the_dockerfile() -> None:
     done = run(LINTERS / "hadolint", "--failure-threshold=style", ROOT / "deploy/Dockerfile")
     assert done.returncode == 0, done.stdout
-    # CKV_DOCKER_7 wants a tag, and does not see that the build argument has one.
+    # CKV_DOCKER_7 requires a tag, and does not see the one in the build argument.
     skips = "--skip-check=CKV_DOCKER_7"
     done = run(LINTERS / "checkov", "--skip-download", "--compact", skips, "--file", ROOT / "deploy/Dockerfile")
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""docs/operating.md names settings, values, metrics and alerts: there are such."""
+"""Settings, values, metrics, alerts and panels that docs/operating.md names exist."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from chatrpc_server.settings import describe
 from deploy.manifests.charts import CHART, ROOT, Release, template
 
 PAGES = [ROOT / "docs/operating.md", ROOT / "docs/balancing.md", CHART / "README.md"]
-# What balancing.md says of gRPC, Envoy Gateway and Istio.
+# Prefixes of settings of gRPC, Envoy Gateway and Istio in balancing.md.
 OF_OTHERS = ("grpc.", "healthCheck.", "retries.", "retry.", "timeout.")
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SETTINGS = {row.path for row in describe()}
 
 
 def named(pattern: str) -> list[str]:
-    """What stands between backticks on the pages and looks like this."""
+    """Return the texts in backticks on the pages that match the pattern."""
     return sorted({name for page in PAGES for name in re.findall(rf"`({pattern})[`{{:=]", page.read_text())})
 
 
@@ -58,7 +58,7 @@ def test_panels() -> None:
 
 
 @pytest.mark.parametrize("page", [PAGES[0], PAGES[-1]], ids=lambda page: page.name)
-def test_helm_takes_what_the_page_sets(page: Path) -> None:
+def test_helm_accepts_the_values_of_the_page(page: Path) -> None:
     commands = re.findall(r"^(helm .*(?:install|upgrade) (?:.*\\\n)*.*)$", page.read_text(), re.MULTILINE)
     assert commands
     for command in commands:
@@ -68,7 +68,7 @@ def test_helm_takes_what_the_page_sets(page: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_table_of_a_pods_end() -> None:
+def test_the_table_of_a_pods_shutdown() -> None:
     text = (ROOT / "docs/operating.md").read_text()
     rows = re.findall(r"^\| (\d+) \|", text.partition("| what happens |")[2], re.MULTILINE)
     table = [int(second) for second in rows[:5]]

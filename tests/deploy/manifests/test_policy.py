@@ -1,4 +1,4 @@
-"""What we promise of every scenario of the chart."""
+"""Promises of the chart that hold in every scenario."""
 
 import json
 import re
@@ -23,7 +23,7 @@ JOBS = dict.fromkeys(SCENARIOS, "chat/chatrpc") | {"tls": "chat/chat"}
 
 
 def plain(folder: str = "deploy/kubernetes/base") -> Release:
-    """What is there without helm."""
+    """Return the manifests without helm."""
     return Release("default", text=kustomized(folder))
 
 
@@ -36,7 +36,7 @@ def labelled(labels: dict[str, str], selector: dict[str, str]) -> bool:
     return selector.items() <= labels.items()
 
 
-def test_pods_may_do_nothing_but_serve(release: Release) -> None:
+def test_pods_have_minimal_privileges(release: Release) -> None:
     for pod in release.pods():
         assert pod["securityContext"] == {
             "runAsNonRoot": True,
@@ -46,7 +46,7 @@ def test_pods_may_do_nothing_but_serve(release: Release) -> None:
             "seccompProfile": {"type": "RuntimeDefault"},
         }
         assert pod["automountServiceAccountToken"] is False
-        assert pod["enableServiceLinks"] is False, "a Service called chatrpc would set CHATRPC_PORT"
+        assert pod["enableServiceLinks"] is False, "a Service named chatrpc would set CHATRPC_PORT"
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         assert all(volume.keys() & {"configMap", "secret", "emptyDir"} for volume in pod.get("volumes", []))
         for container in release.containers(pod):
@@ -63,22 +63,22 @@ def test_the_user_is_the_images(release: Release) -> None:
     assert f"USER {user}" in (ROOT / "deploy/Dockerfile").read_text().splitlines()
 
 
-def test_secrets_are_referred_to_and_never_made(release: Release) -> None:
+def test_secrets_are_referenced_and_never_created(release: Release) -> None:
     assert not release.of("Secret")
     assert "api_key" not in release.config["upstream"]
     for mount in release.container["volumeMounts"]:
-        assert "subPath" not in mount, "such a mount keeps what it had at start"
+        assert "subPath" not in mount, "such a mount does not receive new contents"
 
 
 def settings(release: Release, folder: Path) -> Any:
-    """The settings of the pod, with its volumes in a folder."""
+    """Return the settings of the pod, with its volumes in a folder."""
     volumes = {volume["name"]: volume for volume in release.pod["volumes"]}
     for mount in release.container["volumeMounts"]:
         target = folder / mount["mountPath"].lstrip("/")
         target.mkdir(parents=True, exist_ok=True)
         for item in volumes[mount["name"]].get("secret", {}).get("items", []):
             (target / item["path"]).write_text("sk-a-key")
-        if volumes[mount["name"]].get("configMap", {}).get("name") == "internal-ca":  # of ci/full-values.yaml
+        if volumes[mount["name"]].get("configMap", {}).get("name") == "internal-ca":  # in ci/full-values.yaml
             (target / "ca.crt").write_text("a certificate")
     text = yaml.safe_dump(release.config).replace("/etc/chatrpc/", f"{folder}/etc/chatrpc/")
     path = folder / "etc/chatrpc/config/chatrpc.yaml"
@@ -88,7 +88,7 @@ def settings(release: Release, folder: Path) -> Any:
     return load(environ={"CHATRPC_CONFIG": str(path)})
 
 
-def test_the_service_takes_its_settings(release: Release, tmp_path: Path) -> None:
+def test_the_service_accepts_its_settings(release: Release, tmp_path: Path) -> None:
     loaded = settings(release, tmp_path)
     assert (loaded.upstream.api_key is not None) == ("upstream" in str(release.pod["volumes"]))
     files = [loaded.tls.cert_file, loaded.tls.key_file, loaded.tls.client_ca_file]
@@ -97,7 +97,7 @@ def test_the_service_takes_its_settings(release: Release, tmp_path: Path) -> Non
     assert loaded.metrics_listen.port == release.ports["metrics"]
 
 
-def test_probes_ask_where_health_is_without_tls(release: Release, tmp_path: Path) -> None:
+def test_probes_use_the_health_port_without_tls(release: Release, tmp_path: Path) -> None:
     loaded = settings(release, tmp_path)
     where = loaded.health_listen if loaded.tls.cert_file else loaded.listen
     for name, service in {
@@ -109,14 +109,14 @@ def test_probes_ask_where_health_is_without_tls(release: Release, tmp_path: Path
     assert ("grpc-health" in release.ports) == bool(loaded.tls.cert_file)
 
 
-def test_the_grace_suffices_for_the_drain(release: Release, tmp_path: Path) -> None:
+def test_the_grace_period_suffices_for_the_drain(release: Release, tmp_path: Path) -> None:
     drain = settings(release, tmp_path).drain
     sleep = release.container["lifecycle"]["preStop"]["sleep"]["seconds"]
     needed = sleep + drain.delay_seconds + drain.grace_seconds + SLACK_SECONDS
     assert needed <= release.pod["terminationGracePeriodSeconds"] < needed + 1
 
 
-def test_a_rollout_takes_no_pod_away_before_its_time(release: Release) -> None:
+def test_a_rollout_removes_no_pod_too_soon(release: Release) -> None:
     spec = release.deployment["spec"]
     assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert spec["minReadySeconds"] >= max(30, release.config["drain"]["delay_seconds"])
@@ -127,7 +127,7 @@ def test_a_rollout_takes_no_pod_away_before_its_time(release: Release) -> None:
 
 
 def pod_selectors(release: Release) -> list[dict[str, str]]:
-    """All by which something finds the pods of the service."""
+    """Return all selectors of the service's pods."""
     return [
         release.deployment["spec"]["selector"]["matchLabels"],
         *(each["spec"]["selector"] for each in release.of("Service")),
@@ -143,7 +143,7 @@ def test_selectors_find_the_pods_and_only_them(release: Release) -> None:
     hook = release.one("Pod")["metadata"]["labels"]
     for selector in pod_selectors(release):
         assert labelled(labels, selector)
-        assert not labelled(hook, selector), "the test hook serves nobody"
+        assert not labelled(hook, selector), "the test hook serves no calls"
     assert not spec["selector"]["matchLabels"].keys() - {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
     for monitor in release.of("ServiceMonitor"):
         found = [
@@ -151,11 +151,11 @@ def test_selectors_find_the_pods_and_only_them(release: Release) -> None:
             for each in release.of("Service")
             if labelled(each["metadata"]["labels"], monitor["spec"]["selector"]["matchLabels"])
         ]
-        assert len(found) == 1, "twice found is twice counted"
+        assert len(found) == 1, "a second match would count twice"
 
 
-def test_two_releases_in_a_namespace_know_each_their_own(release: Release) -> None:
-    """With whatever name: the longer contains the shorter."""
+def test_two_releases_in_a_namespace_select_only_their_own(release: Release) -> None:
+    """Even if one name contains the other."""
     text = rendered(release.scenario, "--set=fullnameOverride=", name="chatrpc-two")
     other = Release(release.scenario, text=text)
     for one, two in ((release, other), (other, release)):
@@ -177,18 +177,18 @@ def test_services(release: Release) -> None:
     assert headless["spec"]["clusterIP"] == "None"
     for service in (plain, headless):
         ports = {port["targetPort"]: port["port"] for port in service["spec"]["ports"]}
-        assert ports == release.ports, "a headless Service maps no ports: those of both are the pod's"
+        assert ports == release.ports, "both have the pod's ports, because a headless Service maps none"
         h2c = [port["name"] for port in service["spec"]["ports"] if "appProtocol" in port]
         assert h2c == ([] if "tls" in release.config else ["grpc"])
 
 
-def test_only_known_peers_get_in_and_keys_of_the_cloud_stay_there(release: Release) -> None:
+def test_only_known_peers_can_call_and_cloud_metadata_is_blocked(release: Release) -> None:
     policy = release.one("NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
     assert opened == release.ports.keys()
     for rule in policy["ingress"]:
-        assert rule["from"], "no peers would mean everybody"
+        assert rule["from"], "an empty list allows all peers"
     hook = {"podSelector": {"matchLabels": release.one("Pod")["metadata"]["labels"]}}
     assert hook in policy["ingress"][0]["from"]
     for peer in chain.from_iterable(rule["to"] for rule in policy["egress"] if "ports" not in rule):
@@ -197,28 +197,28 @@ def test_only_known_peers_get_in_and_keys_of_the_cloud_stay_there(release: Relea
             assert peer["ipBlock"]["except"] == [everywhere[cidr]]
 
 
-def test_new_pods_are_watched_for_as_long_as_old_ones_linger() -> None:
+def test_new_pods_are_watched_for_as_long_as_old_ones_drain() -> None:
     spec = Release("default", "--set-json=config.drain.delay_seconds=700.5").deployment["spec"]
     assert (spec["minReadySeconds"], spec["progressDeadlineSeconds"]) == (701, 1271)
 
 
-def test_a_pod_that_is_not_ready_keeps_no_node(release: Release) -> None:
+def test_a_pod_that_is_not_ready_blocks_no_drain_of_a_node(release: Release) -> None:
     for budget in release.of("PodDisruptionBudget"):
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
-def test_one_thing_decides_how_many(release: Release) -> None:
+def test_either_the_chart_or_an_autoscaler_sets_the_number_of_pods(release: Release) -> None:
     scalers = [*release.of("HorizontalPodAutoscaler"), *release.of("ScaledObject")]
     assert len(scalers) + ("replicas" in release.deployment["spec"]) == 1
-    said = "chatrpc.dev/replicas-are-not-said" not in release.deployment["metadata"].get("annotations", {})
-    assert said == ("replicas" in release.deployment["spec"])
+    replicas_set = "chatrpc.dev/replicas-unset" not in release.deployment["metadata"].get("annotations", {})
+    assert replicas_set == ("replicas" in release.deployment["spec"])
     for scaler in scalers:
         assert scaler["spec"]["scaleTargetRef"]["name"] == release.deployment["metadata"]["name"]
 
 
 @pytest.mark.parametrize("name", ["chatrpc", "a" * 38, "a" * 39, "a" * 53])
-def test_keda_asks_for_the_pods_of_the_release(name: str) -> None:
-    """Of whose names Kubernetes keeps 58 characters before the last five, which it chooses."""
+def test_keda_queries_the_pods_of_the_release(name: str) -> None:
+    """Kubernetes keeps 58 characters of a pod's name and appends five of its own."""
     release = Release("keda", text=rendered("keda", name=name))
     (trigger,) = release.one("ScaledObject")["spec"]["triggers"]
     full = release.deployment["metadata"]["name"]
@@ -229,7 +229,7 @@ def test_keda_asks_for_the_pods_of_the_release(name: str) -> None:
     assert trigger["metadata"]["ignoreNullValues"] == "false"
 
 
-def test_the_hook_asks_as_callers_do(release: Release) -> None:
+def test_the_hook_uses_the_callers_target(release: Release) -> None:
     (container,) = release.one("Pod")["spec"]["containers"]
     assert container["image"] == release.container["image"]
     args, unknown = cli._parser().parse_known_args(container["args"])
@@ -252,7 +252,7 @@ def test_it_is_scraped_in_one_way(release: Release) -> None:
         assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": JOBS[release.scenario]}]
 
 
-def test_where_the_cluster_knows_the_operator_it_is_used() -> None:
+def test_the_prometheus_operator_is_used_if_the_cluster_has_it() -> None:
     kinds = ("PodMonitor", "PrometheusRule")
     plain = Release("default")
     assert not any(plain.of(kind) for kind in kinds)
@@ -260,16 +260,16 @@ def test_where_the_cluster_knows_the_operator_it_is_used() -> None:
     assert all(len(known.of(kind)) == 1 for kind in kinds)
 
 
-def test_who_names_the_job_has_rules_about_it() -> None:
+def test_rules_need_a_job() -> None:
     known = "--api-versions=monitoring.coreos.com/v1/PrometheusRule"
-    assert not Release("default", known).of("PrometheusRule"), "by annotations nobody knows the job"
+    assert not Release("default", known).of("PrometheusRule"), "annotations do not determine the job"
     named = Release("default", known, "--set=monitoring.job=pods")
     assert 'up{job="pods"}' in str(named.one("PrometheusRule"))
     monitor = Release("full", "--set=monitoring.job=mine").one("ServiceMonitor")
     assert monitor["spec"]["endpoints"][0]["relabelings"][0]["replacement"] == "mine"
 
 
-def test_the_dashboard_is_that_of_deploy() -> None:
+def test_the_dashboard_is_the_file() -> None:
     release = Release("full")
     dashboard = release.one("ConfigMap", "-dashboard")
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
@@ -285,7 +285,7 @@ def test_the_certificate_is_for_the_names_that_callers_use() -> None:
     for service in release.of("Service"):
         assert f"{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local" in certificate["dnsNames"]
     assert "chat.example" in certificate["dnsNames"]
-    assert "renewBefore" not in certificate, "cert-manager's own: a third of whatever the duration is"
+    assert "renewBefore" not in certificate, "cert-manager's default: a third of the duration"
     sooner = Release("tls", "--set=tls.certificate.renewBefore=48h").one("Certificate")["spec"]
     assert sooner["renewBefore"] == "48h"
 
@@ -298,7 +298,7 @@ def test_a_route_leads_to_the_service(scenario: str) -> None:
     assert rule["backendRefs"] == [{"name": "chatrpc", "port": release.ports["grpc"]}]
 
 
-def test_a_gateway_speaks_tls_to_those_who_do() -> None:
+def test_a_gateway_uses_tls_if_the_pods_require_it() -> None:
     assert not Release("gateway").of("BackendTLSPolicy")
     otherwise = "--set=grpcRoute.backendTlsPolicy.enabled=false"
     assert not Release("gateway-tls", otherwise).of("BackendTLSPolicy")
@@ -313,8 +313,7 @@ def test_a_gateway_speaks_tls_to_those_who_do() -> None:
     assert policy["validation"]["hostname"] in release.one("Certificate")["spec"]["dnsNames"]
 
 
-def test_the_plain_manifests_are_the_charts_with_a_key() -> None:
-    """But for what is helm's."""
+def test_the_plain_manifests_are_the_charts_with_a_key_and_without_helms_parts() -> None:
     ours = Release("default", "--set=apiKey.secret=chatrpc-upstream")
     assert plain().pod == {**ours.pod, "serviceAccountName": "chatrpc"}
     assert plain().config == ours.config
@@ -331,7 +330,7 @@ def test_the_overlay_changes_image_settings_and_number(tmp_path: Path) -> None:
     overlay = plain("deploy/kubernetes/overlay")
     loaded = settings(overlay, tmp_path)
     assert loaded.upstream.base_url == "https://models.example/v1"
-    assert loaded.upstream.api_key, "the file is where the Secret is"
+    assert loaded.upstream.api_key, "the file is in the Secret's mount"
     assert {"grpc": loaded.listen.port, "metrics": loaded.metrics_listen.port} == overlay.ports
     drain = loaded.drain.delay_seconds + loaded.drain.grace_seconds
     assert (
@@ -344,7 +343,7 @@ def test_the_overlay_changes_image_settings_and_number(tmp_path: Path) -> None:
     assert re.fullmatch("chatrpc-settings-[a-z0-9]{10}", settings_map["metadata"]["name"]), "new settings, new pods"
 
 
-def test_labels_and_annotations_of_the_user_come_beside_ours() -> None:
+def test_labels_and_annotations_of_the_user_do_not_override_ours() -> None:
     mine = {
         "app.kubernetes.io/name": "other",
         "app.kubernetes.io/version": "7",
@@ -362,24 +361,24 @@ def test_labels_and_annotations_of_the_user_come_beside_ours() -> None:
     assert changed.deployment["spec"]["template"]["metadata"]["annotations"] == expected
 
 
-def test_users_can_be_left_to_the_cluster() -> None:
-    """As OpenShift wants it."""
+def test_the_cluster_can_choose_the_user() -> None:
+    """OpenShift requires it."""
     release = Release("default", "--set=fixedUser=false,apiKey.secret=a")
     (upstream,) = (each["secret"] for each in release.pod["volumes"] if "secret" in each)
-    assert upstream["defaultMode"] == 0o444, "whoever it is reads it"
+    assert upstream["defaultMode"] == 0o444, "every user can read it"
     for pod in release.pods():
         assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def test_the_hook_goes_where_the_pods_go() -> None:
+def test_the_hook_runs_on_the_pods_nodes() -> None:
     release = Release("full")
     hook = release.one("Pod")["spec"]
     for field in ("nodeSelector", "tolerations", "affinity", "priorityClassName", "imagePullSecrets"):
         assert hook[field] == release.pod[field]
 
 
-def test_the_hook_may_share_a_node_with_a_pod() -> None:
-    """Else it might find no node: each may have a pod already."""
+def test_the_hook_can_share_a_node_with_a_pod() -> None:
+    """Otherwise there may be no node for it, because each may have a pod."""
     apart = {
         "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []},
         "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}},
@@ -389,7 +388,7 @@ def test_the_hook_may_share_a_node_with_a_pod() -> None:
     assert release.one("Pod")["spec"]["affinity"].keys() == {"nodeAffinity"}
 
 
-def test_what_looks_like_numbers_is_text() -> None:
+def test_numeric_names_are_text() -> None:
     names = ("apiKey.secret", "apiKey.key", "tls.secret", "tls.clientCa.secret", "tls.clientCa.key")
     names += ("serviceAccount.name", "priorityClassName", "nameOverride")
     release = Release("default", *(f"--set-string={name}=0123" for name in names))
@@ -400,7 +399,7 @@ def test_what_looks_like_numbers_is_text() -> None:
     assert release.deployment["metadata"]["labels"]["app.kubernetes.io/name"] == "0123"
 
 
-def test_names_that_yaml_reads_otherwise_are_names() -> None:
+def test_names_that_yaml_reads_as_other_types_are_text() -> None:
     text = run(TOOLS / "bin/helm", "template", "on", CHART, "--set=nameOverride=on,tls.secret=s", "--namespace=2024")
     release = Release("default", text=text.stdout)
     assert {each["metadata"]["namespace"] for each in release.all} == {"2024"}
@@ -408,12 +407,12 @@ def test_names_that_yaml_reads_otherwise_are_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 44 + "--bcd", "a" * 45 + "-bcd"])
-def test_a_long_name_is_cut_where_it_stays_a_name(name: str) -> None:
+def test_a_long_name_is_cut_to_a_valid_name(name: str) -> None:
     cut = Release("default", f"--set=fullnameOverride={name}").deployment["metadata"]["name"]
     assert cut == name.partition("-")[0]
 
 
-def test_the_embedded_upstream_is_asked_directly() -> None:
+def test_the_embedded_upstream_is_called_without_a_proxy() -> None:
     proxy = "http://proxy:3128"
     release = Release("echo", f"--set=config.upstream.proxy={proxy}")
     assert "proxy" not in release.config["upstream"]
@@ -430,7 +429,7 @@ def test_the_domain_of_the_cluster() -> None:
     ("change", "restarts"),
     [("config.upstream.name=other", True), ("config.limits.max_in_flight=5", True), ("config.log.level=debug", False)],
 )
-def test_a_new_setting_makes_new_pods_if_it_has_to(change: str, restarts: bool) -> None:
+def test_only_settings_that_need_it_create_new_pods(change: str, restarts: bool) -> None:
     before, after = Release("default"), Release("default", f"--set={change}")
     assert before.config != after.config
     assert (before.deployment["spec"]["template"] != after.deployment["spec"]["template"]) == restarts
@@ -444,7 +443,7 @@ def test_versions_agree() -> None:
 
 
 @pytest.mark.parametrize(("tag", "version"), [("", __version__), ("2.0.0", "2.0.0"), ("a" * 62 + ".b", "a" * 62)])
-def test_the_version_is_the_images(tag: str, version: str) -> None:
+def test_the_version_label_is_the_image_tag(tag: str, version: str) -> None:
     release = Release("default", f"--set=image.tag={tag}")
     for metadata in (release.deployment["metadata"], release.deployment["spec"]["template"]["metadata"]):
         assert metadata["labels"]["app.kubernetes.io/version"] == version

@@ -1,4 +1,4 @@
-"""The rules of a release are about its own job: of it they say what the rules of deploy/ say, and of others nothing."""
+"""The rules of a release cover its own job like the rules of deploy/prometheus, and no other job."""
 
 import re
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ def groups() -> list[dict[str, Any]]:
 
 
 def promtool(folder: Path, cases: str) -> None:
-    """Tests the release's rules with these cases."""
+    """Test the release's rules with these cases."""
     if not PROMTOOL.exists():
-        pytest.skip("promtool is not there: `make tools`")
+        pytest.skip("promtool: not installed; run `make tools`")
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups()}))
     parsed = {**yaml.safe_load(cases), "rule_files": ["rules.yaml"]}
     (folder / "cases.yaml").write_text(yaml.safe_dump(parsed))
@@ -31,8 +31,7 @@ def promtool(folder: Path, cases: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_they_are_those_of_deploy() -> None:
-    """But for the job."""
+def test_they_differ_from_those_of_deploy_only_in_the_job() -> None:
     ours = [group for path in sorted(RULES.glob("*.yaml")) for group in yaml.safe_load(path.read_text())["groups"]]
     theirs = groups()
     for group in [*ours, *theirs]:
@@ -42,7 +41,7 @@ def test_they_are_those_of_deploy() -> None:
 
 
 def selectors(expression: str) -> Iterator[tuple[str, str]]:
-    """Metric and matchers of each selector: what is left without functions, operators, label lists and ranges."""
+    """Yield metric and matchers of each selector, without functions, operators, label lists and ranges."""
     bare = re.sub(r"\b(?:by|on) \([^)]*\)|\[[^]]*\]", "", expression)
     for name, what in re.findall(r"\b([a-zA-Z_:][\w:]*)(\{[^}]*\}| *\()?", bare):
         if not what.endswith("(") and name not in ("and", "or"):
@@ -59,12 +58,12 @@ def test_every_selector_has_the_job() -> None:
 
 
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
-def test_of_their_own_job_they_say_the_same(file: Path, tmp_path: Path) -> None:
+def test_for_their_own_job_they_give_the_same_results(file: Path, tmp_path: Path) -> None:
     promtool(tmp_path, file.read_text().replace('job="chatrpc"', f'job="{JOB}"'))
 
 
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
-def test_of_other_jobs_they_say_nothing(file: Path, tmp_path: Path) -> None:
+def test_for_other_jobs_they_give_no_results(file: Path, tmp_path: Path) -> None:
     cases = yaml.safe_load(file.read_text())
     for case in cases["tests"]:
         for expectation in case["promql_expr_test"]:

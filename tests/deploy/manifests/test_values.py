@@ -32,85 +32,88 @@ from deploy.manifests.charts import (
 
 ROUTE = ("grpcRoute.enabled=true", "grpcRoute.parentRefs[0].name=internal")
 REFUSED = {
-    "no such value": (["replica=2"], "additional properties 'replica' not allowed"),
-    "no such setting": (["config.upstream.base_ur=x"], "at '/config/upstream': additional properties 'base_ur'"),
+    "an unknown value": (["replica=2"], "additional properties 'replica' not allowed"),
+    "an unknown setting": (["config.upstream.base_ur=x"], "at '/config/upstream': additional properties 'base_ur'"),
     "out of bounds": (["config.workers=0"], "at '/config/workers': minimum: got 0, want 1"),
-    "no such choice": (["config.log.level=loud"], "at '/config/log/level': value must be one of 'debug', 'info'"),
-    "of another type": (["config.reflection=maybe"], "at '/config/reflection': got string, want null or boolean"),
-    "not for this place": (["config.listen=0.0.0.0:1"], "at '/config': additional properties 'listen' not allowed"),
-    "a key in plain sight": (["config.upstream.api_key=sk-1"], "additional properties 'api_key' not allowed"),
+    "an unknown choice": (["config.log.level=loud"], "at '/config/log/level': value must be one of 'debug', 'info'"),
+    "another type": (["config.reflection=maybe"], "at '/config/reflection': got string, want null or boolean"),
+    "a setting of the chart": (["config.listen=0.0.0.0:1"], "at '/config': additional properties 'listen' not allowed"),
+    "a key in the values": (["config.upstream.api_key=sk-1"], "additional properties 'api_key' not allowed"),
     "drain without its seconds": (["config.drain=null"], "at '/config': missing property 'drain'"),
     "values of an older chart": (["config=null"], "missing property 'config'"),
-    "a port that is none": (["ports.grpc=70000"], "at '/ports/grpc': maximum: got 70,000, want 65,535"),
-    "one port twice": (["ports.metrics=50051"], "ports.grpc and ports.metrics must differ: both are 50051"),
+    "an invalid port": (["ports.grpc=70000"], "at '/ports/grpc': maximum: got 70,000, want 65,535"),
+    "one port twice": (["ports.metrics=50051"], "ports.grpc: is 50051 like ports.metrics; give each its own port"),
     "one port twice, with TLS": (
         ["tls.secret=x", "ports.metrics=50052"],
-        "ports.health and ports.metrics must differ",
+        "ports.health: is 50052 like ports.metrics",
     ),
     "the embedded upstream's port": (
         ["echo.enabled=true", "ports.grpc=8080"],
-        "ports.grpc and the embedded upstream's must differ: both are 8080",
+        "ports.grpc: is 8080 like the embedded upstream's",
     ),
-    "a name that is none": (["fullnameOverride=Chat.RPC"], "at '/fullnameOverride'"),
-    "a job that is none": (["monitoring.job=x #y"], "at '/monitoring/job'"),
-    "more than all": (["podDisruptionBudget.maxUnavailable=150%"], "at '/podDisruptionBudget/maxUnavailable'"),
-    "an address that ends too late": (
+    "an invalid full name": (["fullnameOverride=Chat.RPC"], "at '/fullnameOverride'"),
+    "an invalid job": (["monitoring.job=x #y"], "at '/monitoring/job'"),
+    "more than 100 percent": (["podDisruptionBudget.maxUnavailable=150%"], "at '/podDisruptionBudget/maxUnavailable'"),
+    "an address with /chat/completions": (
         ["config.upstream.base_url=https://api.openai.com/v1/chat/completions"],
         "at '/config/upstream/base_url'",
     ),
     "a number in the environment": (["extraEnv[0].name=A", "extraEnv[0].value=4"], "at '/extraEnv/0/value'"),
     "an issuer without a name": (
         ["tls.secret=x", "tls.certificate.enabled=true", "tls.certificate.issuerRef.kind=ClusterIssuer"],
-        "tls.certificate.issuerRef is needed, with its name",
+        "tls.certificate.issuerRef: has no name; set it",
     ),
     "callers' authority without TLS": (
         ["tls.clientCa.secret=ca"],
-        "tls.clientCa.secret is of no use without tls.secret",
+        "tls.clientCa.secret: has no effect without tls.secret",
     ),
-    "a certificate for nowhere": (["tls.certificate.enabled=true"], "tls.secret is needed with tls.certificate"),
-    "a certificate by nobody": (
+    "a certificate without a Secret": (
+        ["tls.certificate.enabled=true"],
+        "tls.secret: is required with tls.certificate",
+    ),
+    "a certificate without an issuer": (
         ["tls.certificate.enabled=true", "tls.secret=x"],
-        "tls.certificate.issuerRef is needed, with its name, such as {kind: ClusterIssuer, name: internal}",
+        "tls.certificate.issuerRef: has no name; set it, such as {kind: ClusterIssuer, name: internal}",
     ),
-    "insecure, and not meant": (
+    "insecure without allow_insecure": (
         ["config.allow_insecure=false"],
-        "config.allow_insecure: false needs tls.clientCa.secret",
+        "config.allow_insecure: is false, but callers are not authenticated; set tls.clientCa.secret",
     ),
-    "no Prometheus to ask": (
+    "KEDA without Prometheus": (
         ["autoscaling.enabled=true", "autoscaling.signal=keda"],
-        "autoscaling.prometheus is needed with the signal keda",
+        "autoscaling.prometheus: is required with autoscaling.signal keda",
     ),
-    "fewest above most": (
+    "minimum above maximum": (
         ["autoscaling.enabled=true", "autoscaling.minReplicas=9", "autoscaling.maxReplicas=3"],
-        "autoscaling.minReplicas is above autoscaling.maxReplicas",
+        "autoscaling.minReplicas: is above autoscaling.maxReplicas",
     ),
-    "a route from nowhere": (["grpcRoute.enabled=true"], "grpcRoute.parentRefs is needed"),
-    "a Gateway that is shut out": ([*ROUTE], "networkPolicy.callers is needed with grpcRoute"),
-    "a Gateway that knows no authority": (
+    "a route without a Gateway": (["grpcRoute.enabled=true"], "grpcRoute.parentRefs: is empty"),
+    "a Gateway without access": ([*ROUTE], "networkPolicy.callers: is required with grpcRoute"),
+    "a Gateway without an authority": (
         [*ROUTE, "networkPolicy.enabled=false", "tls.secret=x"],
-        "grpcRoute.backendTlsPolicy.caCertificateRefs is needed with tls.secret",
+        "grpcRoute.backendTlsPolicy.caCertificateRefs: is required with tls.secret",
     ),
-    "an authority that is not whole": (
+    "an incomplete authority": (
         ["grpcRoute.backendTlsPolicy.caCertificateRefs[0].kind=ConfigMap"],
         "missing properties 'group', 'name'",
     ),
-    "a share of nothing": (
+    "a CPU share without a request": (
         ["autoscaling.enabled=true", "resources.requests.cpu=null"],
-        "resources.requests.cpu is needed with the signal cpu",
+        "resources.requests.cpu: is required with autoscaling.signal cpu",
     ),
-    "rules about nothing": (["monitoring.rules=always", "monitoring.scrape=none"], "monitoring.job is needed"),
-    "no address": (["config.upstream.base_url=models.example"], "at '/config/upstream/base_url'"),
+    "rules without a job": (["monitoring.rules=always", "monitoring.scrape=none"], "monitoring.job: is required"),
+    "an invalid address": (["config.upstream.base_url=models.example"], "at '/config/upstream/base_url'"),
     "an address with a key": (["config.upstream.base_url=https://me:sk@a.example"], "at '/config/upstream/base_url'"),
-    "no name": (["config.upstream.name=Big One"], "at '/config/upstream/name'"),
-    "a collector that is none": (["config.tracing.endpoint=collector:4318"], "at '/config/tracing/endpoint'"),
-    "backoff, the wrong way round": (
+    "an invalid name": (["config.upstream.name=Big One"], "at '/config/upstream/name'"),
+    "an invalid collector": (["config.tracing.endpoint=collector:4318"], "at '/config/tracing/endpoint'"),
+    "backoff with its bounds swapped": (
         ["config.upstream.initial_backoff_seconds=4", "config.upstream.max_backoff_seconds=3"],
-        "config.upstream.max_backoff_seconds: must be at least initial_backoff_seconds, which is 4",
+        "config.upstream.max_backoff_seconds: is below initial_backoff_seconds; set it to at least 4",
     ),
     **{
-        f"{name} behind the chart's back": (
+        f"{name} in the environment": (
             [f"extraEnv[0].name=CHATRPC_{name}"],
-            f"extraEnv: CHATRPC_{name} is not for the environment",
+            f"extraEnv: CHATRPC_{name} is not allowed",
         )
         for name in (
             *("CONFIG", "LISTEN", "HEALTH_LISTEN", "METRICS_LISTEN", "ALLOW_INSECURE"),
@@ -118,21 +121,21 @@ REFUSED = {
         )
     },
     "a variable without a name": (["extraEnv[0].value=x"], "at '/extraEnv/0': missing property 'name'"),
-    "a digest that is none": (["image.digest=latest"], "at '/image/digest'"),
+    "an invalid digest": (["image.digest=latest"], "at '/image/digest'"),
 }
 
 
 @pytest.mark.parametrize(("values", "complaint"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_told(values: list[str], complaint: str) -> None:
+def test_invalid_values_are_reported(values: list[str], complaint: str) -> None:
     done = template(*(f"--set={value}" for value in values))
     assert done.returncode != 0
     assert complaint in done.stderr
 
 
 def paths(values: Any, schema: dict[str, Any]) -> Iterator[str]:
-    """Of all values that have names of their own, and of the objects that they are in."""
+    """Yield the paths of all named values, and of the objects that hold them."""
     for name, each in values.items():
-        if name == "config":  # which the service completes by its defaults
+        if name == "config":  # the service adds its defaults
             continue
         yield name
         inner = schema["properties"][name]
@@ -149,8 +152,8 @@ def default(path: str) -> Any:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_value_that_is_missing_is_told_unless_it_is_empty(path: str) -> None:
-    """As those that an older chart had not, with `--reuse-values`; or a key whose entries are all commented out."""
+def test_a_missing_value_is_reported_unless_it_is_empty(path: str) -> None:
+    """A value is missing with `--reuse-values` of an older chart, or if all entries of a key are commented out."""
     missing = template(f"--set={path}=null")
     if default(path) in ("", [], {}):
         assert missing.returncode == 0, missing.stderr
@@ -162,7 +165,7 @@ def test_a_value_that_is_missing_is_told_unless_it_is_empty(path: str) -> None:
 
 
 def test_null_is_empty_too(tmp_path: Path, helm: str) -> None:
-    """`--reuse-values` keeps it, where `--set` takes the value away; so it is where the chart has no such value."""
+    """`--reuse-values` keeps null, while `--set` removes the value; a value that the chart lacks is like the former."""
     empty = [path for path in PATHS if default(path) in ("", [], {})]
     assert len(empty) > 20
     chart, values, nulls = tmp_path / "chart", deepcopy(VALUES), {}
@@ -189,7 +192,7 @@ def test_every_value_has_a_path() -> None:
 
 
 @pytest.mark.parametrize("section", ["upstream", "limits"])
-def test_pairs_of_settings_are_judged_with_the_defaults_of_the_service(section: str) -> None:
+def test_pairs_of_settings_are_checked_with_the_defaults_of_the_service(section: str) -> None:
     settings = getattr(Settings(), section)
     pairs = {
         "upstream": {
@@ -203,7 +206,7 @@ def test_pairs_of_settings_are_judged_with_the_defaults_of_the_service(section: 
             beyond = value + (1 if name == least else -value / 2)
             assert template(f"--set-json=config.{section}.{name}={value}").returncode == 0
             done = template(f"--set-json=config.{section}.{name}={type(value)(beyond)}")
-            assert f"config.{section}.{most}: must be at least {least}" in done.stderr
+            assert f"config.{section}.{most}: is below {least}; set it to at least" in done.stderr
             with pytest.raises(ValidationError):
                 type(settings)(**{name: beyond})
 
@@ -213,8 +216,8 @@ OF_THE_CHART = ("listen", "health_listen", "metrics_listen", "tls.", "upstream.a
 
 
 @pytest.mark.parametrize("path", [path for path in SETTINGS if not path.startswith(OF_THE_CHART)])
-def test_a_setting_without_a_value_is_not_given(path: str, tmp_path: Path) -> None:
-    """Helm lets it pass, and the service takes it for its default."""
+def test_a_setting_without_a_value_is_not_set(path: str, tmp_path: Path) -> None:
+    """Helm accepts it, and the service uses its default."""
     done = template(f"--set-json=config.{path}=null", "--set=tls.secret=x,tls.clientCa.secret=x")
     assert done.returncode == 0, done.stderr
     (tmp_path / "chatrpc.yaml").write_text(f"{{{path.replace('.', ': {')}: null{'}' * path.count('.')}}}")
@@ -222,7 +225,7 @@ def test_a_setting_without_a_value_is_not_given(path: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "right",
+    "valid",
     [
         ["ports.grpc=50052"],
         ['config.models="a,b"'],
@@ -238,21 +241,21 @@ def test_a_setting_without_a_value_is_not_given(path: str, tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_what_can_be_is_taken(right: list[str]) -> None:
-    done = template(*(f"--set-json={value}" for value in right))
+def test_valid_values_are_accepted(valid: list[str]) -> None:
+    done = template(*(f"--set-json={value}" for value in valid))
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("release", ["1chat", "2"])
-def test_a_name_that_begins_with_a_digit_is_told(release: str) -> None:
+def test_a_name_that_begins_with_a_digit_is_reported(release: str) -> None:
     done = template(name=release)
-    assert f'"{release}-chatrpc" is no name for a Service' in done.stderr
+    assert f'fullnameOverride: "{release}-chatrpc" is no valid name of a Service' in done.stderr
     done = template("--set=fullnameOverride=chat", name=release)
     assert done.returncode == 0, done.stderr
 
 
 def as_part(folder: Path, **dependency: str) -> subprocess.CompletedProcess[str]:
-    """What helm makes of a chart that the chart is a part of."""
+    """Render a chart that contains the chart as a dependency."""
     parent = {"apiVersion": "v2", "name": "all", "version": "1.0.0"}
     part = {"name": "chatrpc", "version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"], **dependency}
     shutil.copytree(CHART, folder / "charts/chatrpc")
@@ -261,7 +264,7 @@ def as_part(folder: Path, **dependency: str) -> subprocess.CompletedProcess[str]
     return run(TOOLS / "bin/helm", "template", "r", folder)
 
 
-def test_it_may_be_a_part_of_another_chart(tmp_path: Path) -> None:
+def test_it_can_be_a_dependency_of_another_chart(tmp_path: Path) -> None:
     done = as_part(tmp_path, condition="chatrpc.enabled")
     assert done.returncode == 0, done.stderr
     release = Release("default", text=done.stdout)
@@ -269,12 +272,12 @@ def test_it_may_be_a_part_of_another_chart(tmp_path: Path) -> None:
     assert "runAsUser" not in release.pod["securityContext"]
 
 
-def test_an_alias_that_is_no_name_is_told(tmp_path: Path) -> None:
-    assert '"r-chatEu" is no name for a Service' in as_part(tmp_path, alias="chatEu").stderr
+def test_an_invalid_alias_is_reported(tmp_path: Path) -> None:
+    assert '"r-chatEu" is no valid name of a Service' in as_part(tmp_path, alias="chatEu").stderr
 
 
 def test_numbers_stay_whole() -> None:
-    """Helm reads them as floating point, and would write a large one as 3.3554432e+07."""
+    """Helm reads numbers as floating point, and could write a large one as 3.3554432e+07."""
     assert Release("full").config["limits"]["max_message_bytes"] == 33554432
 
 
@@ -288,7 +291,7 @@ def notes_of(scenario: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_notes_tell_a_call_that_can_be_made(scenario: str) -> None:
+def test_the_notes_have_a_valid_call(scenario: str) -> None:
     notes = notes_of(scenario)
     release = Release(scenario)
     name = release.deployment["metadata"]["name"]
@@ -309,13 +312,13 @@ def test_the_notes_tell_a_call_that_can_be_made(scenario: str) -> None:
     assert ("No key is sent" in notes) == ("api_key_file" not in release.config["upstream"] and scenario != "echo")
 
 
-def test_the_notes_know_where_a_key_may_come_from() -> None:
+def test_the_notes_recognize_a_key_in_the_environment() -> None:
     assert "No key is sent" in notes_of("default", "--set=extraEnv[0].name=A")
     by_environment = '--set-json=extraEnv=[{"name": "CHATRPC_UPSTREAM__API_KEY", "value": "x"}]'
     assert "No key is sent" not in notes_of("default", by_environment)
 
 
-def test_the_notes_call_a_model() -> None:
+def test_the_notes_name_a_model() -> None:
     assert '"model": "gpt-4o"' in notes_of("full"), "the first of config.models"
     assert '"model": "gpt-4o-mini"' in notes_of("default", "--set=config.models=null")
     assert '"model": "one"' in notes_of("default", '--set-json=config.models=" , one, two"')

@@ -2,7 +2,7 @@
 {{ .Values.nameOverride | default .Chart.Name | trunc 58 | trimAll "-" }}
 {{- end }}
 
-{{/* At most 46 characters: of a longer one Kubernetes would cut the hashes that it puts into the names of pods. */}}
+{{/* At most 46 characters, because with a longer name Kubernetes cuts the hashes in the names of pods. */}}
 {{- define "chatrpc.fullname" -}}
 {{- $name := include "chatrpc.name" . -}}
 {{- $full := printf "%s-%s" .Release.Name $name -}}
@@ -22,7 +22,7 @@ app.kubernetes.io/name: {{ include "chatrpc.name" . }}-test
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* Those of a resource. With [root, labels of the user's], which come beside ours. */}}
+{{/* Labels of a resource, from [root, the user's labels]. Ours override the user's. */}}
 {{- define "chatrpc.labelsAnd" -}}
 {{ merge (include "chatrpc.labels" (index . 0) | fromYaml) (index . 1 | default dict) | toYaml }}
 {{- end }}
@@ -34,7 +34,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* Of the image: its tag, as far as a label can hold it. */}}
+{{/* The image's tag, cut to the length of a label. */}}
 {{- define "chatrpc.version" -}}
 {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimAll "-._" }}
 {{- end }}
@@ -49,7 +49,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.serviceAccount.name | default (include "chatrpc.fullname" .) | quote }}
 {{- end }}
 
-{{/* What the release's containers may do: nothing that Kubernetes' "restricted" standard would refuse, and less. */}}
+{{/* Privileges of the release's containers: fewer than Kubernetes' "restricted" standard allows. */}}
 {{- define "chatrpc.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -57,11 +57,11 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* What the spec of every pod of the release begins with. */}}
+{{/* Start of the spec of every pod of the release. */}}
 {{- define "chatrpc.pod" -}}
 serviceAccountName: {{ include "chatrpc.serviceAccount" . }}
 automountServiceAccountToken: false
-# Else a Service called chatrpc puts variables into the pod that look like settings.
+# Otherwise a Service named chatrpc adds CHATRPC_* variables to the pod, which look like settings.
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
@@ -86,12 +86,12 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* The port that probes ask: with TLS on the other one would not understand them. */}}
+{{/* The port for probes. With TLS it is the health port, because probes have no TLS. */}}
 {{- define "chatrpc.healthPort" -}}
 {{ ternary .Values.ports.health .Values.ports.grpc (not (empty .Values.tls.secret)) }}
 {{- end }}
 
-{{/* All settings: those of the values, and what follows from the other values. */}}
+{{/* All settings: those in config, and those that the other values determine. */}}
 {{- define "chatrpc.config" -}}
 {{- $own := dict "listen" (printf "0.0.0.0:%v" .Values.ports.grpc) "metrics_listen" (printf "0.0.0.0:%v" .Values.ports.metrics) -}}
 {{- $config := deepCopy .Values.config -}}
@@ -115,12 +115,12 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{ mustMergeOverwrite $config $own | toYaml }}
 {{- end }}
 
-{{/* The name of the headless Service everywhere in the cluster. */}}
+{{/* The full DNS name of the headless Service. */}}
 {{- define "chatrpc.headless" -}}
 {{ include "chatrpc.fullname" . }}-headless.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
 {{- end }}
 
-{{/* How metrics are found. */}}
+{{/* The way in which Prometheus finds the metrics. */}}
 {{- define "chatrpc.scrape" -}}
 {{- if ne .Values.monitoring.scrape "auto" -}}
 {{ .Values.monitoring.scrape }}
@@ -129,7 +129,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
-{{/* The label `job` of the release's series. Empty where it is not the chart that gives it. */}}
+{{/* The label `job` of the release's series. Empty if the chart does not set it. */}}
 {{- define "chatrpc.job" -}}
 {{- if .Values.monitoring.job -}}
 {{ .Values.monitoring.job }}

@@ -1,5 +1,5 @@
-// Package tools pins, with hashes, what the checks of deploy/ are built from: the tools of go.mod, and the types of
-// the resources that are not Kubernetes' own, from which controller-gen writes their schemas.
+// Package tools pins the tools of the manifests' tests with hashes: those of go.mod, and the types of the custom
+// resources, from which controller-gen writes their schemas.
 package tools
 
 import (
