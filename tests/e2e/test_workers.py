@@ -250,7 +250,7 @@ def test_a_worker_that_cannot_start_stops_all(tmp_path: Path) -> None:
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 1, "reported once, and not as a traceback"
-    assert lines[0].startswith(f"chatrpc-server: upstream.ca_file: {authorities}: no certificates to be had from it")
+    assert lines[0].startswith(f"chatrpc-server: upstream.ca_file: {authorities}: cannot load certificates: ")
 
 
 def test_a_metrics_port_in_use_stops_all() -> None:

@@ -1,6 +1,7 @@
 """The import rules between the rooms, checked against the sources."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,40 @@ def ids(file: Path) -> str:
 
 def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
+
+
+def module(file: Path) -> str:
+    return ".".join(file.relative_to(SERVICE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_there_are_ten_rooms() -> None:
+    rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {"__init__", "__pycache__"}
+    assert rooms == set(MAY_IMPORT)
+    assert len(rooms) == 10
+
+
+def test_rooms_and_modules_have_no_import_cycle() -> None:
+    list(TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError
+    modules = {module(file): file for file in FILES}
+    known = {
+        name: {each for each in modules if each != name and (each in found or within_any(found, each, modules))}
+        for name, file in modules.items()
+        for found in [imports(file)]
+    }
+    list(TopologicalSorter(known).static_order())
+
+
+def within_any(names: set[str], target: str, modules: dict[str, Path]) -> bool:
+    """Whether a name is an attribute of the module `target`, and no module itself."""
+    return any(name not in modules and name.rpartition(".")[0] == target for name in names)
+
+
+@pytest.mark.parametrize("room", ["telemetry", "process"])
+def test_telemetry_takes_names_and_no_settings(room: str) -> None:
+    names = {name for file in FILES if part(file) == room for name in imports(file)}
+    assert {name for name in names if within(name, "chatrpc_server.settings")} == {
+        "chatrpc_server.settings.address.Address"
+    }
 
 
 def test_echo_imports_none_of_ours() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from chatrpc_server.process.lifecycle import StartError
-from chatrpc_server.settings import Address
+from chatrpc_server.settings.address import Address
 
 MISSING_ADDRESS_ERRNOS = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 """This machine lacks the address, such as `::1` without IPv6. The host's other addresses are enough."""

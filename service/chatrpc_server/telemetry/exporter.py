@@ -12,7 +12,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from chatrpc_server.process import ports
-from chatrpc_server.settings import Address
+from chatrpc_server.settings.address import Address
 
 _POLL_SECONDS = 0.1
 """Longest wait of the exporter's thread before it notices `close`."""
