@@ -65,7 +65,7 @@ chart: $(INSTALLED) ## write anew what the chart has from settings, rules and da
 dashboard-preview: $(INSTALLED) ## draw docs/dashboard.png: the dashboard's first rows under load (needs Chromium and make tools)
 	PYTHONPATH=tests $(BIN)/python -m support.dashboard_preview
 
-docs: $(INSTALLED) ## write the tables in README.md and docs/ anew from what the tests see; then read the difference
+docs: $(INSTALLED) ## write the tables in docs/ from the results of tests; then read the diff
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/unit/test_settings_docs.py tests/rpc/test_faults.py tests/rpc/test_metric_list.py
 
 ifdef AGAINST

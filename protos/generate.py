@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the Python stubs of the contract; --check only proves them fresh.
+"""Write the Python stubs of the contract.
 
-    python protos/generate.py            write what differs, remove what does not belong
-    python protos/generate.py --check    write nothing; exit 1 and list what is stale, missing or superfluous
+    python protos/generate.py            write files that differ, remove superfluous ones
+    python protos/generate.py --check    write nothing; exit 1 and list stale, missing and superfluous files
 
-Any Python from 3.11 on runs it, and nothing has to be installed first: the generators live in .venv-protos/, made here
-from the hashes in requirements/protos.txt, and made anew when that lock changes. They have an environment of their own
-because they are pinned to the oldest grpcio supported: its stubs load on every later one, but not the other way round.
+It runs on any Python from 3.11 on without installed packages. It creates .venv-protos/ for the generators from the
+hashes in requirements/protos.txt, and recreates it when that lock changes. The generators have their own environment
+because they are pinned to the oldest supported grpcio: its stubs load on every later version, but not the reverse.
 
-The folder holds generated files and nothing else, no __init__.py either, so that `chatrpc` is a namespace package.
+The folder holds only generated files and no __init__.py, so that `chatrpc` is a namespace package.
 """
 
 import argparse
@@ -24,22 +24,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 FOLDER = PROTOS / "python/src/chatrpc/v1"
-"""Of the distribution `chatrpc-protos`, on which the service and the client depend."""
+"""The package of the distribution `chatrpc-protos`, on which the service and the client depend."""
 LOCK = ROOT / "requirements/protos.txt"
 VENV = ROOT / ".venv-protos"
 
 STUB_OPTIONS = "quiet,readable_stubs"
-"""Of mypy-protobuf. No `only_async`: the stubs are for synchronous clients too."""
+"""Options of mypy-protobuf, without `only_async`, because synchronous clients use the stubs too."""
 
 
 def run(programs: Path, module: str, *arguments: str) -> None:
-    search_path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # protoc looks for its plugins there
+    search_path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # so that protoc finds its plugins
     command = [str(programs / "python"), "-m", module, *arguments]
-    subprocess.run(command, check=True, env={**os.environ, "PATH": search_path})  # noqa: S603 - all of it is ours
+    subprocess.run(command, check=True, env={**os.environ, "PATH": search_path})  # noqa: S603 - no part comes from outside
 
 
 def generators() -> Path:
-    """The folder of the generators' programs. They are installed first if absent, half installed or not the lock's."""
+    """Return the folder of the generators' programs; install them if they are missing, incomplete or outdated."""
     programs = VENV / ("Scripts" if os.name == "nt" else "bin")
     stamp = VENV / "lock.sha256"
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
@@ -52,7 +52,7 @@ def generators() -> Path:
 
 
 def generate(out: Path) -> dict[str, bytes]:
-    """The content of every generated file by its name. `out` is an empty folder to work in."""
+    """Return the content of every generated file by its name. `out` is an empty scratch folder."""
     programs = generators()
     protos = sorted(path.relative_to(PROTOS).as_posix() for path in PROTOS.glob("chatrpc/v1/*.proto"))
     services = [proto for proto in protos if proto.endswith("_service.proto")]
@@ -63,8 +63,8 @@ def generate(out: Path) -> dict[str, bytes]:
     return {**stubs, "py.typed": b""}  # PEP 561: type checkers may trust the installed package
 
 
-def _mend(fresh: dict[str, bytes], *, check: bool) -> list[str]:
-    """What was wrong there, file by file. With `check` it stays so."""
+def _update(fresh: dict[str, bytes], *, check: bool) -> list[str]:
+    """Return a line for each file that differs; update the folder unless `check`."""
     present = {path.name: path.read_bytes() for path in FOLDER.glob("*") if path.is_file()}
     faults = {
         **dict.fromkeys(fresh.keys() - present.keys(), "missing"),
@@ -86,12 +86,12 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as out:
             fresh = generate(Path(out))
-    except subprocess.CalledProcessError as error:  # it has said itself what is wrong
+    except subprocess.CalledProcessError as error:  # the program has printed the reason
         return error.returncode
-    stale = _mend(fresh, check=check)
+    stale = _update(fresh, check=check)
     print(*stale, sep="\n", end="\n" if stale else "")
     if check and stale:
-        print("The stubs do not match protos/. To mend that: python protos/generate.py", file=sys.stderr)
+        print("protos/python: stale stubs; run `make protos`", file=sys.stderr)
         return 1
     print(f"{FOLDER.relative_to(ROOT)}: {len(fresh)} files are fresh")
     return 0

@@ -42,17 +42,17 @@ ADVICE = {
     "UPSTREAM_MODERATED": ("no", "Change the content."),
     "UPSTREAM_INSUFFICIENT_BALANCE": ("no", "Ask the operator to top up the upstream's account."),
     "UPSTREAM_ERROR": ("4xx: no; 5xx: later", "Read UpstreamError; its `http_status` is the upstream's."),
-    "UPSTREAM_RATE_LIMITED": ("later", "Wait as RetryInfo says, and send less at once."),
+    "UPSTREAM_RATE_LIMITED": ("later", "Wait for the delay in RetryInfo, and send less at once."),
     "UPSTREAM_QUOTA_EXHAUSTED": ("no", "Ask the operator to raise the upstream's quota."),
-    "IN_FLIGHT_LIMIT": ("later", "Wait as RetryInfo says; another instance may have room at once."),
+    "IN_FLIGHT_LIMIT": ("later", "Wait for the delay in RetryInfo; another instance may have room at once."),
     "RESPONSE_TOO_LARGE": ("no", "Request less, or use the streaming RPC."),
     "UPSTREAM_CONFLICT": ("later", "Retry with backoff."),
     "UPSTREAM_UNIMPLEMENTED": ("no", "Ask the operator to check the upstream's address."),
     "DEADLINE_EXCEEDED": ("no", "Set a longer deadline, or request less."),
     "UPSTREAM_TIMEOUT": ("later", "Retry if the deadline allows it."),
     "UPSTREAM_UNREACHABLE": ("yes", "Retry with backoff."),
-    "UPSTREAM_UNAVAILABLE": ("yes", "Retry with backoff, or as RetryInfo says."),
-    "UPSTREAM_OVERLOADED": ("yes", "Retry with backoff, or as RetryInfo says."),
+    "UPSTREAM_UNAVAILABLE": ("yes", "Retry after RetryInfo or with backoff."),
+    "UPSTREAM_OVERLOADED": ("yes", "Retry after RetryInfo or with backoff."),
     "UPSTREAM_TRUNCATED": (
         "yes",
         "Discard the received part and repeat the whole call, or keep the part as incomplete.",
@@ -289,7 +289,7 @@ def main() -> int:
     page = render(descriptors())
     stale = not OUT.exists() or OUT.read_text(encoding="utf-8") != page
     if stale and check:
-        print("docs/contract.md does not match protos/; run `make protos`", file=sys.stderr)
+        print("docs/contract.md: stale; run `make protos`", file=sys.stderr)
         return 1
     if stale:
         OUT.write_text(page, encoding="utf-8")

@@ -96,7 +96,7 @@ type CreateChatCompletionRequest struct {
 	Prediction *Prediction `protobuf:"bytes,27,opt,name=prediction,proto3" json:"prediction,omitempty"`
 	// Lets the model search the web. If unset, the key is omitted and the model does not search.
 	WebSearchOptions *WebSearchOptions `protobuf:"bytes,28,opt,name=web_search_options,json=webSearchOptions,proto3" json:"web_search_options,omitempty"`
-	// Tells the provider to store the completion. If unset, the upstream's default applies (OpenAI: false).
+	// Requests that the provider store the completion. If unset, the upstream's default applies (OpenAI: false).
 	Store *bool `protobuf:"varint,29,opt,name=store,proto3,oneof" json:"store,omitempty"`
 	// Up to 16 labels for a stored completion; keys of up to 64 characters, values of up to 512. If empty, the key is
 	// omitted.

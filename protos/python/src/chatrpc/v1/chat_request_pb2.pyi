@@ -156,7 +156,7 @@ class CreateChatCompletionRequest(message.Message):
     upstream's default applies (OpenAI: `auto`).
     """
     store: builtins.bool
-    """Tells the provider to store the completion. If unset, the upstream's default applies (OpenAI: false)."""
+    """Requests that the provider store the completion. If unset, the upstream's default applies (OpenAI: false)."""
     safety_identifier: builtins.str
     """The end user as a stable hash of up to 128 characters, so that the provider can detect abuse. If unset, the key is
     omitted.
