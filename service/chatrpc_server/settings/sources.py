@@ -39,7 +39,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class SettingsFile(NamedTuple):
-    """The YAML file of the settings, and a function that loads all settings anew."""
+    """The YAML file of the settings, and a function that loads all settings again."""
 
     path: Path
     load: Callable[[], Settings]

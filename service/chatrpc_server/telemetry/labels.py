@@ -4,7 +4,7 @@ OTHER = "other"
 OPERATION = "chat"
 """`gen_ai.operation.name`"""
 UNKNOWN_RPC = ("unary", "unknown", "unknown")
-"""Stands for all RPCs that nobody serves: their names are the callers' to make up."""
+"""Stands for all RPCs that the service does not implement, because callers choose their names."""
 
 # fmt: off
 GRPC_CODES = (

@@ -17,16 +17,16 @@ import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 LIBRARIES = ("httpx", "httpcore", "aiohttp", "asyncio", "grpc")
-"""Below a warning these tell of addresses and headers."""
+"""Libraries whose records below a warning contain addresses and headers."""
 _LIBRARY_EVENT = "library_message"
 """The event code of records that libraries write."""
 _PLAIN = (bool, int, float)
 
 
 def configure(level: str, style: str, redact: Callable[[str], str], worker: int | None = None) -> None:
-    """Sends all logs of this process to stderr. `style`: `json`, `text`, or `auto` for text on a terminal.
+    """Send all logs of this process to stderr. `style`: `json`, `text`, or `auto` for text on a terminal.
 
-    `worker`: its number, where there are several; it stands in each line.
+    `worker`: the number of this worker, if there are several; each line contains it.
     """
     if style == "auto":
         style = "text" if sys.stderr.isatty() else "json"
@@ -34,7 +34,7 @@ def configure(level: str, style: str, redact: Callable[[str], str], worker: int 
     handler.setFormatter(_Json(redact) if style == "json" else _Text(redact))
     if worker is not None:
         handler.addFilter(lambda record: record.__dict__.setdefault("worker", worker) is not None)
-    # What none of our lines shows is half the cost of a record (logging HOWTO, "Optimization").
+    # Fields that no line shows are half the cost of a record (logging HOWTO, "Optimization").
     logging._srcfile = None
     for unused in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
         setattr(logging, unused, False)
@@ -44,12 +44,12 @@ def configure(level: str, style: str, redact: Callable[[str], str], worker: int 
 
 
 def set_level(level: str) -> None:
-    """The least severity that is logged from now on."""
+    """Set the lowest severity that is logged."""
     logging.getLogger().setLevel(level.upper())
 
 
 def without_values(error: BaseException) -> str:
-    """The frames and the type of an exception. Its message stays out: it may quote what a caller sent."""
+    """Return the frames and the type of an exception, without its message, which may quote a caller's text."""
     import traceback
 
     return "".join([*traceback.format_tb(error.__traceback__), type(error).__qualname__])
@@ -65,8 +65,8 @@ class _Json(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             line["exception"] = without_values(record.exc_info[1])
         shown = {name: value if isinstance(value, _PLAIN) else str(value) for name, value in line.items()}
-        # All at once, since there is nearly never anything; then value by value: in the finished line it could take
-        # away what makes it JSON.
+        # All values at once, because redaction is rare; then value by value, because in the finished line it could
+        # break the JSON.
         texts = "\n".join([value for value in shown.values() if type(value) is str])
         if self._redact(texts) != texts:
             shown = {name: self._redact(value) if type(value) is str else value for name, value in shown.items()}
@@ -94,7 +94,7 @@ class _Text(logging.Formatter):
 
 
 def _plain(value: Any) -> str:
-    """Quoted if it holds what could pass for another field or another line."""
+    """Return a value, quoted if it could be read as another field or another line."""
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
 
