@@ -19,6 +19,7 @@ serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051
 
 # Coverage makes tests twice as slow: it is asked of those that are to reach every branch of core/ by themselves.
 test: $(INSTALLED) ## all tests, and the units reach every branch of core/ (ARGS="-k name" for some)
+	@tests/deploy/prometheus/install || true # the tests that need it skip
 ifeq ($(ARGS),)
 	$(BIN)/coverage run -m pytest tests/unit
 	$(BIN)/coverage report
