@@ -285,7 +285,7 @@ async def test_an_unforeseen_exception_tells_nothing(
     def broken(body: bytes) -> None:
         raise ValueError("secret detail")
 
-    monkeypatch.setattr(responses, "response", broken)
+    monkeypatch.setattr(responses, "parse_response", broken)
     script.answers(http(b"{}"))
     async with service(script.base_url) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "mine")]))

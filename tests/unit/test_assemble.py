@@ -147,7 +147,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("chunks", "expected"), CASES.values(), ids=CASES)
 def test_choice(chunks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
-    whole = to_json(responses.assembled(sse(*chunks), 10_000))
+    whole = to_json(responses.parse_streamed_response(sse(*chunks), 10_000))
     assert whole == {**HEAD, "choices": [expected]}
 
 
@@ -164,7 +164,7 @@ def test_head_usage_and_several_choices() -> None:
         },
         {"choices": [], "usage": {"prompt_tokens": 2}, "citations": ["y"], "system_fingerprint": "fp", "id": "d"},
     )
-    assert to_json(responses.assembled(body, 10_000)) == {
+    assert to_json(responses.parse_streamed_response(body, 10_000)) == {
         **HEAD,
         "id": "d",
         "choices": [
@@ -190,5 +190,5 @@ def test_head_usage_and_several_choices() -> None:
 )
 def test_fails_as_the_stream_does(body: bytes, reason: Reason) -> None:
     with pytest.raises(ChatError) as failed:
-        responses.assembled(body, 10_000)
+        responses.parse_streamed_response(body, 10_000)
     assert failed.value.reason is reason

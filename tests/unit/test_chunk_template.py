@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from chatrpc_server.core.openai import chunk_template
 from chatrpc_server.core.openai.responses import StreamReader
+from chatrpc_server.core.openai.usage import StreamUsage
 from chatrpc_server.core.upstream import ChatChunk
 
 PLAIN = b'{"id":"i","choices":[{"index":0,"delta":{"content":%s}}]}'
@@ -382,7 +383,7 @@ def streams(draw: st.DrawFn) -> Stream:
 @settings(max_examples=1500, deadline=None)
 @given(streams(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([70, 100, 10_000]))
 def test_the_result_equals_decoding(stream: Stream, coalesce: bool, reuse: bool, drop: bool, limit: int) -> None:
-    options: dict[str, Any] = {"coalesce": coalesce, "reuse": reuse, "drop_usage_chunk": drop}
+    options: dict[str, Any] = {"coalesce": coalesce, "reuse": reuse, "usage": StreamUsage(is_declined=drop)}
     matched = outcome(reader_with(chunk_template.ChunkTemplate, limit, **options), stream.reads())
     decoded = outcome(reader_with(Never, limit, **options), stream.reads())
     assert matched == decoded

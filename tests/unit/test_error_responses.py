@@ -14,8 +14,7 @@ from chatrpc_server.core.openai.error_responses import (
     MESSAGE_BYTES,
     RAW_BODY_BYTES,
     error_in_success,
-    refused,
-    rejects_usage,
+    parse,
 )
 
 NOW = 1_700_000_000.0
@@ -24,7 +23,7 @@ NOW = 1_700_000_000.0
 
 def refusal(status: int = 400, body: Any = b"", headers: dict[str, str] | None = None) -> ErrorResponse:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    error = refused(status, headers or {}, data, NOW)
+    error = parse(status, headers or {}, data, NOW)
     assert isinstance(error, ErrorResponse)
     assert (error.status, error.detail.http_status, error.in_success) == (status, status, False)
     assert error.message == error.detail.message
@@ -157,7 +156,7 @@ def test_a_message_too_deep_to_show() -> None:
     ],
 )
 def test_status_that_is_neither_success_nor_error(status: int, message: str) -> None:
-    error = refused(status, {}, b"", NOW)
+    error = parse(status, {}, b"", NOW)
     assert isinstance(error, InvalidResponse)
     assert error.message == message
 
@@ -292,17 +291,3 @@ def test_error_in_success(error: Any, reason: str, status: int) -> None:
 def test_no_error_in_success(source: Any) -> None:
     assert error_in_success(source, b"") is None
     assert error_in_success(source, b"", certain=True) is not None
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "expected"),
-    [
-        pytest.param(400, {"param": "stream_options"}, True, id="param"),
-        pytest.param(400, {"message": "Unknown field: include_usage"}, True, id="message"),
-        pytest.param(422, {"message": "m", "loc": ["body", "stream_options"]}, True, id="body"),
-        pytest.param(400, {"message": "Unknown field: stream"}, False, id="something else"),
-        pytest.param(500, {"param": "stream_options"}, False, id="another status"),
-    ],
-)
-def test_rejects_usage(status: int, error: Any, expected: bool) -> None:
-    assert rejects_usage(refusal(status, {"error": error})) is expected

@@ -157,7 +157,7 @@ def test_any_depth_is_kept_or_rejected(body: str, depth: int) -> None:
     reader.feed(b"data: " + data.replace(b"message", b"delta") + b"\n\n")
     fault = None
     try:
-        responses.response(data)
+        responses.parse_response(data)
     except UpstreamFault as error:
         fault = error
     kept = ErrorResponse if "error" in body else type(None)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc_client.requests import from_json
 from chatrpc_server.core.openai import requests, responses
+from chatrpc_server.core.openai.usage import StreamUsage
 from chatrpc_server.core.upstream import ChatRequest
 
 # Any request.
@@ -191,7 +192,8 @@ FIELDS = [field.name for field in REQUEST.fields if field.name != "stream"]
 def test_any_request_returns(field: str, stream: bool, data: st.DataObject) -> None:
     request = data.draw(messages(REQUEST, field))
     before = copy.deepcopy(request)
-    received = from_json(json.loads(requests.body(request, stream=stream, ask_usage=stream)))
+    body = requests.stream_body(request, StreamUsage(is_requested=True)) if stream else requests.unary_body(request)
+    received = from_json(json.loads(body))
     assert received.stream == stream
     received.ClearField("stream")
     assert received == as_sent(request, stream=stream)
@@ -272,9 +274,9 @@ def test_a_response_returns_to_the_model(said: dict[str, Any], back: Any, stream
     if streamed:
         events = [{"choices": [{"delta": {key: value}}]} for key, value in said.items()]
         body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
-        answer = responses.assembled(body, 10_000)
+        answer = responses.parse_streamed_response(body, 10_000)
     else:
-        answer = responses.response(json.dumps({"choices": [{"message": said}]}).encode())
+        answer = responses.parse_response(json.dumps({"choices": [{"message": said}]}).encode())
     request = ChatRequest(messages=[ChatMessage(role="user", content="2+2?"), answer.choices[0].message])
-    sent = json.loads(requests.body(request, stream=False, ask_usage=False))["messages"][1]
+    sent = json.loads(requests.unary_body(request))["messages"][1]
     assert sent == (said if back == WHOLE else {"role": "assistant", **back})

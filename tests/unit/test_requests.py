@@ -29,6 +29,7 @@ from chatrpc.v1.chat_request_pb2 import (
     WebSearchOptions,
 )
 from chatrpc_server.core.openai import requests
+from chatrpc_server.core.openai.usage import NO_USAGE
 from chatrpc_server.core.upstream import ChatRequest
 
 X = '{"x":null}'  # an extra key with a value that only extra_json can send
@@ -203,8 +204,9 @@ def a_request(**fields: Any) -> ChatRequest:
     return ChatRequest(messages=[ChatMessage(role="user")], **fields)
 
 
-def sent(request: ChatRequest, *, stream: bool = False, ask_usage: bool = False) -> str:
-    return requests.body(request, stream=stream, ask_usage=ask_usage).decode()
+def sent(request: ChatRequest, *, stream: bool = False) -> str:
+    body = requests.stream_body(request, NO_USAGE) if stream else requests.unary_body(request)
+    return body.decode()
 
 
 @pytest.mark.parametrize(("fields", "expected"), REQUESTS.values(), ids=REQUESTS)
@@ -244,45 +246,3 @@ def fields_set(message: Message) -> set[str]:
 def test_stream_key(stream: bool, fields: dict[str, Any], expected: Any) -> None:
     out = json.loads(sent(a_request(**fields), stream=stream))
     assert out == {"messages": [{"role": "user"}], **expected}
-
-
-USAGE = {"include_usage": True}
-
-
-@pytest.mark.parametrize(
-    ("options", "ask_usage", "expected"),
-    [
-        pytest.param({}, True, USAGE, id="requested"),
-        pytest.param({}, False, None, id="not requested"),
-        pytest.param({"include_usage": True}, True, USAGE, id="the caller requests it"),
-        pytest.param(
-            {"include_usage": True}, False, USAGE, id="the caller requests it from an upstream that may not know it"
-        ),
-        pytest.param({"include_usage": False}, True, USAGE, id="requested although the caller declines it"),
-        pytest.param({"include_usage": False}, False, None, id="the upstream never sees that the caller declines"),
-        pytest.param(
-            {"include_usage": False, "include_obfuscation": False},
-            False,
-            {"include_obfuscation": False},
-            id="other options stay",
-        ),
-        pytest.param({"extra_json": '{"x":1}'}, True, {"x": 1, **USAGE}, id="other keys stay"),
-    ],
-)
-def test_usage_of_streams(options: dict[str, Any], ask_usage: bool, expected: Any) -> None:
-    request = a_request(stream_options=StreamOptions(**options) if options else None)
-    assert json.loads(sent(request, stream=True, ask_usage=ask_usage)).get("stream_options") == expected
-
-
-@pytest.mark.parametrize("options", ["null", '"x"', "[]"])
-def test_stream_options_of_another_type_stay(options: str) -> None:
-    out = json.loads(sent(a_request(extra_json='{"stream_options":' + options + "}"), stream=True, ask_usage=True))
-    assert out["stream_options"] == json.loads(options)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [(None, False), ({}, False), ({"include_usage": True}, False), ({"include_usage": False}, True)],
-)
-def test_declines_usage(options: Any, expected: bool) -> None:
-    assert requests.refuses_usage(a_request(stream_options=options)) is expected

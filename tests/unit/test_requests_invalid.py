@@ -24,6 +24,7 @@ from chatrpc.v1.chat_request_pb2 import (
 )
 from chatrpc_server.core.errors import InvalidRequest, Reason
 from chatrpc_server.core.openai import requests
+from chatrpc_server.core.openai.usage import NO_USAGE
 from chatrpc_server.core.upstream import ChatRequest
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -39,7 +40,7 @@ def said(**fields: Any) -> ChatRequest:
 
 def rejection(request: ChatRequest, *, stream: bool = False) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        requests.body(request, stream=stream, ask_usage=True)
+        requests.stream_body(request, NO_USAGE) if stream else requests.unary_body(request)
     return caught.value
 
 
@@ -198,7 +199,7 @@ def test_every_json_text_is_checked(path: tuple[str, ...], text: str) -> None:
 
 def test_fields_that_are_not_sent_are_not_checked() -> None:
     message = said(annotations=[Annotation(extra_json="{")], audio=MessageAudio(id="a", extra_json="{"))
-    assert b'"audio":{"id":"a"}' in requests.body(message, stream=False, ask_usage=False)
+    assert b'"audio":{"id":"a"}' in requests.unary_body(message)
 
 
 @pytest.mark.parametrize("extra", ["{}", '{"x":100000000000000000000}'], ids=["fast", "slow"])
@@ -208,7 +209,7 @@ def test_any_depth_is_sent_or_rejected(extra: str) -> None:
         text = '{"a":' * depth + "1" + "}" * depth
         try:
             request = a_request(tool_choice=ToolChoice(raw_json=text), extra_json=extra)
-            outcomes.add(text.encode() in requests.body(request, stream=False, ask_usage=False))
+            outcomes.add(text.encode() in requests.unary_body(request))
         except InvalidRequest as error:
             outcomes.add("nested too deeply" in error.description and "refused")
     assert outcomes == {True, "refused"}
@@ -228,5 +229,5 @@ def test_extra_json_is_sent_unchanged_or_rejected(extras: dict[str, Any]) -> Non
     if taken:
         assert rejection(request).field == "extra_json"
     else:
-        out = json.loads(requests.body(request, stream=False, ask_usage=False))
+        out = json.loads(requests.unary_body(request))
         assert out == {"messages": [{"role": "user"}], **extras}

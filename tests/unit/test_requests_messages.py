@@ -130,7 +130,7 @@ PARTS: dict[str, tuple[ContentPart, str]] = {
 
 
 def sent(*messages: ChatMessage) -> str:
-    body = requests.body(ChatRequest(messages=messages), stream=False, ask_usage=False).decode()
+    body = requests.unary_body(ChatRequest(messages=messages)).decode()
     return body.removeprefix('{"messages":[').removesuffix("]}")
 
 
@@ -197,5 +197,5 @@ def test_fields_that_only_responses_have_are_not_sent() -> None:
 )
 def test_a_part_has_the_type_of_its_content(part: ContentPart, type_name: str) -> None:
     message = ChatMessage(role="user", content_parts=[part])
-    body = json.loads(requests.body(CreateChatCompletionRequest(messages=[message]), stream=False, ask_usage=False))
+    body = json.loads(requests.unary_body(CreateChatCompletionRequest(messages=[message])))
     assert body["messages"][0]["content"][0]["type"] == type_name

@@ -47,7 +47,7 @@ COMPLETIONS: dict[str, tuple[bytes, ChatResponse]] = {
 
 @pytest.mark.parametrize(("body", "expected"), COMPLETIONS.values(), ids=COMPLETIONS)
 def test_completion(body: bytes, expected: ChatResponse) -> None:
-    assert responses.response(body) == expected
+    assert responses.parse_response(body) == expected
 
 
 INVALID: dict[str, tuple[bytes, str]] = {
@@ -68,7 +68,7 @@ INVALID: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("body", "message"), INVALID.values(), ids=INVALID)
 def test_no_completion(body: bytes, message: str) -> None:
     with pytest.raises(InvalidResponse) as caught:
-        responses.response(body)
+        responses.parse_response(body)
     assert message in caught.value.message
     assert caught.value.reason is Reason.UPSTREAM_INVALID_RESPONSE
 
@@ -91,7 +91,7 @@ ERRORS: dict[str, tuple[Any, Reason, str]] = {
 def test_error_in_success(source: Any, reason: Reason, message: str) -> None:
     body = json.dumps(source).encode()
     with pytest.raises(ErrorResponse) as caught:
-        responses.response(body)
+        responses.parse_response(body)
     error = caught.value
     assert (error.reason, error.message, error.in_success) == (reason, message, True)
     assert (error.detail.http_status, error.detail.raw_body) == (200, body.decode())

@@ -13,6 +13,7 @@ from chatrpc.v1.chat_message_pb2 import ContentPart
 from chatrpc.v1.chat_response_pb2 import ChunkChoice, Delta, Usage
 from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, Truncated
 from chatrpc_server.core.openai.responses import StreamReader
+from chatrpc_server.core.openai.usage import StreamUsage
 from chatrpc_server.core.upstream import ChatChunk
 
 LIMIT = 1000
@@ -183,7 +184,7 @@ def test_the_newest_usage_counts() -> None:
 )
 def test_9_usage_that_the_caller_declined(source: Any, dropped: bool) -> None:
     for drop in (False, True):
-        reader, chunks = fed([event(source), DONE], drop_usage_chunk=drop)
+        reader, chunks = fed([event(source), DONE], usage=StreamUsage(is_declined=drop))
         assert len(chunks) == (0 if dropped and drop else 1)
         assert (reader.usage == Usage(total_tokens=3)) == ("usage" in source)
 
@@ -254,13 +255,13 @@ def test_6_half_a_pair_is_delivered_at_every_end(end: bytes) -> None:
 
 def test_6_half_a_pair_in_an_unframed_response() -> None:
     reader = StreamReader(LIMIT)
-    chunks = reader.whole(b'{"choices":[{"message":{"content":"a\\ud83d"}}]}')
+    chunks = reader.feed_response(b'{"choices":[{"message":{"content":"a\\ud83d"}}]}')
     assert (texts(chunks), reader.done, reader.error) == (["a", "\ufffd"], True, None)
 
 
 def test_an_unframed_error() -> None:
     reader = StreamReader(LIMIT)
-    assert reader.whole(b'{"error":"m"}') == []
+    assert reader.feed_response(b'{"error":"m"}') == []
     assert isinstance(reader.error, ErrorResponse)
 
 

@@ -28,7 +28,7 @@ class Backoff:
 
 
 def is_transient(error: ChatError) -> bool:
-    """Can the same request succeed later?"""
+    """Return whether the same request can succeed later."""
     if isinstance(error, ErrorResponse):
         if error.reason is Reason.UPSTREAM_QUOTA_EXHAUSTED:
             return False

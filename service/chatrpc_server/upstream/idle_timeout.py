@@ -1,7 +1,7 @@
-"""How long a stream may keep us waiting: what asyncio.timeout does, with one timer for all the waits of a stream.
+"""Idle timeout of a stream: like asyncio.timeout, but with one timer for all waits of the stream.
 
-A timeout around each read costs 6 µs a chunk; a wait that ends in time costs a look at the clock here. And it spans
-the turns of a generator: while that is suspended, nothing must be cancelled, for it would be the caller's work.
+A timeout around each read costs 6 µs per chunk; here a wait in time costs one reading of the clock. It also spans the
+suspensions of a generator. During these it is disarmed, because it would cancel the caller's code.
 """
 
 import asyncio
@@ -12,25 +12,25 @@ from chatrpc_server.core.errors import TimedOut
 
 
 class IdleTimeout:
-    """As a context: raises `TimedOut` in it when a wait has been too long. `message` has a place for the seconds."""
+    """Context manager that raises `TimedOut` if a wait is too long. `message` has a placeholder for the seconds."""
 
     def __init__(self, message: str) -> None:
         self._message = message
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._seconds = 0.0
-        self._until = self._rings_at = math.inf
-        self._over = False
+        self._deadline = self._timer_at = math.inf
+        self._has_expired = False
 
-    def wait(self, seconds: float) -> None:
-        """From now on something is waited for, so long at the most."""
-        self._seconds, self._until = seconds, self._loop.time() + seconds
-        if self._until < self._rings_at:
-            self._set()
+    def arm(self, seconds: float) -> None:
+        """Start a wait of at most this time."""
+        self._seconds, self._deadline = seconds, self._loop.time() + seconds
+        if self._deadline < self._timer_at:
+            self._schedule()
 
-    def rest(self) -> None:
-        """From now on nothing is."""
-        self._until = math.inf
+    def disarm(self) -> None:
+        """Finish the wait."""
+        self._deadline = math.inf
 
     async def __aenter__(self) -> "IdleTimeout":
         task = asyncio.current_task()
@@ -41,22 +41,22 @@ class IdleTimeout:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.rest()
+        self.disarm()
         if self._timer:
             self._timer.cancel()
-        if self._over and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        if self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimedOut(self._message.format(self._seconds)) from None
 
-    def _set(self) -> None:
+    def _schedule(self) -> None:
         if self._timer:
             self._timer.cancel()
-        self._rings_at = self._until
-        self._timer = self._loop.call_at(self._until, self._rings)
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._on_timer)
 
-    def _rings(self) -> None:
-        self._timer, self._rings_at = None, math.inf
-        if self._loop.time() >= self._until:
-            self._over = True
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        if self._loop.time() >= self._deadline:
+            self._has_expired = True
             self._task.cancel()
-        elif self._until < math.inf:
-            self._set()
+        elif self._deadline < math.inf:
+            self._schedule()

@@ -18,6 +18,7 @@ from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
 from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.core.openai import error_responses, requests, responses
+from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.http import transport
@@ -44,8 +45,8 @@ class OpenAIUpstream:
         self.identity = identity_of(settings)
         self._settings = settings
         self._observer = observer
-        self._transport = transport.transport(settings, httpx.URL(self.identity.url), _headers(settings))
-        self._asks_usage = True
+        self._transport = transport.create(settings, httpx.URL(self.identity.url), _headers(settings))
+        self._usage = UsagePolicy()
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -57,12 +58,14 @@ class OpenAIUpstream:
 
     async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
         """Return the complete response. Only the call's deadline limits its duration."""
-        body = requests.body(request, stream=False, ask_usage=False)
+        body = requests.unary_body(request)
         async with self._open(body, call) as response:
             data = await _Body(response, call).read(self._settings.max_response_bytes)
             streamed = _media_type(response) == "text/event-stream"
             message = (
-                responses.assembled(data, self._settings.max_event_bytes) if streamed else responses.response(data)
+                responses.parse_streamed_response(data, self._settings.max_event_bytes)
+                if streamed
+                else responses.parse_response(data)
             )
         if message.HasField("usage"):
             call.usage = message.usage
@@ -72,24 +75,20 @@ class OpenAIUpstream:
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
         """Yield the response as it arrives. The first chunk and each gap between chunks have their own time limits."""
         settings = self._settings
-        reader = responses.StreamReader(
-            settings.max_event_bytes,
-            drop_usage_chunk=requests.refuses_usage(request),
-            coalesce=call.coalesce,
-            reuse=True,
-        )
+        usage = self._usage.of_stream(request)
+        reader = responses.StreamReader(settings.max_event_bytes, usage=usage, coalesce=call.coalesce, reuse=True)
         call.finish_reasons = reader.finish_reasons
         async with AsyncExitStack() as stack:
-            patience = await stack.enter_async_context(IdleTimeout("the upstream sent no chunk for {:g} s"))
-            patience.wait(settings.first_chunk_timeout_seconds)
-            response = await self._open_stream(request, call, stack)
+            timeout = await stack.enter_async_context(IdleTimeout("the upstream sent no chunk for {:g} s"))
+            timeout.arm(settings.first_chunk_timeout_seconds)
+            response = await self._open_stream(request, usage, call, stack)
             body = _Body(response, call)
             note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
                 if _media_type(response) == "application/json":  # not streamed, although requested
-                    chunks = reader.whole(await body.read(settings.max_response_bytes))
+                    chunks = reader.feed_response(await body.read(settings.max_response_bytes))
                     call.chunks = reader.chunks
-                    patience.rest()
+                    timeout.disarm()
                     if chunks:
                         yield chunks
                 while not (reader.done or reader.error):
@@ -103,39 +102,39 @@ class OpenAIUpstream:
                             note_gap(call.waiting_seconds - waited_seconds)
                         call.chunks = reader.chunks
                         waited_seconds = call.waiting_seconds
-                        patience.rest()
+                        timeout.disarm()
                         yield chunks
-                        patience.wait(settings.chunk_gap_timeout_seconds)
+                        timeout.arm(settings.chunk_gap_timeout_seconds)
                     if data is None:
                         break
             finally:
                 call.usage = reader.usage
-            patience.rest()  # the completion is here; only the end of the response may still come
+            timeout.disarm()  # the completion is here; only the end of the response may still come
             if reader.error:
                 raise reader.error
             await body.drain()
 
-    async def _open_stream(self, request: ChatRequest, call: Call, stack: AsyncExitStack) -> transport.Answer:
-        """Start a stream and request its usage, unless this upstream has rejected such a request."""
-        ask_usage = self._asks_usage
-        body = requests.body(request, stream=True, ask_usage=ask_usage)
+    async def _open_stream(
+        self, request: ChatRequest, usage: StreamUsage, call: Call, stack: AsyncExitStack
+    ) -> transport.Response:
+        """Open a stream. If the upstream rejects the request for usage, send a second request without it."""
         try:
-            return await stack.enter_async_context(self._open(body, call))
+            return await stack.enter_async_context(self._open(requests.stream_body(request, usage), call))
         except ErrorResponse as error:
-            if not ask_usage or request.stream_options.include_usage or not error_responses.rejects_usage(error):
+            fallback = usage.fallback(error)
+            if fallback is None:
                 raise
-        body = requests.body(request, stream=True, ask_usage=False)
-        response = await stack.enter_async_context(self._open(body, call))
+        response = await stack.enter_async_context(self._open(requests.stream_body(request, fallback), call))
         # Certain only now, because any error that quotes the request contains stream_options too.
         log.warning(
             "upstream rejects stream_options; no longer requesting usage of streams",
             extra={"event": "upstream_usage_unsupported"},
         )
-        self._asks_usage = False
+        self._usage.disable()
         return response
 
     @asynccontextmanager
-    async def _open(self, body: bytes, call: Call) -> AsyncIterator[transport.Answer]:
+    async def _open(self, body: bytes, call: Call) -> AsyncIterator[transport.Response]:
         """Send one request and yield its successful response, with the body unread; close it in any case."""
         attempt = call.begin_attempt(self.identity, time.monotonic())
         with self._observer.request(call, attempt) as headers:
@@ -147,7 +146,7 @@ class OpenAIUpstream:
             finally:
                 await response.aclose()
 
-    async def _send(self, body: bytes, headers: Headers, call: Call, attempt: Attempt) -> transport.Answer:
+    async def _send(self, body: bytes, headers: Headers, call: Call, attempt: Attempt) -> transport.Response:
         try:
             return await self._transport.post(body, headers)
         except httpx.ConnectTimeout:
@@ -195,7 +194,7 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     return headers
 
 
-def _note_headers(response: transport.Answer, attempt: Attempt) -> None:
+def _note_headers(response: transport.Response, attempt: Attempt) -> None:
     """Keep the status, and the headers that the caller may see as gRPC metadata."""
     headers, attempt.status = response.headers, response.status
     shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
@@ -211,11 +210,11 @@ def _is_plain(value: str) -> bool:
     return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
-async def _check(response: transport.Answer, call: Call) -> None:
+async def _check(response: transport.Response, call: Call) -> None:
     """Raise the error of a response that is no success."""
     if response.status != 200:
         body = await _Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
-        raise error_responses.refused(response.status, response.headers, body, time.time())
+        raise error_responses.parse(response.status, response.headers, body, time.time())
     encoding = response.headers.get("content-encoding", "").lower()
     if encoding in _COMPRESSIONS:
         raise InvalidResponse(
@@ -225,14 +224,14 @@ async def _check(response: transport.Answer, call: Call) -> None:
         raise InvalidResponse("the upstream's response is an HTML page", "unexpected_content")
 
 
-def _media_type(response: transport.Answer) -> str:
+def _media_type(response: transport.Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class _Body:
     """The body of a response. Its waits count as waiting time of the call."""
 
-    def __init__(self, response: transport.Answer, call: Call) -> None:
+    def __init__(self, response: transport.Response, call: Call) -> None:
         self._response = response
         self._call = call
 

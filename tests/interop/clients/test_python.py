@@ -442,7 +442,7 @@ ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize(("given", "sent"), ALIKE.values(), ids=ALIKE)
 def test_messages_arrive_as_they_were_given(given: dict[str, Any], sent: dict[str, Any]) -> None:
     request = client_requests.build_request("m", [given], {"temperature": 10**400})
-    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    body = json.loads(service_requests.unary_body(request))
     assert body == {"model": "m", "messages": [sent], "temperature": 10**400}
 
 
@@ -457,7 +457,7 @@ ODD = {"max_tokens": True, "temperature": True, "logprobs": 1, "seed": "1", "too
 
 def test_odd_values_arrive_as_they_were_given() -> None:
     request = client_requests.build_request("m", HELLO, ODD)
-    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    body = json.loads(service_requests.unary_body(request))
     assert {key: (type(body[key]), body[key]) for key in ODD} == {key: (type(ODD[key]), ODD[key]) for key in ODD}
 
 
@@ -470,7 +470,7 @@ SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FOR
 def test_a_choice_of_tools_arrives_in_any_form(choice: Any, kind: Any) -> None:
     given = kind(choice) if isinstance(choice, dict) else choice
     request = client_requests.build_request("m", HELLO, {"tool_choice": given})
-    body = json.loads(service_requests.body(request, stream=False, ask_usage=False))
+    body = json.loads(service_requests.unary_body(request))
     assert body["tool_choice"] == choice
 
 

@@ -54,8 +54,8 @@ def check_cut(data: bytes, cut: Cut) -> None:
     check_bound(pieces, chance.choice(BOUNDS), events, whole)
     for payload in [data, *(payload for _, payload in events)]:
         raises_chat_errors_only(responses.response, payload)
-        responses.StreamReader(UNBOUNDED).whole(payload)
-        error_responses.refused(500, {}, payload, now=0.0)
+        responses.StreamReader(UNBOUNDED).feed_response(payload)
+        error_responses.parse(500, {}, payload, now=0.0)
 
 
 def check_bound(pieces: Pieces, bound: int, events: list[sse.Event], whole: Outcome) -> None:

@@ -112,7 +112,7 @@ class ChunkTemplate:
 
 
 def _has_only_text(source: dict[str, Any]) -> bool:
-    """Does the chunk hold one choice with nothing but content? Checks the JSON because that rejects most cheaply."""
+    """Return whether the only content is one choice's text. It checks the JSON, the cheapest way to reject a chunk."""
     choices = source.get("choices")
     if type(choices) is not list or len(choices) != 1 or source.get("usage") is not None:
         return False

@@ -56,7 +56,7 @@ def _continues_delta(one: Delta, two: Delta) -> bool:
 
 
 def _continues_call(one: ToolCallDelta, two: ToolCallDelta) -> bool:
-    """Does the second hold only more arguments? The first can begin the call."""
+    """Return whether the second holds only more arguments. The first can begin the call."""
     return (
         one.index == two.index
         and _field_names(two) <= {"index", "function"}

@@ -86,7 +86,7 @@ _STATUS_OF_CODE = {
 """HTTP status of an error object in a 200, by its `code` or `type`."""
 
 
-def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: float) -> UpstreamFault:
+def parse(http_status: int, headers: Mapping[str, str], body: bytes, now: float) -> UpstreamFault:
     """Return the exception for a status other than 200. `headers` by lower-case name; `now` in Unix seconds."""
     if http_status < 400:
         # A redirect could send the key to another host.
@@ -107,7 +107,7 @@ def refused(http_status: int, headers: Mapping[str, str], body: bytes, now: floa
 def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> ErrorResponse | None:
     """Return the exception for JSON that holds an error despite status 200, or None if it holds no error.
 
-    `certain`: it is an error whatever its shape, because the event is an `error` event.
+    `certain`: JSON of any shape is an error, because it comes from an `error` event.
     """
     error = _error_object(source, certain=certain)
     if error is None:
@@ -117,12 +117,6 @@ def error_in_success(source: Any, body: bytes, *, certain: bool = False) -> Erro
     return ErrorResponse(
         _reason(status, detail) if status else Reason.UPSTREAM_ERROR_BODY, status or 500, detail, in_success=True
     )
-
-
-def rejects_usage(error: ErrorResponse) -> bool:
-    """Is it `stream_options`, which not every server knows, that the upstream complains about?"""
-    said = (error.detail.param, error.message, error.detail.raw_body)
-    return error.status in (400, 422) and any("stream_options" in text or "include_usage" in text for text in said)
 
 
 def _error_object(source: Any, *, certain: bool) -> dict[str, Any] | None:

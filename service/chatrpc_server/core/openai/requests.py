@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from chatrpc.v1 import chat_message_pb2, chat_request_pb2
 from chatrpc_server.core.errors import InvalidRequest
 from chatrpc_server.core.openai import jsontext
+from chatrpc_server.core.openai.usage import StreamUsage
 from chatrpc_server.core.upstream import ChatRequest
 
 JsonObject = dict[str, Any]
@@ -30,39 +31,34 @@ _RESPONSE_ONLY_KEYS = ("annotations",)
 """Keys of a response message that no upstream accepts in a request."""
 
 
-def body(request: ChatRequest, *, stream: bool, ask_usage: bool) -> bytes:
-    """The body of `POST {base_url}/chat/completions`.
+def unary_body(request: ChatRequest) -> bytes:
+    """Return the body of `POST {base_url}/chat/completions` for a unary call. Raises `InvalidRequest`."""
+    return _dump(_write_request(request, stream=False))
 
-    `ask_usage`: also ask a stream for its usage, which the caller may not have done. Raises `InvalidRequest`.
-    """
+
+def stream_body(request: ChatRequest, usage: StreamUsage) -> bytes:
+    """Return the same body for a stream."""
+    out = _write_request(request, stream=True)
+    out["stream"] = True
+    usage.write(out)
+    return _dump(out)
+
+
+def _write_request(request: ChatRequest, *, stream: bool) -> JsonObject:
     if not request.messages:
         raise InvalidRequest("messages", "is empty; add at least one message")
     if request.HasField("stream") and request.stream != stream:
         rpc = "CreateChatCompletion" if stream else "CreateChatCompletionStream"
         value = str(request.stream).lower()
         raise InvalidRequest("stream", f"is {value}, but this RPC determines it; leave it unset or call {rpc}")
-    out = _write(request)
-    if stream:
-        out["stream"] = True
-        if ask_usage:
-            options = out.setdefault("stream_options", {})
-            if isinstance(options, dict):
-                options["include_usage"] = True
-        elif refuses_usage(request):
-            # It is for this service; an upstream that is not asked for usage may not know the key at all.
-            del out["stream_options"]["include_usage"]
-            if not out["stream_options"]:
-                del out["stream_options"]
+    return _write(request)
+
+
+def _dump(out: JsonObject) -> bytes:
     try:
         return jsontext.dumps(out)
     except ValueError as error:
         raise InvalidRequest("extra_json", f"is {error}") from None
-
-
-def refuses_usage(request: ChatRequest) -> bool:
-    """Did the caller say that it does not want the usage chunk?"""
-    options = request.stream_options
-    return options.HasField("include_usage") and not options.include_usage
 
 
 def _write(message: Message) -> JsonObject:

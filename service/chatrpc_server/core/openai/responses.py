@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from chatrpc.v1.chat_response_pb2 import ChunkChoice, Usage
+from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
 from chatrpc_server.core.openai import jsontext, mapping, sse
 from chatrpc_server.core.openai.assemble import assemble
@@ -18,6 +18,7 @@ from chatrpc_server.core.openai.coalesce import coalesce
 from chatrpc_server.core.openai.error_responses import error_in_success
 from chatrpc_server.core.openai.normalise import ChunkNormaliser
 from chatrpc_server.core.openai.surrogates import SurrogateJoiner
+from chatrpc_server.core.openai.usage import NO_USAGE, StreamUsage
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
 _DONE = b"[DONE]"
@@ -25,7 +26,7 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 """Bytes that can precede JSON: blank lines that keep a connection alive, and a byte order mark."""
 
 
-def response(body: bytes) -> ChatResponse:
+def parse_response(body: bytes) -> ChatResponse:
     """Return the message of a complete response.
 
     Raises `ErrorResponse` if the body is an error despite status 200, and `InvalidResponse` if it is no completion.
@@ -45,7 +46,7 @@ def response(body: bytes) -> ChatResponse:
     return message
 
 
-def assembled(body: bytes, max_event_bytes: int) -> ChatResponse:
+def parse_streamed_response(body: bytes, max_event_bytes: int) -> ChatResponse:
     """Return the message of a response that is a stream although none was requested. Raises the stream's error."""
     reader = StreamReader(max_event_bytes)
     message = assemble([*reader.feed(body), *reader.finish()])
@@ -61,7 +62,7 @@ class StreamReader:
     """
 
     def __init__(
-        self, max_event_bytes: int, *, drop_usage_chunk: bool = False, coalesce: bool = False, reuse: bool = False
+        self, max_event_bytes: int, *, usage: StreamUsage = NO_USAGE, coalesce: bool = False, reuse: bool = False
     ) -> None:
         """`coalesce`: merge the chunks of one read into as few messages as possible.
 
@@ -80,8 +81,8 @@ class StreamReader:
         self._max_event_bytes = max_event_bytes
         self._has_begun = False
         self._unframed: bytearray | None = None
-        """JSON without SSE framing, whatever the content type of the response."""
-        self._drop_usage_chunk = drop_usage_chunk
+        """JSON without SSE framing. The content type of the response does not matter."""
+        self._usage = usage
         self._coalesce, self._reuse = coalesce, reuse
         self._template = ChunkTemplate(max_event_bytes)
         self._expects_match = False
@@ -117,11 +118,11 @@ class StreamReader:
         self._expects_match = self._reuse and not self.done and not self.error and self._can_match()
         return list(coalesce(chunks)) if self._coalesce and len(chunks) > 1 else chunks
 
-    def whole(self, body: bytes) -> list[ChatChunk]:
+    def feed_response(self, body: bytes) -> list[ChatChunk]:
         """Return the single chunk of a complete response that arrived although a stream was requested."""
         chunks: list[ChatChunk] = []
         try:
-            response(body)  # raises if it is no completion
+            parse_response(body)  # raises if it is no completion
             self._read_event("message", body, chunks)
             self._flush_surrogates(chunks)
             self.done = True
@@ -135,7 +136,7 @@ class StreamReader:
         if self.done or self.error:
             return chunks
         if self._unframed is not None:
-            return self.whole(bytes(self._unframed))
+            return self.feed_response(bytes(self._unframed))
         try:
             for kind, payload in self._decoder.flush():
                 self._read_event(kind, payload, chunks)
@@ -225,16 +226,11 @@ class StreamReader:
                 self._open_choices.add(choice.index)
         if chunk.HasField("usage"):
             self.usage = chunk.usage
-            if self._drop_usage_chunk and not any(map(_says_something, chunk.choices)):
+            if self._usage.hides(chunk):
                 return None
         self.chunks += 1
         chunks.append(chunk)
         return chunk
-
-
-def _says_something(choice: ChunkChoice) -> bool:
-    """LiteLLM sends the usage beside a choice with an empty delta."""
-    return bool(choice.finish_reason or choice.delta.ByteSize() or choice.HasField("logprobs") or choice.extra_json)
 
 
 def _loads(data: bytes) -> tuple[Any, bool]:

@@ -32,7 +32,7 @@ class Decoder:
         return self.feed_lines(self.only_lf(data))
 
     def feed_lines(self, data: bytes) -> Iterator[Event]:
-        """Do the same for bytes from `only_lf`."""
+        """Return the same for bytes from `only_lf`."""
         *lines, rest = data.split(b"\n")
         if lines and self._line:
             lines[0] = bytes(self._line) + lines[0]
@@ -59,7 +59,7 @@ class Decoder:
 
     @property
     def is_between_events(self) -> bool:
-        """Have all fed bytes been returned as events?"""
+        """Whether all fed bytes have been returned as events."""
         return not (self._line or self._data or self._type or self._at_start)
 
     def only_lf(self, data: bytes) -> bytes:

@@ -25,7 +25,7 @@ class SurrogateJoiner:
 
     @property
     def waiting(self) -> bool:
-        """Does a high surrogate wait for its low one?"""
+        """Whether a high surrogate waits for its low one."""
         return bool(self._waiting)
 
     def join(self, chunk: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ class Exchange:
         self.close()
 
     def close(self) -> None:
-        """Do the same; further calls do nothing."""
+        """Do the same without waiting. Further calls do nothing."""
         connection = self._connection
         if connection.exchange is self:
             connection.exchange = None

@@ -1,4 +1,4 @@
-"""Which engine carries requests to the upstream, and its TLS."""
+"""The port to the HTTP client of an upstream, the choice of the client, and its TLS."""
 
 import ssl
 from collections.abc import Mapping
@@ -12,45 +12,45 @@ from chatrpc_server.upstream.http.httpx_transport import HttpxTransport
 from chatrpc_server.upstream.http.pool import Pool
 
 
-class Answer(Protocol):
-    """A response whose head has come."""
+class Response(Protocol):
+    """A response whose head has arrived."""
 
     status: int
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Names are in lower case."""
+        """Headers by lower-case name."""
         ...
 
     async def read(self) -> bytes:
-        """What has come of the body since, once there is any; nothing at its end. Raises `httpx.TransportError`."""
+        """Return the next bytes of the body, or b"" at its end. Raises `httpx.TransportError`."""
         ...
 
     async def aclose(self) -> None:
-        """Gives the connection back, or ends it if the body has not been read to its end."""
+        """Release the connection, or close it if the body was not read to its end."""
         ...
 
 
 class Transport(Protocol):
     """Connections to one upstream."""
 
-    async def post(self, body: bytes, headers: Headers) -> Answer:
-        """Sends a request, and waits for the head of its response. Raises `httpx.TransportError`."""
+    async def post(self, body: bytes, headers: Headers) -> Response:
+        """Send a request and wait for the head of its response. Raises `httpx.TransportError`."""
         ...
 
     def connections(self) -> tuple[int, int]:
-        """How many there are: in use, and idle."""
+        """Return the numbers of connections in use and idle."""
         ...
 
     async def aclose(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         ...
 
 
-def transport(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> Transport:
-    """What posts to this URL, with these headers and those of each call; to be made inside the running loop.
+def create(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> Transport:
+    """Return a transport that posts to this URL with these headers. Call it inside the running loop.
 
-    Raises OSError for a useless `ca_file`.
+    Raises OSError if `ca_file` is invalid.
     """
     tls = _tls(settings) if url.scheme == "https" else None
     arguments = url, headers, tls, settings.proxy, settings.connect_timeout_seconds
@@ -58,7 +58,7 @@ def transport(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> T
 
 
 def _tls(settings: UpstreamSettings) -> ssl.SSLContext:
-    """Verifies against certifi's authorities, or those of `ca_file` alone."""
+    """Return a context that trusts certifi's authorities, or only those of `ca_file`."""
     if settings.ca_file is not None:
         return ssl.create_default_context(cafile=settings.ca_file)
     return httpx.create_ssl_context(trust_env=False)

@@ -1,0 +1,80 @@
+"""Usage of streams: which streams request it, which callers get it, and which upstreams cannot send it.
+
+The service requests usage of every stream because the metrics count tokens. A caller declines the usage chunk with
+`stream_options.include_usage: false`. Some upstreams reject `stream_options`: then only a caller's own wish is sent.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chatrpc.v1.chat_response_pb2 import ChunkChoice
+from chatrpc_server.core.errors import ErrorResponse
+from chatrpc_server.core.upstream import ChatChunk, ChatRequest
+
+
+@dataclass(frozen=True, slots=True)
+class StreamUsage:
+    """The decisions for one stream."""
+
+    is_requested: bool = False
+    """The service requests usage, whether the caller does or not."""
+    is_required: bool = False
+    """The caller requests usage itself."""
+    is_declined: bool = False
+    """The caller does not want the usage chunk."""
+
+    def write(self, body: dict[str, Any]) -> None:
+        """Set `stream_options.include_usage` in the JSON body of a stream, or remove it."""
+        if self.is_requested:
+            options = body.setdefault("stream_options", {})
+            if isinstance(options, dict):
+                options["include_usage"] = True
+        elif self.is_declined:
+            # This value is for the service. An upstream without usage may not know the key.
+            del body["stream_options"]["include_usage"]
+            if not body["stream_options"]:
+                del body["stream_options"]
+
+    def hides(self, chunk: ChatChunk) -> bool:
+        """Return whether a chunk with usage is hidden from the caller. It is not if it holds something else too."""
+        return self.is_declined and not any(map(_holds_something, chunk.choices))
+
+    def fallback(self, error: ErrorResponse) -> "StreamUsage | None":
+        """Return the decisions for a second attempt, or None if the service's request for usage is not the cause."""
+        if not self.is_requested or self.is_required or not _rejects_stream_options(error):
+            return None
+        return replace(self, is_requested=False)
+
+
+NO_USAGE = StreamUsage()
+"""Neither requested nor declined."""
+
+
+class UsagePolicy:
+    """What is known of one upstream: it accepts `stream_options` until `disable` is called."""
+
+    def __init__(self) -> None:
+        self._is_supported = True
+
+    def of_stream(self, request: ChatRequest) -> StreamUsage:
+        """Return the decisions for a new stream."""
+        options = request.stream_options
+        return StreamUsage(
+            is_requested=self._is_supported,
+            is_required=options.include_usage,
+            is_declined=options.HasField("include_usage") and not options.include_usage,
+        )
+
+    def disable(self) -> None:
+        """Request no usage from now on: a fallback has succeeded, so the upstream does not know `stream_options`."""
+        self._is_supported = False
+
+
+def _holds_something(choice: ChunkChoice) -> bool:
+    """Return whether a choice is not empty. LiteLLM sends the usage beside a choice with an empty delta."""
+    return bool(choice.finish_reason or choice.delta.ByteSize() or choice.HasField("logprobs") or choice.extra_json)
+
+
+def _rejects_stream_options(error: ErrorResponse) -> bool:
+    texts = (error.detail.param, error.message, error.detail.raw_body)
+    return error.status in (400, 422) and any("stream_options" in text or "include_usage" in text for text in texts)
