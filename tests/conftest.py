@@ -12,13 +12,13 @@ from support import Script, Service, service
 
 ROOT = Path(__file__).parent.parent
 
-# Processes that the tests start and interrupt inherit it; a shell's background job has it ignored.
+# Child processes inherit it; a background job of a shell ignores SIGINT otherwise.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test depends on what happens to be set around it."""
+    """Remove the variables of the environment that the tests must not depend on."""
     for name in list(os.environ):
         if name.startswith(("OPENAI_", "CHATRPC_", "OTEL_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

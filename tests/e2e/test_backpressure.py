@@ -1,4 +1,4 @@
-"""Callers that do not read stop the upstream, and cost a bounded amount of memory: a real process, 500 streams."""
+"""Callers that do not read stop the upstream and use bounded memory: a real process, 500 streams."""
 
 import asyncio
 import socket
@@ -16,14 +16,14 @@ from support.process import ANY_PORTS, running
 STREAMS = 500
 PIECES = chunk("x" * 1000) * 64
 STREAM_BYTES = 1536 << 10
-"""What the service may hold for a stalled stream. About 1 MiB was measured: what has been read ahead, the chunks of
-one read, and the message that waits."""
+"""Limit of the service's memory for a stalled stream. About 1 MiB was measured: the data that was read ahead, the
+chunks of one read, and the blocked message."""
 NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.enable_http_proxy", 0)]
-"""Else a caller lets gRPC take megabytes for it that it does not read."""
+"""Otherwise gRPC buffers megabytes for a caller that does not read."""
 
 
 class Endless(Script):
-    """Sends for as long as it is let."""
+    """Sends until its writes block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Endless(Script):
 
     async def _endlessly(self, exchange: Exchange) -> None:
         self.open += 1
-        # A small buffer, so that not the kernel takes what the service does not.
+        # A small buffer, so that the kernel does not hold the data that the service does not read.
         exchange.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         try:
             with suppress(ConnectionError):
@@ -43,7 +43,7 @@ class Endless(Script):
                 while True:
                     await exchange.send(PIECES)
                     self.sent_bytes += len(PIECES)
-                    await asyncio.sleep(0)  # the others have their turn
+                    await asyncio.sleep(0)  # so that the others run
         finally:
             self.open -= 1
 
@@ -71,12 +71,12 @@ async def test_callers_that_do_not_read() -> None:
                 calls = [stub.CreateChatCompletionStream(request()) for _ in range(STREAMS)]
                 for call in calls:
                     assert (await call.read()).choices[0].delta.content
-                async with asyncio.timeout(60):  # for it comes to rest
+                async with asyncio.timeout(60):  # because it becomes stable
                     await _until_nothing_is_sent(upstream)
                 stalled = _resident_bytes(pid)
                 assert upstream.open == STREAMS
                 assert (stalled - before) / STREAMS < STREAM_BYTES
-                # One that reads again gets more, and the others still nothing.
+                # One that resumes its reads gets more, and the others still nothing.
                 sent_bytes = upstream.sent_bytes
                 for _ in range(100):
                     await calls[0].read()

@@ -27,7 +27,7 @@ def authority() -> trustme.CA:
 async def any_script(
     request: pytest.FixtureRequest, authority: trustme.CA, tmp_path: Path
 ) -> AsyncIterator[tuple[Script, dict[str, Any]]]:
-    """A scripted upstream with and without TLS, and the settings that go with it."""
+    """A scripted upstream, plain or with TLS, and the settings that it requires."""
     if request.param == "plain":
         async with Script() as script:
             yield script, {}
@@ -39,7 +39,7 @@ async def any_script(
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """In the place of the one that sends."""
+    """An exporter that keeps spans in memory, in place of the OTLP exporter."""
     exporter = InMemorySpanExporter()
     monkeypatch.setattr(span_exporter, "OTLPSpanExporter", lambda _: exporter)
     return exporter
@@ -47,7 +47,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 
 @pytest.fixture
 def spans(exporter: InMemorySpanExporter) -> Spans:
-    """The spans of the only call there was: its own, and those of its attempts."""
+    """A reader of the only call's spans: its own, and those of its attempts."""
 
     async def of(chat: Service) -> tuple[ReadableSpan, list[ReadableSpan]]:
         assert chat.server.tracing
@@ -57,7 +57,7 @@ def spans(exporter: InMemorySpanExporter) -> Spans:
                 found = exporter.get_finished_spans()
                 if calls := [span for span in found if span.kind is SpanKind.SERVER]:
                     break
-                await asyncio.sleep(0.001)  # the caller may hear of the end a moment before
+                await asyncio.sleep(0.001)  # the caller may see the end slightly earlier
         (call,) = calls
         attempts = [span for span in found if span is not call]
         for attempt in attempts:

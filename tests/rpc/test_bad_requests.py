@@ -1,4 +1,4 @@
-"""What a caller does wrong, and what it is told: where, and what would be right. Nothing of it reaches the upstream."""
+"""Invalid requests and their errors: the place and the accepted values. None reaches the upstream."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ async def test_stream_contradicts_the_streaming_rpc(chat: Service) -> None:
 
 
 @pytest.mark.parametrize("stream", [None, True])
-async def test_stream_may_agree_with_the_rpc(chat: Service, stream: bool | None) -> None:
+async def test_stream_that_agrees_with_the_rpc_is_accepted(chat: Service, stream: bool | None) -> None:
     assert [chunk async for chunk in chat.stub.CreateChatCompletionStream(request(stream=stream))]
 
 
@@ -90,7 +90,7 @@ async def test_messages_up_to_the_limit_pass(chat: Service) -> None:
     assert response.usage.prompt_tokens > 0
 
 
-async def test_a_message_over_the_limit_is_refused(echo: Echo) -> None:
+async def test_a_message_over_the_limit_is_rejected(echo: Echo) -> None:
     async with service(echo.base_url, limits={"max_message_bytes": 100_000}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request("x" * 100_001)))
         assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -99,7 +99,7 @@ async def test_a_message_over_the_limit_is_refused(echo: Echo) -> None:
 
 
 @pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
-async def test_an_answer_over_the_limit_is_told(echo: Echo, rpc: str) -> None:
+async def test_a_response_over_the_limit_is_an_error(echo: Echo, rpc: str) -> None:
     async with service(echo.base_url, limits={"max_message_bytes": 100_000}) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request(model="echo:size=200000")))
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
@@ -113,7 +113,7 @@ async def test_unknown_method(chat: Service) -> None:
     assert failed.code is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_bytes_that_are_no_message(chat: Service, echo: Echo) -> None:
+async def test_bytes_that_are_not_a_message(chat: Service, echo: Echo) -> None:
     call: Any = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/CreateChatCompletion")
     failed = await failure(call(b"\xff\xff\xff"))
     assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
@@ -122,8 +122,8 @@ async def test_bytes_that_are_no_message(chat: Service, echo: Echo) -> None:
     assert not echo.requests
 
 
-async def test_roles_are_the_upstreams_to_judge(chat: Service) -> None:
-    """Page four of the provider pages shows this very error."""
+async def test_the_upstream_validates_roles(chat: Service) -> None:
+    """A provider's documentation shows this error, see test_provider_examples.py."""
     bad = CreateChatCompletionRequest(model="echo", messages=[ChatMessage(role="doctor", content="a")])
     failed = await failure(chat.stub.CreateChatCompletion(bad))
     assert failed.code is grpc.StatusCode.INVALID_ARGUMENT

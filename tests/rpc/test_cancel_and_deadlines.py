@@ -1,4 +1,4 @@
-"""One deadline rules everything, and a cancel reaches the upstream, in every phase of a call."""
+"""One deadline limits the whole call, and a cancel reaches the upstream in every phase."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,13 +24,13 @@ phases = pytest.mark.parametrize(("rpc", "model"), [p[1:] for p in PHASES], ids=
 
 @pytest.fixture(params=["builtin", "httpx"])
 async def patient(echo: Echo, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
-    """A service that does not retry, so that each call is one request; over either engine."""
+    """A service without retries, so that each call is one request; with each HTTP client."""
     async with service(echo.base_url, upstream={"max_retries": 0, "http_client": request.param}) as running:
         yield running
 
 
 async def _ended(chat: Service) -> None:
-    """Waits until no call is in flight any more."""
+    """Wait until no call is in flight."""
     async with asyncio.timeout(5):
         while chat.value("chatrpc_rpcs_in_flight"):
             await asyncio.sleep(0.005)
@@ -64,8 +64,8 @@ async def test_deadline_reaches_the_upstream(patient: Service, echo: Echo, rpc: 
     assert patient.value("grpc_server_handled_total", grpc_code="DeadlineExceeded") == 1
 
 
-async def test_a_deadline_is_no_cancel_in_the_metrics(echo: Echo) -> None:
-    """Though grpc rounds longer ones up on the way, so that the caller ends the call before our clock does."""
+async def test_metrics_count_a_deadline_not_a_cancel(echo: Echo) -> None:
+    """grpc rounds longer deadlines up, so the caller cancels before the service's clock expires."""
     async with service(echo.base_url) as chat:
         for milliseconds in (1003, 1237, 2341):
             await failure(chat.stub.CreateChatCompletion(request(model="echo:delay=60"), timeout=milliseconds / 1000))
@@ -74,7 +74,7 @@ async def test_a_deadline_is_no_cancel_in_the_metrics(echo: Echo) -> None:
 
 
 @phases
-async def test_calls_without_a_deadline_get_one(echo: Echo, rpc: str, model: str) -> None:
+async def test_calls_without_a_deadline_get_the_default(echo: Echo, rpc: str, model: str) -> None:
     async with service(echo.base_url, limits={"default_deadline_seconds": 0.3}) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request("a b c d", model)))
         assert (failed.code, failed.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
@@ -82,7 +82,7 @@ async def test_calls_without_a_deadline_get_one(echo: Echo, rpc: str, model: str
             await (await echo.arrived()).disconnected.wait()
 
 
-async def test_too_little_time_sends_nothing_upstream(echo: Echo) -> None:
+async def test_with_too_little_time_nothing_is_sent_upstream(echo: Echo) -> None:
     async with service(echo.base_url, limits={"min_deadline_seconds": 5}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request(), timeout=4))
         assert (failed.code, failed.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
@@ -99,7 +99,7 @@ async def test_too_little_time_sends_nothing_upstream(echo: Echo) -> None:
     ],
     ids=["headers", "first-chunk", "gap"],
 )
-async def test_a_silent_upstream_is_given_up(echo: Echo, model: str, setting: str, chunks: int) -> None:
+async def test_a_silent_upstream_times_out(echo: Echo, model: str, setting: str, chunks: int) -> None:
     async with service(echo.base_url, upstream={setting: 0.3, "max_retries": 0}) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request("a b c d", model)))
     assert (failed.code, failed.reason) == (Code.DEADLINE_EXCEEDED, "UPSTREAM_TIMEOUT")
@@ -109,7 +109,7 @@ async def test_a_silent_upstream_is_given_up(echo: Echo, model: str, setting: st
 
 
 def _endless(sent: list[int]) -> Answer:
-    """A stream that goes on until nobody takes it any more, and waits then for the other side to close."""
+    """Stream until the writes block, then wait until the other side closes."""
 
     async def answer(exchange: Exchange) -> None:
         piece = b'data: {"choices": [{"index": 0, "delta": {"content": "%s"}}]}\n\n' % (b"x" * 100_000)
@@ -124,7 +124,7 @@ def _endless(sent: list[int]) -> Answer:
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_cancel_while_the_caller_does_not_read(script: Script, engine: str) -> None:
-    """The message that waits to be written is given up, and the upstream with it."""
+    """The blocked message is dropped and the upstream's connection is closed."""
     closed: list[int] = []
     script.answers(_endless(closed))
     async with service(script.base_url, upstream={"http_client": engine}) as chat, asyncio.timeout(10):
@@ -151,8 +151,8 @@ async def test_a_caller_that_does_not_read_does_not_outlive_its_deadline(script:
         call.cancel()
 
 
-async def test_usage_that_makes_no_message_is_counted_too(script: Script) -> None:
-    """The caller does not want it, and goes while the upstream still holds the stream open."""
+async def test_usage_without_a_message_is_counted_too(script: Script) -> None:
+    """The caller declines usage, and disconnects while the upstream keeps the stream open."""
     seen = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
@@ -174,7 +174,7 @@ async def test_usage_that_makes_no_message_is_counted_too(script: Script) -> Non
 
 
 async def test_tokens_of_a_cancelled_stream_are_counted(patient: Service, echo: Echo) -> None:
-    """The upstream told its usage, and then the caller went."""
+    """The upstream sends its usage, and then the caller cancels."""
     call = patient.stub.CreateChatCompletionStream(request(model="echo:no_done"))
     while not (await call.read()).HasField("usage"):
         pass

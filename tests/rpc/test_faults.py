@@ -49,11 +49,11 @@ async def test_fault(fault: str, rpc: str, rows: docs.Rows) -> None:
     async with _service(fault) as chat:
         before, counts = _resources(), _counts(chat)
         started = time.monotonic()
-        # One message for each event of the upstream, so that they can be counted.
+        # One message per event of the upstream, so that they can be counted.
         ended = await outcome(getattr(chat.stub, RPCS[rpc])(request(model=fault), metadata=_UNMERGED))
         seconds = time.monotonic() - started
         async with asyncio.timeout(5):
-            while chat.value("chatrpc_rpcs_in_flight"):  # the caller may hear of the end a moment before
+            while chat.value("chatrpc_rpcs_in_flight"):  # the caller may see the end slightly earlier
                 await asyncio.sleep(0.001)
         left = await _left_behind(before)
         _check_counts(chat, rpc, ended, counts)
@@ -72,7 +72,7 @@ def test_the_table_has_no_other_rows(rows: docs.Rows) -> None:
 
 @asynccontextmanager
 async def _service(fault: str) -> AsyncIterator[Service]:
-    """A service in front of the fault. What a sound call leaves open, such as kept connections, is open already."""
+    """A service in front of the fault. A normal call has opened the resources that it keeps, such as connections."""
     upstream = {
         "connect_timeout_seconds": CONNECT_SECONDS,
         "max_retries": MAX_RETRIES,
@@ -91,12 +91,12 @@ async def _service(fault: str) -> AsyncIterator[Service]:
 
 
 def _resources() -> tuple[int, int]:
-    """Tasks and file descriptors of this process: those of the service, its upstream and its caller together."""
+    """Return tasks and file descriptors of this process, which is service, upstream and caller."""
     return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
 
 
 async def _left_behind(before: tuple[int, int]) -> str:
-    """What there is more than before, once everything has had time to end."""
+    """Return the resources beyond those before, after everything has had time to close."""
     until = time.monotonic() + 2
     while True:
         tasks, descriptors = (max(0, now - then) for now, then in zip(_resources(), before, strict=True))
@@ -108,7 +108,7 @@ async def _left_behind(before: tuple[int, int]) -> str:
 
 
 def _counts(chat: Service) -> dict[str, float]:
-    """The calls, by each of the ways in which they are counted."""
+    """Return the count of calls in each metric."""
     counted = {
         "started": "grpc_server_started_total",
         "handled": "grpc_server_handled_total",
@@ -122,7 +122,7 @@ def _counts(chat: Service) -> dict[str, float]:
 
 
 def _check_counts(chat: Service, rpc: str, ended: Outcome, before: dict[str, float]) -> None:
-    """The call was counted once in each way, under its code, and its place is free again."""
+    """Check that each metric counted the call once, under its code, and that its slot is free."""
     assert chat.server.admission.in_flight == 0
     more = {what: count - before[what] for what, count in _counts(chat).items()}
     del more["requests"]
@@ -141,9 +141,9 @@ def _check_rules(ended: Outcome, rpc: str, attempts: int) -> None:
     """Check the rules that hold for every fault."""
     choices = [choice for message in ended.messages for choice in message.choices]
     texts = [(choice.message if rpc == "unary" else choice.delta).content for choice in choices]
-    assert WHOLE_TEXT.startswith("".join(texts)), "in order, none twice, none invented"
+    assert WHOLE_TEXT.startswith("".join(texts)), "chunks are out of order, repeated or invented"
     if ended.code is grpc.StatusCode.OK:
-        assert "".join(texts) == WHOLE_TEXT, "cut, and reported as success"
+        assert "".join(texts) == WHOLE_TEXT, "truncated, but reported as success"
         assert choices[-1].finish_reason == "stop"
     else:
         assert ended.reason

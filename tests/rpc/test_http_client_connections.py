@@ -25,7 +25,7 @@ from support.http_clients import (
 
 
 @engines
-async def test_what_arrived_before_the_connection_broke_is_delivered(script: Script, name: str) -> None:
+async def test_data_before_a_reset_is_delivered(script: Script, name: str) -> None:
     goes_on, gone = asyncio.Event(), asyncio.Event()
 
     async def breaks_off(exchange: Exchange) -> None:
@@ -41,7 +41,7 @@ async def test_what_arrived_before_the_connection_broke_is_delivered(script: Scr
     assert await answer.read() == b"one"
     goes_on.set()
     await gone.wait()
-    await asyncio.sleep(0.05)  # nobody reads while the end arrives: that is the case in question
+    await asyncio.sleep(0.05)  # the reset must arrive while no read is waiting
     assert await answer.read() == b"two"
     with pytest.raises(httpx.TransportError):
         await answer.read()
@@ -50,7 +50,7 @@ async def test_what_arrived_before_the_connection_broke_is_delivered(script: Scr
 
 
 @engines
-async def test_a_body_is_read_no_faster_than_it_is_taken(script: Script, name: str) -> None:
+async def test_backpressure_stops_the_upstream(script: Script, name: str) -> None:
     size, sent = 64 << 20, 0
 
     async def answer(exchange: Exchange) -> None:
@@ -64,7 +64,7 @@ async def test_a_body_is_read_no_faster_than_it_is_taken(script: Script, name: s
     transport = of(script, name)
     answer_ = await transport.post(b"{}", [])
     before = -1
-    while sent != before:  # until nothing moves any more
+    while sent != before:  # until no more bytes move
         before = sent
         await asyncio.sleep(0.05)
     assert sent < size / 2
@@ -88,9 +88,9 @@ async def test_a_request_of_many_megabytes(script: Script, name: str) -> None:
     await transport.aclose()
 
 
-@pytest.mark.parametrize("closes", [True, False], ids=["closes", "keeps on reading"])
-async def test_an_answer_before_all_of_the_request_was_sent(closes: bool) -> None:
-    """It counts; the connection may be full of the rest of the request, so no other goes over it."""
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "keeps reading"])
+async def test_a_response_before_the_request_is_complete(closes: bool) -> None:
+    """It is accepted. The connection may hold the rest of the request, so it is not reused."""
     connections = 0
 
     async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,8 +110,8 @@ async def test_an_answer_before_all_of_the_request_was_sent(closes: bool) -> Non
 
 
 @engines
-async def test_closing_twice_is_closing_once(script: Script, name: str) -> None:
-    """Meanwhile the connection may carry another call."""
+async def test_a_second_close_has_no_effect(script: Script, name: str) -> None:
+    """The connection may carry another call by then."""
     script.answers(THREE)
     transport = of(script, name)
     first = await transport.post(b"{}", [])
@@ -127,7 +127,7 @@ async def test_closing_twice_is_closing_once(script: Script, name: str) -> None:
 
 
 @engines
-async def test_an_answer_that_is_not_wanted_to_its_end_ends_the_connection(script: Script, name: str) -> None:
+async def test_an_early_close_of_a_response_closes_the_connection(script: Script, name: str) -> None:
     script.answers(HEAD + b"abc")
     transport = of(script, name)
     answer = await transport.post(b"{}", [])
@@ -136,8 +136,8 @@ async def test_an_answer_that_is_not_wanted_to_its_end_ends_the_connection(scrip
     await transport.aclose()
 
 
-async def test_a_body_that_ends_because_we_close_is_not_whole(script: Script) -> None:
-    """Though only the end of the connection says where it ends."""
+async def test_a_body_that_ends_because_we_close_is_incomplete(script: Script) -> None:
+    """Although only the end of the connection marks its end."""
 
     async def answer(exchange: Exchange) -> None:
         await exchange.send(OK + b"\r\nabc")
@@ -155,12 +155,10 @@ async def test_a_body_that_ends_because_we_close_is_not_whole(script: Script) ->
 
 
 @engines
-async def test_whenever_it_is_cancelled_nothing_stays_open(
-    any_script: tuple[Script, dict[str, Any]], name: str
-) -> None:
-    """One turn of the loop later each time: while it connects, as it has, while it sends, while it waits.
+async def test_a_cancel_at_any_time_leaves_nothing_open(any_script: tuple[Script, dict[str, Any]], name: str) -> None:
+    """Each cancel is one turn of the loop later: while connecting, after it, while sending, while waiting.
 
-    A next call at once gets the number of the socket that was given up: nobody must still listen on it.
+    The next call gets the descriptor of the closed socket at once, so the loop must no longer watch that descriptor.
     """
     script, settings = any_script
     script.answers(Exchange.closed_by_peer)
@@ -181,14 +179,14 @@ async def test_whenever_it_is_cancelled_nothing_stays_open(
     await transport.aclose()
 
 
-async def test_a_connection_that_is_lost_before_it_is_used(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_is_lost_before_its_first_use(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     connect = loop.create_connection
 
     async def loses(*args: Any, **options: Any) -> Any:
         transport, connection = await connect(*args, **options)
         transport.abort()
-        await asyncio.sleep(0.01)  # uvloop may tell of it as late as that
+        await asyncio.sleep(0.01)  # uvloop may report it as late as that
         return transport, connection
 
     monkeypatch.setattr(loop, "create_connection", loses)
@@ -202,7 +200,7 @@ async def test_a_connection_that_is_lost_before_it_is_used(script: Script, monke
 
 @engines
 @pytest.mark.parametrize("resets", [False, True], ids=["closes", "resets"])
-async def test_an_upstream_that_ends_each_connection_at_once(name: str, resets: bool) -> None:
+async def test_an_upstream_that_closes_each_connection_at_once(name: str, resets: bool) -> None:
     async def ends(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if resets:
             raw = writer.get_extra_info("socket")
@@ -218,10 +216,10 @@ async def test_an_upstream_that_ends_each_connection_at_once(name: str, resets: 
         await transport.aclose()
 
 
-# What the pool does with connections that nobody uses.
+# Idle connections of the pool.
 
 
-async def test_an_idle_connection_is_used_again_and_ends_in_time(
+async def test_an_idle_connection_is_reused_and_expires(
     any_script: tuple[Script, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.2)
@@ -271,11 +269,11 @@ async def test_a_connection_in_use_outlives_the_idle_ones(script: Script, monkey
     await transport.aclose()
 
 
-@pytest.mark.parametrize("who", ["we", "the upstream"])
-async def test_a_connection_that_is_just_being_ended_is_not_used(
-    any_script: tuple[Script, dict[str, Any]], who: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("closer", ["we", "the upstream"])
+async def test_a_closing_connection_is_not_reused(
+    any_script: tuple[Script, dict[str, Any]], closer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Idle for too long, or closed by its peer: it is lost some turns later, with TLS up to half a minute."""
+    """Idle for too long or closed by its peer: it is lost some turns later, with TLS after up to half a minute."""
     monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.05)
     script, settings = any_script
     script.answers(THREE)
@@ -283,18 +281,18 @@ async def test_a_connection_that_is_just_being_ended_is_not_used(
     assert isinstance(transport, pool.Pool)
     assert (await posted(transport)).idle == 1
     kept = transport._idle[0]
-    if who == "the upstream":
+    if closer == "the upstream":
         script.exchanges[0].writer.close()
     async with asyncio.timeout(5):
         while not kept.transport.is_closing():
-            await asyncio.sleep(0)  # so that nothing comes between
+            await asyncio.sleep(0)  # so that nothing happens in between
         assert (await posted(transport)).body == b"abc"
     assert script.connections == 2
     await transport.aclose()
 
 
 @engines
-async def test_a_handshake_that_never_ends(name: str) -> None:
+async def test_a_handshake_without_end(name: str) -> None:
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 

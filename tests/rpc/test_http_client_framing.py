@@ -1,4 +1,4 @@
-"""Every HTTP client: the framing of responses and what breaks it."""
+"""Every HTTP client: the framing of responses, valid and broken."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ from support.http_clients import (
 )
 
 FRAMES: dict[str, tuple[bytes, bytes, bool]] = {
-    # the response; its body; is the connection kept?
+    # the response; its body; whether the connection is kept
     "length": (THREE, b"abc", True),
     "no body": (EMPTY, b"", True),
     "chunks": (CHUNKED + b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n", b"abc", True),
@@ -56,14 +56,14 @@ async def test_frame(script: Script, name: str, response: bytes, body: bytes, ke
     transport = of(script, name)
     seen = await posted(transport)
     assert (seen.body, seen.whole, seen.idle) == (body, True, int(kept))
-    assert "x-request-id" not in seen.headers, "of a trailer, or of an interim response"
+    assert "x-request-id" not in seen.headers, "the header of a trailer or of an interim response"
     assert await posted(transport) == seen
     assert script.connections == (1 if kept else 2)
     await transport.aclose()
 
 
 CUT: dict[str, tuple[bytes, bytes | None, bool]] = {
-    # what comes before the connection is closed; the body if there is an answer; is that whole?
+    # the bytes before the close; the body if there is a response; whether that is complete
     "nothing": (b"", None, False),
     "in the head": (OK + b"content-le", None, False),
     "after an interim response": (b"HTTP/1.1 100 Continue\r\n\r\n", None, False),
@@ -80,7 +80,9 @@ CUT: dict[str, tuple[bytes, bytes | None, bool]] = {
 
 @engines
 @pytest.mark.parametrize(("response", "body", "whole"), CUT.values(), ids=CUT)
-async def test_the_connection_ends(script: Script, name: str, response: bytes, body: bytes | None, whole: bool) -> None:
+async def test_a_close_at_any_point(
+    script: Script, name: str, response: bytes, body: bytes | None, whole: bool
+) -> None:
     async def answer(exchange: Exchange) -> None:
         await exchange.send(response)
         exchange.writer.close()
@@ -97,16 +99,16 @@ async def test_the_connection_ends(script: Script, name: str, response: bytes, b
         async with asyncio.timeout(5):
             while transport.connections() != (0, 0):
                 await asyncio.sleep(0.001)
-                if name == "httpx":  # sees it only when it looks for one
+                if name == "httpx":  # sees the close only when it looks for a connection
                     break
     await transport.aclose()
 
 
-NO_HTTP: dict[str, bytes] = {
+INVALID_HTTP: dict[str, bytes] = {
     "another protocol": b"ICY 200 OK\r\n\r\n",
     "switching protocols": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
     "two lengths": OK + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabc",
-    "a length that is none": OK + b"content-length: 3x\r\n\r\nabc",
+    "an invalid length": OK + b"content-length: 3x\r\n\r\nabc",
     "a negative length": OK + b"content-length: -3\r\n\r\nabc",
     "a space in a header's name": OK + b"x y: 1\r\n\r\n",
     "a head without end": OK + b"x: y\r\n" * 50_000,
@@ -119,12 +121,12 @@ NO_HTTP: dict[str, bytes] = {
     ("name", "response"),
     [
         pytest.param(name, response, id=f"{case}-{name}")
-        for case, response in NO_HTTP.items()
+        for case, response in INVALID_HTTP.items()
         for name in ("builtin", "httpx")
-        if (case, name) != ("interim responses without end", "httpx")  # it bounds each by itself
+        if (case, name) != ("interim responses without end", "httpx")  # it limits each one separately
     ],
 )
-async def test_no_http(script: Script, name: str, response: bytes) -> None:
+async def test_invalid_http(script: Script, name: str, response: bytes) -> None:
     async def answer(exchange: Exchange) -> None:
         await exchange.send(response)
         await exchange.closed_by_peer()
@@ -139,7 +141,7 @@ async def test_no_http(script: Script, name: str, response: bytes) -> None:
 
 
 @engines
-async def test_what_arrived_before_the_framing_broke_is_delivered(script: Script, name: str) -> None:
+async def test_data_before_broken_framing_is_delivered(script: Script, name: str) -> None:
     script.answers(CHUNKED + b"3\r\nabc\r\nxyz\r\n")
     transport = of(script, name)
     assert (await posted(transport))[2:] == (b"abc", False, 0)
@@ -155,8 +157,8 @@ BEHIND: dict[str, bytes] = {
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
 @pytest.mark.parametrize("more", BEHIND.values(), ids=BEHIND)
-async def test_nothing_behind_a_response_is_taken_for_one(script: Script, more: bytes, at_once: bool) -> None:
-    """httpcore's next request would have it as its answer."""
+async def test_bytes_after_a_response_are_not_the_next_response(script: Script, more: bytes, at_once: bool) -> None:
+    """httpcore's next request would get them as its response."""
     goes_on = asyncio.Event()
 
     async def says_more(exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""Every HTTP client: tunnels through a proxy."""
+"""Every HTTP client: tunnels through a proxy. Requests without TLS through a proxy are in test_metadata.py."""
 
 import asyncio
 from pathlib import Path
@@ -17,11 +17,9 @@ from support.http_clients import (
     serving,
 )
 
-# Proxies. What has no TLS goes to a proxy as it is: tests/rpc/test_metadata.py.
-
 
 class Proxy:
-    """Answers CONNECT as told, and is the tunnel then: to the one port that it knows."""
+    """A proxy with a scripted response to CONNECT; then a tunnel to its one port."""
 
     def __init__(self, response: bytes | None, port: int = 0) -> None:
         self.heads: list[bytes] = []
@@ -90,7 +88,7 @@ async def test_a_tunnel(authority: trustme.CA, tmp_path: Path, name: str, establ
 @pytest.mark.parametrize(
     ("host", "named"), [("[::1]:8443", "[::1]:8443"), ("xn--bcher-kva.example", "xn--bcher-kva.example:443")]
 )
-async def test_how_a_tunnel_is_asked_for(host: str, named: str) -> None:
+async def test_the_request_for_a_tunnel(host: str, named: str) -> None:
     async with Proxy(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n") as proxy:
         transport = of(Script(), "builtin", f"https://{host}", proxy=proxy.url)
         with pytest.raises(httpx.ProxyError, match="403"):
@@ -100,7 +98,7 @@ async def test_how_a_tunnel_is_asked_for(host: str, named: str) -> None:
 
 
 NO_TUNNEL: dict[str, tuple[bytes | None, bool, type[Exception]]] = {
-    # what the proxy answers; is there anything behind it, which is no TLS?
+    # the response of the proxy; whether a server without TLS is behind it
     "refused": (b"HTTP/1.1 407 x\r\ncontent-length: 3\r\n\r\nabc", False, httpx.ProxyError),
     "no TLS behind it": (ESTABLISHED, True, httpx.ConnectError),
     "no HTTP": (b"\x05\x00", False, httpx.RemoteProtocolError),
@@ -111,7 +109,7 @@ NO_TUNNEL: dict[str, tuple[bytes | None, bool, type[Exception]]] = {
 
 @pytest.mark.parametrize(("response", "behind", "error"), NO_TUNNEL.values(), ids=NO_TUNNEL)
 async def test_no_tunnel(response: bytes | None, behind: bool, error: type[Exception]) -> None:
-    """httpcore lets a proxy be silent for as long as the call lasts."""
+    """httpcore waits for a silent proxy as long as the call lasts."""
 
     async def plain(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 smtp.example.com\r\n")
@@ -126,7 +124,7 @@ async def test_no_tunnel(response: bytes | None, behind: bool, error: type[Excep
         await transport.aclose()
 
 
-async def test_whenever_a_tunnel_is_cancelled_nothing_stays_open(authority: trustme.CA, tmp_path: Path) -> None:
+async def test_a_cancel_of_a_tunnel_at_any_time_leaves_nothing_open(authority: trustme.CA, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     async with Script(authority.issue_cert("localhost")) as script:
         script.answers(Exchange.closed_by_peer)

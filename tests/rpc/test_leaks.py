@@ -1,4 +1,4 @@
-"""Nothing is left of calls that ended early, in whatever phase: no task, no descriptor, no connection, no memory."""
+"""Calls that stop early in any phase leave nothing: no task, descriptor, connection or memory."""
 
 import asyncio
 import gc
@@ -22,11 +22,11 @@ AT_ONCE = 50
 WARM_UP_CALLS = 200
 TRACED_CALLS = 300
 TRACED_TIMES = 3
-"""The last calls of all, and how often so many: tracing makes them twice as slow."""
+"""The calls under memory tracing, and the number of repetitions. Tracing doubles their time."""
 GROWN_BYTES = 100_000
-"""What TRACED_CALLS may add to the memory that Python has, each time. A kilobyte a call would be 300 000. A sound
-service adds up to 40 000, and once in a while the two million of CPython's table of interned strings, made anew;
-hence the least of the times. The resident size says less: it goes up and down by millions."""
+"""Bytes that TRACED_CALLS may add to Python's memory, in the best repetition. A kilobyte a call would be 300 000. A
+correct service adds up to 40 000, and sometimes the two million of CPython's rebuilt table of interned strings, so the
+best repetition counts. The resident size varies by millions, so it proves less."""
 SETTLED_SECONDS, SETTLED_WITHIN_SECONDS = 0.3, 10.0
 ENDED_WITHIN_SECONDS = 20.0
 EXPIRED_CALLS, TIMEOUT_SECONDS = 600, 0.4
@@ -34,9 +34,9 @@ EXPIRED_CALLS, TIMEOUT_SECONDS = 600, 0.4
 
 @dataclass(frozen=True)
 class Phase:
-    """Where a call is when it is cancelled: what the upstream has sent by then, and how many messages were read.
+    """The state of a call when it is cancelled: the upstream's part so far, and the number of messages read.
 
-    `at_once`: no sooner made than cancelled; the service need not hear of it.
+    `at_once`: cancelled immediately, so the service may never receive it.
     """
 
     rpc: str
@@ -64,33 +64,33 @@ MODELS = list(PHASES)
 async def test_nothing_is_left_of_cancelled_calls(engine: str, calls: int) -> None:
     async with Upstream() as upstream, service(upstream.base_url, upstream={"http_client": engine}) as chat:
         caller = Caller(chat, upstream)
-        await caller.cancels(WARM_UP_CALLS)  # what a sound service keeps is there after these
+        await caller.cancels(WARM_UP_CALLS)  # these open the resources that a correct service keeps
         held = await caller.held()
         assert held["connections"] == held["places"] == 0
         await caller.cancels(calls - WARM_UP_CALLS - TRACED_TIMES * TRACED_CALLS)
         grown_bytes = await _grown_bytes(caller)
         assert await caller.held() == held
         _check_counts(chat, WARM_UP_CALLS + calls)
-        assert min(grown_bytes) < GROWN_BYTES, f"grown by {grown_bytes} bytes"
+        assert min(grown_bytes) < GROWN_BYTES, f"memory grew by {grown_bytes} bytes"
 
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_nothing_is_left_of_expired_calls(engine: str) -> None:
-    """An expired deadline cancels a call twice, in the service: gRPC does, and the timeout of the service's own."""
+    """An expired deadline cancels a call twice in the service: by gRPC and by the service's own timeout."""
     async with Upstream() as upstream, service(upstream.base_url, upstream={"http_client": engine}) as chat:
         caller = Caller(chat, upstream)
         await caller.cancels(AT_ONCE)
         held = await caller.held()
         await caller.expires(EXPIRED_CALLS)
         assert await caller.held() == held
-        assert caller.expired > EXPIRED_CALLS / 4, "few of the calls came as far as they should"
+        assert caller.expired > EXPIRED_CALLS / 4, "too few calls reached their phase"
 
 
 async def _grown_bytes(caller: "Caller") -> list[int]:
-    """How much more memory Python has after TRACED_CALLS, each time."""
+    """Return the growth of Python's memory by TRACED_CALLS, in each repetition."""
     tracemalloc.start()
     try:
-        await caller.cancels(WARM_UP_CALLS)  # what is replaced every now and then is traced after these
+        await caller.cancels(WARM_UP_CALLS)  # after these, objects that are replaced from time to time are traced
         traced_bytes = [await caller.traced_bytes()]
         for _ in range(TRACED_TIMES):
             await caller.cancels(TRACED_CALLS)
@@ -101,7 +101,7 @@ async def _grown_bytes(caller: "Caller") -> list[int]:
 
 
 def _check_counts(chat: Service, calls: int) -> None:
-    """Each call was counted once in each way; those that were cancelled at once may not have come."""
+    """Check that each metric counted each call once. Calls cancelled at once may not have arrived."""
     for rpc in (UNARY, STREAMING):
         phases = [phase for number in range(calls) if (phase := PHASES[_model(number)]).rpc == rpc]
         started = chat.value("grpc_server_started_total", grpc_method=rpc)
@@ -122,20 +122,20 @@ def _model(number: int) -> str:
 
 @dataclass
 class Seen:
-    """What the upstream has seen of a call."""
+    """The events of a call at the upstream."""
 
     sent: asyncio.Event = field(default_factory=asyncio.Event)
-    """What is sent in this phase is on its way."""
+    """The upstream has sent its part of the phase."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """The service has closed the connection."""
 
 
 class Upstream(Script):
-    """Goes with each call as far as the model says, then waits for the service to go."""
+    """Brings each call to the phase of its model name, then waits until the service closes the connection."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.exchanges = deque(maxlen=AT_ONCE)  # all of them would be a leak of the test's own
+        self.exchanges = deque(maxlen=AT_ONCE)  # a full list would be a leak of the test itself
         self.connections_held = 0
         self.seen: dict[str, Seen] = {}
         """By the request id of the call."""
@@ -148,7 +148,7 @@ class Upstream(Script):
             self.connections_held -= 1
 
     def choose(self, exchange: Exchange) -> Answer:
-        """The answer that the model's name asks for."""
+        """Return the response for the model's name."""
         phase = PHASES[json.loads(exchange.body)["model"]]
         seen = self.seen.get(exchange.header(b"x-request-id")) or Seen()
 
@@ -164,20 +164,20 @@ class Upstream(Script):
 
 
 class Caller:
-    """Makes calls and cancels them, some at a time and all phases in turn; and looks at what that leaves."""
+    """Makes calls in all phases, several at a time, cancels them, and counts the remaining resources."""
 
     def __init__(self, chat: Service, upstream: Upstream) -> None:
         self._chat, self._upstream = chat, upstream
         self._numbers = itertools.count()
         self.expired = 0
-        """Calls whose deadline passed after the upstream had done its part."""
+        """Number of calls whose deadline expired after the upstream had done its part."""
 
     async def cancels(self, count: int) -> None:
-        """Makes so many more calls. At the end each has left the upstream, or was cancelled at once."""
+        """Make calls and cancel them. At the end each has left the upstream or was cancelled at once."""
         await self._make(count, self._cancel)
 
     async def expires(self, count: int) -> None:
-        """The same with calls whose deadline passes."""
+        """Make calls whose deadline expires."""
         await self._make(count, self._expire)
 
     async def _make(self, count: int, call: Callable[[int], Awaitable[None]]) -> None:
@@ -203,7 +203,7 @@ class Caller:
             for _ in range(phase.reads):
                 await call.read()
             await seen.sent.wait()
-        for _ in range(number % 5):  # turns of the loop, which the service shares: it has come a little further
+        for _ in range(number % 5):  # turns of the loop, which the service shares, so that it advances a little
             await asyncio.sleep(0)
         call.cancel()
         if not phase.at_once:
@@ -218,13 +218,13 @@ class Caller:
         metadata = [("x-request-id", call_id)]
         call = getattr(self._chat.stub, phase.rpc)(request(model=_model(number)), timeout=timeout, metadata=metadata)
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        if seen.sent.is_set():  # else, on a slow machine, the call may never have come so far
+        if seen.sent.is_set():  # otherwise the call may not reach its phase on a slow machine
             self.expired += 1
             await seen.gone.wait()
         del self._upstream.seen[call_id]
 
     async def held(self) -> dict[str, int]:
-        """What service, upstream and caller hold together, once that does not change any more."""
+        """Return the resources of service, upstream and caller together, once they are stable."""
         held: dict[str, int] = {}
         since = started = time.monotonic()
         while (now := time.monotonic()) < min(since + SETTLED_SECONDS, started + SETTLED_WITHIN_SECONDS):
@@ -243,7 +243,7 @@ class Caller:
         }
 
     async def traced_bytes(self) -> int:
-        """The memory that Python has taken since tracing began, once that is settled."""
+        """Return the memory that Python has allocated since tracing began, once it is stable."""
         await self.held()
         gc.collect()
         return tracemalloc.get_traced_memory()[0]

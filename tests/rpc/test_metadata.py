@@ -1,4 +1,4 @@
-"""What travels beside the messages, in both directions."""
+"""Metadata and headers, in both directions."""
 
 import asyncio
 
@@ -10,18 +10,18 @@ from support import Script, Service, collect, failure, http, request, service, s
 ANSWER = b'{"choices": []}'
 
 
-async def test_request_id_and_trace_context_go_through(chat: Service, echo: Echo) -> None:
+async def test_request_id_and_trace_context_are_forwarded(chat: Service, echo: Echo) -> None:
     sent = [("x-request-id", "id-1"), ("traceparent", "00-abc-def-01"), ("tracestate", "a=b")]
     call = chat.stub.CreateChatCompletion(request(), metadata=[*sent, ("authorization", "Bearer mine"), ("x-foo", "1")])
     assert dict(await call.initial_metadata())["x-request-id"] == "id-1"
     headers = echo.requests[0].headers
     assert [(name, headers[name]) for name, _ in sent] == sent
-    assert "authorization" not in headers, "the caller's credentials are for us"
-    assert "x-foo" not in headers, "what goes through is a closed list"
+    assert "authorization" not in headers, "the caller's credentials must not be forwarded"
+    assert "x-foo" not in headers, "only a closed list is forwarded"
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129], ids=["none", "too-long"])
-async def test_a_request_id_is_made_if_there_is_none(chat: Service, echo: Echo, given: str) -> None:
+async def test_a_missing_request_id_is_generated(chat: Service, echo: Echo, given: str) -> None:
     call = chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", given)] if given else None)
     made = dict(await call.initial_metadata())["x-request-id"]
     assert len(made) == 32
@@ -29,7 +29,7 @@ async def test_a_request_id_is_made_if_there_is_none(chat: Service, echo: Echo, 
 
 
 @pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
-async def test_what_the_upstream_says_of_limits_reaches_the_caller(script: Script, rpc: str) -> None:
+async def test_the_upstreams_rate_limits_reach_the_caller(script: Script, rpc: str) -> None:
     headers = {"x_ratelimit_remaining_requests": "9", "x_request_id": "theirs", "x_secret": "1", "set_cookie": "a=b"}
     body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else ANSWER
     script.answers(
@@ -55,7 +55,7 @@ async def test_what_the_upstream_says_of_limits_reaches_the_caller(script: Scrip
     ],
     ids=["bin", "no-token", "long-name", "not-ascii", "long-value"],
 )
-async def test_odd_headers_of_the_upstream_are_left_out(
+async def test_invalid_headers_of_the_upstream_are_dropped(
     script: Script, rpc: str, status: str, name: str, value: str
 ) -> None:
     body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else ANSWER
@@ -71,7 +71,7 @@ async def test_odd_headers_of_the_upstream_are_left_out(
 
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
-async def test_odd_metadata_of_the_caller_is_left_out(echo: Echo, engine: str) -> None:
+async def test_invalid_metadata_of_the_caller_is_dropped(echo: Echo, engine: str) -> None:
     metadata = [(name, " padded ") for name in ("x-request-id", "traceparent", "tracestate")]
     async with service(echo.base_url, upstream={"http_client": engine, "max_retries": 0}) as chat:
         call = chat.stub.CreateChatCompletion(request(), metadata=metadata)
@@ -88,7 +88,7 @@ async def test_a_stream_without_chunks_has_it_too(script: Script) -> None:
         assert dict(await call.initial_metadata())["x-request-id"] == "ours"
 
 
-async def test_what_the_first_attempt_brought_is_forgotten(script: Script) -> None:
+async def test_headers_of_a_failed_attempt_are_dropped(script: Script) -> None:
     script.answers(http(b"{}", "503 x", x_request_id="first"), b"what?\r\n\r\n")
     async with service(script.base_url, upstream={"max_retries": 1}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "ours")]))
@@ -132,14 +132,14 @@ async def test_cookies_are_not_kept(script: Script) -> None:
     assert b"session=1" not in script.exchanges[1].head
 
 
-async def test_the_environments_proxy_is_not_used(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_not_used(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     async with service(echo.base_url) as chat:
         assert (await chat.stub.CreateChatCompletion(request())).choices
 
 
-async def test_a_proxy_that_is_set_is_used(script: Script) -> None:
+async def test_the_proxy_of_the_settings_is_used(script: Script) -> None:
     script.answers(http(ANSWER))
     proxy = script.base_url.removesuffix("/v1")
     async with service("http://model.invalid/v1", upstream={"proxy": proxy}) as chat:

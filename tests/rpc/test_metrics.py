@@ -1,4 +1,4 @@
-"""What a call leaves behind: metrics and one access line."""
+"""The metrics and the access line of a call."""
 
 import asyncio
 import logging
@@ -48,8 +48,8 @@ async def test_usage_in_every_chunk_is_counted_once(script: Script) -> None:
 
 
 @pytest.mark.timeout(180)
-async def test_callers_cannot_make_series(script: Script, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever they call models, methods and traces."""
+async def test_callers_cannot_create_series(script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    """By no name of a model, method or trace."""
     caplog.set_level(logging.ERROR)
     script.answers(http(b'{"error": {"message": "none such", "code": "model_not_found"}}', "404 Not Found"))
     async with service(script.base_url) as chat:
@@ -107,7 +107,7 @@ async def test_metrics_are_served_over_http(chat: Service) -> None:
     assert "_created" not in text
 
 
-async def test_one_access_line_a_call(chat: Service, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_access_line_per_call(chat: Service, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await chat.stub.CreateChatCompletion(request("the-secret-prompt"), metadata=[("x-request-id", "id-1")])
     await failure(chat.stub.CreateChatCompletionStream(request("the-secret-prompt", "echo:status=400")))
@@ -126,7 +126,7 @@ async def test_one_access_line_a_call(chat: Service, caplog: pytest.LogCaptureFi
     assert not any("secret-prompt" in str(vars(record)) for record in caplog.records)
 
 
-async def test_a_refused_key_is_told_to_the_operator(echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_rejected_key_is_logged_for_the_operator(echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
     async with (
         Echo(api_key="right") as picky,
         service(picky.base_url, upstream={"api_key": "sk-wrong-key-12345"}) as chat,

@@ -1,4 +1,4 @@
-"""What the metrics tell beyond the count: tokens, times, attempts, and what became of them."""
+"""The metrics beyond the count: tokens, times, attempts and their outcomes."""
 
 import asyncio
 from typing import Any
@@ -36,7 +36,7 @@ TOKENS = {"input": 7, "output": 5, "cached_input": 4, "reasoning": 3}
 
 
 async def _soon(chat: Service, name: str, value: float, **labels: str) -> None:
-    """The metric gets this value; the caller may hear of the end of its call a moment before."""
+    """Wait until the metric has this value; the caller may see the end of its call slightly earlier."""
     async with asyncio.timeout(5):
         while chat.value(name, **labels) != value:
             await asyncio.sleep(0.01)
@@ -62,7 +62,7 @@ async def test_tokens_of_each_kind(script: Script, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
-async def test_tokens_spent_for_nobody(script: Script, end: str) -> None:
+async def test_tokens_of_failed_calls(script: Script, end: str) -> None:
     async def answer(exchange: Exchange) -> None:
         await exchange.send(HEAD, event(chunk(usage=USAGE)), event(chunk(usage=USAGE)))
         await exchange.closed_by_peer()
@@ -81,11 +81,11 @@ async def test_tokens_spent_for_nobody(script: Script, end: str) -> None:
         assert chat.value("chatrpc_abandoned_chunks_total", **MODEL) == 2
 
 
-async def test_an_upstream_that_fails_is_not_a_caller_that_has_gone(script: Script) -> None:
+async def test_a_failed_upstream_is_not_a_disconnected_caller(script: Script) -> None:
     script.answers(sse(chunk(usage=USAGE), done=False))
     async with service(script.base_url) as chat:
         await failure(chat.stub.CreateChatCompletionStream(request()))
-        assert _tokens(chat, "chatrpc_tokens_total") == TOKENS, "what it cost all the same"
+        assert _tokens(chat, "chatrpc_tokens_total") == TOKENS, "the tokens were spent anyway"
         assert not chat.value("chatrpc_abandoned_tokens_total")
         assert not chat.value("chatrpc_abandoned_chunks_total")
 
@@ -108,7 +108,7 @@ async def test_each_attempt_is_a_request(script: Script) -> None:
         assert chat.value("chatrpc_upstream_request_seconds_count", phase="body") == 3
 
 
-async def test_a_caller_that_goes_is_no_fault_of_the_upstreams(script: Script) -> None:
+async def test_a_cancel_of_the_caller_is_not_a_fault_of_the_upstream(script: Script) -> None:
     async def silence(exchange: Exchange) -> None:
         await exchange.closed_by_peer()
 
@@ -119,7 +119,7 @@ async def test_a_caller_that_goes_is_no_fault_of_the_upstreams(script: Script) -
         assert chat.value("chatrpc_upstream_requests_total") == 1
 
 
-async def test_an_upstream_that_is_not_there() -> None:
+async def test_an_unreachable_upstream() -> None:
     async with service("http://127.0.0.1:9/v1") as chat:
         await failure(chat.stub.CreateChatCompletion(request()))
         assert chat.value("chatrpc_upstream_requests_total", code="", outcome="no_response") == 3
@@ -138,7 +138,7 @@ async def test_an_upstream_that_is_not_there() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_was_wrong_with_the_response(script: Script, answer: bytes, kind: str) -> None:
+async def test_kinds_of_protocol_errors(script: Script, answer: bytes, kind: str) -> None:
     script.answers(answer)
     async with service(script.base_url, upstream={"max_retries": 0}) as chat:
         await failure(chat.stub.CreateChatCompletionStream(request()))
@@ -146,7 +146,7 @@ async def test_what_was_wrong_with_the_response(script: Script, answer: bytes, k
         assert chat.value("chatrpc_upstream_protocol_errors_total") == 1
 
 
-async def test_what_is_left_of_rate_limits(script: Script) -> None:
+async def test_remaining_rate_limits(script: Script) -> None:
     headers = {"x_ratelimit_remaining_requests": "41", "x_ratelimit_remaining_tokens": "many"}
     script.answers(http(ANSWER.partition(b"\r\n\r\n")[2], **headers))
     async with service(script.base_url) as chat:
@@ -156,7 +156,7 @@ async def test_what_is_left_of_rate_limits(script: Script) -> None:
 
 
 async def test_times_of_a_stream(script: Script) -> None:
-    """Waiting for the upstream is no overhead, and is seen between the deliveries."""
+    """The wait for the upstream is not overhead; it shows between the deliveries."""
 
     async def answer(exchange: Exchange) -> None:
         await asyncio.sleep(0.3)
@@ -186,7 +186,7 @@ async def test_times_of_a_stream(script: Script) -> None:
 
 @pytest.mark.parametrize(("seconds", "below"), [(1, 0.5), (10, 5), (30, 10), (300, 120)])
 async def test_a_round_timeout_is_in_its_own_bucket(chat: Service, seconds: int, below: float) -> None:
-    """Though grpc rounds it up by 1 % at most on the way, more so on a connection that is open already."""
+    """grpc rounds it up by at most 1 %, more often on an open connection."""
     for _ in range(10):
         await chat.stub.CreateChatCompletion(request(), timeout=seconds)
     timeouts = "chatrpc_deadline_remaining_at_start_seconds"
@@ -206,18 +206,18 @@ def test_each_gap_is_told_once() -> None:
     with AttemptMetrics(metrics).gaps(call, attempt) as note:
         for _ in range(40):
             note(0.01)
-        assert told() == 32
-    assert told() == 40
+        assert observed() == 32
+    assert observed() == 40
 
 
-async def test_calls_without_a_deadline_are_told(chat: Service) -> None:
+async def test_calls_without_a_deadline_are_counted(chat: Service) -> None:
     await chat.stub.CreateChatCompletion(request())
     assert chat.value("chatrpc_deadline_missing_total", grpc_method="CreateChatCompletion") == 1
     assert not chat.value("chatrpc_deadline_remaining_at_start_seconds_count")
 
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
-async def test_what_nobody_calls_is_looked_at(echo: Echo, engine: str) -> None:
+async def test_gauges(echo: Echo, engine: str) -> None:
     async with service(echo.base_url, upstream={"http_client": engine}) as chat:
         stream = chat.stub.CreateChatCompletionStream(request(model="echo:pieces=9,gap=60"))
         await stream.read()

@@ -1,4 +1,4 @@
-"""Four providers' API pages: each request goes upstream as its page writes it, each answer comes back whole.
+"""Four providers' API pages: each request is sent as its page shows it, each response is returned whole.
 
 One row per page and case: built from the contract, sent over a channel, received by a scripted upstream. The settings
 are the page's example in deploy/examples, so the examples are proven too; only host, ports and key are the test's own.
@@ -41,39 +41,39 @@ JPG = "https://images.example.com/2024/02/01/cat.jpg"
 
 @dataclass
 class Case:
-    """A request as the contract has it, as its page has it, and what the upstream says to it."""
+    """A request of the contract, the same request on the provider's page, and the upstream's response."""
 
     id: str
     """`<example>/<case>`, where the settings are deploy/examples/<example>.yaml."""
     request: CreateChatCompletionRequest
     body: dict[str, Any]
-    """As the page has it. With `"stream": True` it is a stream, and `answer` a list of chunks."""
+    """The body on the page. With `"stream": True` it is a stream, and `answer` a list of chunks."""
     answer: Any
     status: str = "200 OK"
-    """Another one makes the answer an error."""
+    """A status other than 200 makes the response an error."""
     before: tuple[bytes, ...] = ()
-    """What the upstream says to earlier attempts at the same call."""
+    """The responses to earlier attempts of the same call."""
 
 
 def body(content: Any, model: str, **keys: Any) -> dict[str, Any]:
-    """A body with one message of the user."""
+    """Return a body with one message of the user."""
     return {"model": model, "messages": [{"role": "user", "content": content}], **keys}
 
 
 def picture(url: str, model: str, **fields: Any) -> CreateChatCompletionRequest:
-    """A request with a text and a picture."""
+    """Return a request with a text and a picture."""
     parts = [ContentPart(text="图里是什么?"), ContentPart(image_url=ImageUrl(url=url))]
     return CreateChatCompletionRequest(model=model, messages=[ChatMessage(role="user", content_parts=parts)], **fields)
 
 
 def picture_body(url: str, model: str, **keys: Any) -> dict[str, Any]:
-    """The body with a text and a picture."""
+    """Return the body with a text and a picture."""
     parts = [{"type": "text", "text": "图里是什么?"}, {"type": "image_url", "image_url": {"url": url}}]
     return body(parts, model, **keys)
 
 
 def chunks(model: str, *texts: str, finish_reason: str = "stop") -> list[dict[str, Any]]:
-    """A stream as gpt-3.5 sent it: the role alone, the text, the reason alone; no usage, and nulls."""
+    """Return a stream as gpt-3.5 sent it: the role alone, the text, the reason alone; no usage, and nulls."""
     deltas = [{"role": "assistant"}, *({"content": text} for text in texts), {}]
     head = {"id": "chatcmpl-123", "object": "chat.completion.chunk", "created": 1677652288, "model": model}
     reasons = [None] * (len(deltas) - 1) + [finish_reason]
@@ -84,7 +84,7 @@ def chunks(model: str, *texts: str, finish_reason: str = "stop") -> list[dict[st
 
 
 def refusal(message: str) -> dict[str, Any]:
-    """An error as gpt-3.5's API sent it."""
+    """Return an error as gpt-3.5's API sent it."""
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
 
 
@@ -101,7 +101,7 @@ HELLO = {
     ],
     "usage": {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21},
 }
-"""The sample answer of two of the pages. It names no model."""
+"""The sample response of two pages. It names no model."""
 DOCTOR = CreateChatCompletionRequest(model=GPT, messages=[ChatMessage(role="doctor", content="Hello!")])
 DOCTOR_BODY = {"model": GPT, "messages": [{"role": "doctor", "content": "Hello!"}]}
 NO_DOCTOR = refusal("'doctor' is not one of ['system', 'assistant', 'user'] - 'messages.0.role'")
@@ -120,7 +120,7 @@ TOO_MANY = http(b'{"error": {"message": "slow down"}}', "429 Too Many Requests",
 OLD = refusal("Unrecognized request argument supplied: stream_options")
 NO_USAGE = http(json.dumps(OLD).encode(), "400 Bad Request")
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
-"""The service adds the second key, see the contract: usage is always asked for."""
+"""The service adds the second key, because it always requests usage (see the contract)."""
 
 CASES = [
     # A gateway in front of ChatGPT's models. `seen` is how its page spells seed; its tools are strings.
@@ -336,14 +336,14 @@ async def test_page(case: Case, script: Script, tmp_path: Path) -> None:
 
 
 def answer_of(case: Case) -> bytes:
-    """The case's answer as HTTP."""
+    """Return the case's response as HTTP."""
     if isinstance(case.answer, list):
         return sse(*(json.dumps(chunk).encode() for chunk in case.answer))
     return http(json.dumps(case.answer).encode(), case.status)
 
 
 def example(name: str, script: Script, folder: Path) -> Settings:
-    """An example's settings, with the path of its base URL but the script's address."""
+    """Return an example's settings with the script's address and the path of the example's base URL."""
     key_file = folder / "key"
     key_file.write_text(f"{KEY}\n")
     environ = {
@@ -358,7 +358,7 @@ def example(name: str, script: Script, folder: Path) -> Settings:
 
 @asynccontextmanager
 async def service(settings: Settings) -> AsyncIterator[Any]:
-    """The service with exactly these settings, and a stub that calls it."""
+    """Run the service with exactly these settings; yield a stub."""
     server = Server(settings)
     await server.start()
     try:
@@ -369,7 +369,7 @@ async def service(settings: Settings) -> AsyncIterator[Any]:
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """The JSON object that an answer's message mirrors. Numbers are always there, other fields if they are set."""
+    """Return the JSON object that a response mirrors. Numbers are always present, other fields if set."""
     out: dict[str, Any] = json.loads(getattr(message, "extra_json", "") or "{}")
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -384,12 +384,12 @@ def as_json(message: Message) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """In an answer, null means absent."""
+    """Remove nulls, because in a response null means absent."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def exactly(value: Any) -> str:
-    """A JSON value as text, in which 1 and 1.0 differ and the order of keys does not."""
+    """Return a JSON value as text that distinguishes 1 from 1.0 and ignores the order of keys."""
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FOLDER = Path(__file__).parents[1] / "fixtures" / "quirks"
 LOST = "\ufffd"
 GONE = object()
-"""As a change: the key is not there."""
+"""In a change: the key is absent."""
 
 Code = grpc.StatusCode
 INVALID = (Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE")
@@ -38,38 +38,38 @@ TRUNCATED = (Code.UNAVAILABLE, "UPSTREAM_TRUNCATED")
 
 @dataclass(frozen=True)
 class Quirk:
-    """What becomes of a fixture."""
+    """The expected outcome of a fixture."""
 
     changes: dict[str, Any] = field(default_factory=dict)
-    """By path, what differs from the fixture; a stream's path begins with the number of the event."""
+    """Differences from the fixture by path; a stream's path begins with the number of the event."""
     end: tuple[Code, str] = (Code.OK, "")
     """The status and the reason."""
     delivered: int | None = None
-    """The events of a stream that count; None for all."""
+    """The events of a stream that are delivered; None: all."""
     says: str = ""
     """The status's message."""
     mapped: str = ""
-    """The reason that the error object of a 200 amounts to."""
+    """The reason of the error object in a 200."""
     http: str = "200 OK"
     merges: bool = True
-    """May chunks of it be merged?"""
+    """Whether its chunks may be merged."""
 
 
 LOSSLESS = Quirk()
 
 
 def ends(end: tuple[Code, str], delivered: int = 1) -> Quirk:
-    """A stream that breaks off after so many events."""
+    """Return the outcome of a stream that breaks off after that many events."""
     return Quirk(end=end, delivered=delivered)
 
 
 def refused(http: str, code: Code, reason: str, says: str) -> Quirk:
-    """An error status, for both RPCs."""
+    """Return the outcome of an error status, for both RPCs."""
     return Quirk(end=(code, reason), says=says, http=http)
 
 
 def erred(code: Code, mapped: str, says: str, delivered: int = 1) -> Quirk:
-    """An error object inside of a 200."""
+    """Return the outcome of an error object in a 200."""
     return Quirk(end=(code, "UPSTREAM_ERROR_BODY"), mapped=mapped, says=says, delivered=delivered)
 
 
@@ -122,7 +122,7 @@ QUIRKS: dict[str, Quirk] = {
     "calls-index-text.sse": Quirk({f"{n}.{CALL}.index": i for n, i in enumerate([0, 1, 1])}),
     "calls-empty-ids.sse": Quirk({f"1.{CALL}.id": GONE, f"1.{CALL}.function.name": GONE}),
     "calls-custom.sse": Quirk({f"1.{CALL}.custom.name": GONE}),
-    # The head, the choices, how they end.
+    # The head, the choices, and their end.
     "id-changes.sse": Quirk(merges=False),
     "choices-null.json": Quirk(end=INVALID),
     "choices-message.sse": Quirk({f"0.{DELTA}": {"role": "assistant", "content": "hi"}, "0.choices.0.message": GONE}),
@@ -161,7 +161,7 @@ QUIRKS: dict[str, Quirk] = {
         {f"0.{DELTA}.content": "a", "1": {"id": "c1", "choices": [{"delta": {"content": LOST}}]}}
     ),
     "depth.sse": Quirk({f"0.{CALL}.function.arguments": DEEP}),
-    # How events are framed, and how a stream ends.
+    # Framing of events, and the end of a stream.
     "last-event-cut.sse": ends(TRUNCATED),
     "last-event-cut-after-finish.sse": Quirk(delivered=2),
     "nothing.sse": ends(TRUNCATED, 0),
@@ -220,7 +220,7 @@ QUIRKS: dict[str, Quirk] = {
 }
 
 IN_SUCCESS: dict[str, tuple[Code, str]] = {
-    # Error bodies that come with a 200 as well: the code, and the reason that the error amounts to.
+    # Error bodies that occur in a 200 too: the code, and the reason of the error.
     "error-openai.json": (Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
     "error-quota.json": (Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA_EXHAUSTED"),
     "error-code-number.json": (Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED"),
@@ -234,13 +234,13 @@ IN_SUCCESS: dict[str, tuple[Code, str]] = {
 MEDIA = {".json": "application/json", ".sse": "text/event-stream; charset=utf-8", ".html": "text/html"}
 UNARY, STREAM = "CreateChatCompletion", "CreateChatCompletionStream"
 FILES = {path.name: path for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA}
-assert QUIRKS.keys() <= FILES.keys(), "rows without fixture"
+assert QUIRKS.keys() <= FILES.keys(), "rows without a fixture"
 ROWS = {name: QUIRKS.get(name, LOSSLESS) for name in FILES}
 COMPLETIONS = [name for name, quirk in ROWS.items() if quirk.http == LOSSLESS.http]
 
 
 def answer(name: str, status: str = LOSSLESS.http) -> bytes:
-    """The fixture as an HTTP response."""
+    """Return the fixture as an HTTP response."""
     return http(FILES[name].read_bytes(), status, MEDIA[FILES[name].suffix])
 
 
@@ -252,7 +252,7 @@ async def upstream() -> AsyncIterator[Script]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chat(upstream: Script) -> AsyncIterator[Service]:
-    """One for all rows: starting it takes longer than they do."""
+    """One service for all rows, because its start takes longer than they do."""
     async with service(upstream.base_url, upstream={"max_retries": 0}) as running:
         yield running
 
@@ -271,13 +271,13 @@ async def test_quirk(upstream: Script, chat: Service, name: str) -> None:
     assert [*map(to_json, single)] == [pruned(event, ChatChunk) for event in expected]
     assert read_byte_by_byte(body) == single
     merged = await received_by(chat.stub.CreateChatCompletionStream(request()), quirk)
-    assert told(merged) == told(single)
+    assert texts(merged) == texts(single)
     assert quirk.merges or merged == single
 
 
 @pytest.mark.parametrize("name", COMPLETIONS)
 async def test_the_other_form(upstream: Script, chat: Service, name: str) -> None:
-    """A stream that answers the unary RPC, and a whole answer to the streaming one: the same end, the same texts."""
+    """A stream for the unary RPC and a whole response for the streaming one have the same end and texts."""
     quirk = ROWS[name]
     upstream.answers(answer(name))
     if name.endswith(".json"):
@@ -287,7 +287,7 @@ async def test_the_other_form(upstream: Script, chat: Service, name: str) -> Non
         received = await received_by(chat.stub.CreateChatCompletion(request()), quirk)
         as_usual = await received_by(chat.stub.CreateChatCompletionStream(request()), quirk)
     if quirk.end == LOSSLESS.end:
-        assert (len(received), told(received)) == (1, told(as_usual))
+        assert (len(received), texts(received)) == (1, texts(as_usual))
     expected = FILES[name].with_suffix(".expected")
     if expected.exists():
         assert to_json(received[0]) == json.loads(expected.read_text())
@@ -306,7 +306,7 @@ async def test_error_body(upstream: Script, chat: Service, name: str, rpc: str) 
 
 
 async def received_by(call: Any, quirk: Quirk) -> list[Any]:
-    """What a call delivers before its end, which is the row's."""
+    """Return the messages of a call; check that its end is the row's."""
     if quirk.end == LOSSLESS.end:
         return await collect(call) if hasattr(call, "__aiter__") else [await call]
     failed = await failure(call)
@@ -319,12 +319,12 @@ async def received_by(call: Any, quirk: Quirk) -> list[Any]:
 
 
 def lenient(data: bytes) -> Any:
-    """The value of JSON as servers write it."""
+    """Return the value of JSON as servers write it."""
     return json.loads(data.decode("utf-8-sig", "replace"))
 
 
 def events(body: bytes) -> list[bytes]:
-    """The data of a stream's events before `[DONE]`. Where there are no blank lines, each line is one."""
+    """Return the data of a stream's events before `[DONE]`. Without blank lines each line is an event."""
     lines = body.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     blocks = lines.split(b"\n\n" if b"\n\n" in lines else b"\n")
     found = []
@@ -338,12 +338,12 @@ def events(body: bytes) -> list[bytes]:
 
 
 def pruned(source: Any, kind: Any) -> Any:
-    """Without what protobuf cannot tell from an absent key."""
+    """Remove values that protobuf cannot distinguish from an absent key."""
     return prune(source, kind.DESCRIPTOR)
 
 
 def changed(value: Any, changes: dict[str, Any]) -> Any:
-    """The JSON with these changes."""
+    """Return the JSON with these changes."""
     for path, change in changes.items():
         *keys, last = (int(key) if key.isdecimal() else key for key in path.split("."))
         place = value
@@ -359,14 +359,14 @@ def changed(value: Any, changes: dict[str, Any]) -> Any:
 
 
 def read_byte_by_byte(body: bytes) -> list[Any]:
-    """The messages of a stream that comes as slowly as can be."""
+    """Return the messages of a stream that arrives byte by byte."""
     reader = StreamReader(1 << 20)
     chunks = [chunk for byte in body for chunk in reader.feed(bytes([byte]))]
     return chunks + reader.finish()
 
 
-def told(messages: list[Any]) -> dict[Any, str]:
-    """All that concatenates, by where it belongs, and how the choices ended."""
+def texts(messages: list[Any]) -> dict[Any, str]:
+    """Return the concatenated texts by place, and the finish reasons."""
     texts: dict[Any, str] = defaultdict(str)
     for choice in (choice for message in messages for choice in message.choices):
         said = getattr(choice, "delta", None) or choice.message

@@ -29,13 +29,13 @@ UNARY = [name for name in FILES if name.endswith(".json")]
 STREAMS = [name for name in FILES if not name.endswith(".json")]
 SMALL_BYTES = 1500
 CUTS = 12
-"""So many ways of cutting each larger stream."""
+"""The number of random cuts of each larger stream."""
 
 Code = grpc.StatusCode
 END = (Code.OK, "")
 
 FAULTS: dict[str, tuple[Code, str]] = {
-    # A completion of the older, textual API: there are chunks, but no delta and no end that we could trust.
+    # A completion of the older, textual API: chunks without deltas and without a reliable end.
     "gemini-stream-no-done.sse": (Code.UNAVAILABLE, "UPSTREAM_TRUNCATED"),
     "groq-stream-error-in-stream-reasoning.sse": (Code.INVALID_ARGUMENT, "UPSTREAM_ERROR_BODY"),
     "openrouter-stream-error-in-stream-reasoning.sse": (Code.INVALID_ARGUMENT, "UPSTREAM_ERROR_BODY"),
@@ -52,7 +52,7 @@ FAULTS: dict[str, tuple[Code, str]] = {
     "azure-unary-error-http404.json": (Code.NOT_FOUND, "UPSTREAM_NOT_FOUND"),
     "azure-unary-error-http401.json": (Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
 }
-"""The recordings that are no success: their status and reason. All others end OK."""
+"""The recordings that fail: their status and reason. All others are OK."""
 
 
 def meta(name: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def stream_body(name: str) -> bytes:
 
 
 def payloads(body: bytes) -> list[Any]:
-    """What a stream says before its end or its error, read line by line: no recording has an event of several lines."""
+    """Return the events before the end or error, line by line: no recording has an event of several lines."""
     found = []
     for line in body.replace(b"\r\n", b"\n").split(b"\n"):
         if line.startswith(b"data:"):
@@ -87,7 +87,7 @@ def payloads(body: bytes) -> list[Any]:
 
 
 def normalised(chunks: list[Any]) -> list[Any]:
-    """The contract's normalisations of streams, those that the recordings need."""
+    """Apply the contract's normalisations of streams that the recordings require."""
     indexes: dict[Any, int] = {}
     for chunk in copy.deepcopy(chunks):
         choices = chunk.get("choices") or []
@@ -113,13 +113,13 @@ def normalised(chunks: list[Any]) -> list[Any]:
 
 
 class Report:
-    """How many came through whole, by provider."""
+    """The number of complete recordings by provider."""
 
     def __init__(self) -> None:
         self.counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def add(self, name: str, whole: bool) -> None:
-        """Counts one recording."""
+        """Count one recording."""
         counts = self.counts[name.partition("-")[0]]
         counts[0] += whole
         counts[1] += 1
@@ -153,7 +153,7 @@ async def test_unary(script: Script, chat: Service, report: Report, name: str) -
     if name in FAULTS:
         failed = await failure(call)
         assert (failed.code, failed.reason) == FAULTS[name]
-        _says_what_was_said(failed, body, status)
+        _same_content(failed, body, status)
     else:
         recorded = prune(json.loads(body), CreateChatCompletionResponse.DESCRIPTOR)
         assert to_json(await call) == recorded
@@ -161,7 +161,7 @@ async def test_unary(script: Script, chat: Service, report: Report, name: str) -
     report.counts[name.partition("-")[0]][1] += 0
 
 
-def _says_what_was_said(failed: Outcome, body: bytes, status: int) -> None:
+def _same_content(failed: Outcome, body: bytes, status: int) -> None:
     if status == 401 or "UpstreamError" not in failed.details:
         return
     said = failed.details["UpstreamError"]
@@ -171,7 +171,7 @@ def _says_what_was_said(failed: Outcome, body: bytes, status: int) -> None:
 
 
 def cuts(body: bytes, name: str) -> Iterator[list[bytes]]:
-    """The body in one piece, and cut: small ones once at every position, others at random ones."""
+    """Yield the body in one piece and cut: small ones once at every position, others at random positions."""
     yield [body]
     if len(body) <= SMALL_BYTES:
         for position in range(1, len(body)):

@@ -1,8 +1,8 @@
-"""Prompts, completions and keys are in no log, metric or status, whatever becomes of the call.
+"""No log, metric or status holds prompts, completions or keys, for any outcome of the call.
 
-Canaries travel in every part of a request and of an answer that holds what people said, through every fault and every
-way in which the service itself says no; then all that is left behind is searched for them. What an upstream's error
-says goes to the caller, who asked for it, but never into a log or a metric.
+Every part of a request and of a response that holds text of people carries a canary, through every fault and every
+rejection by the service itself. Then the test searches logs, metrics and statuses for the canaries. The text of an
+upstream's error is for the caller only, never for a log or a metric.
 """
 
 import base64
@@ -38,7 +38,7 @@ SERVICE = {
 
 
 def _request(model: str) -> CreateChatCompletionRequest:
-    """With a canary wherever a prompt may be."""
+    """Return a request with a canary in each place of a prompt."""
     system, user, image, name, tool, arguments, result, stop, call_id = PROMPTS
     asked = CreateChatCompletionRequest(model=model, user="someone")
     asked.messages.extend([ChatMessage(role="system", content=system), ChatMessage(role="user", name=name)])
@@ -86,14 +86,14 @@ ANSWERS = {
 
 
 class Places:
-    """Where nothing of it may be."""
+    """The places that must not hold a canary."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self._caplog = caplog
-        self._formatters = (logs._Json(str), logs._Text(str))  # without the redaction that would hide a mistake
+        self._formatters = (logs._Json(str), logs._Text(str))  # without the redaction, which would hide a mistake
 
     def check(self, chat: Service, ended: Outcome) -> None:
-        """Searches all that a call has left behind."""
+        """Search log, metrics and status of a call."""
         registry = chat.server.metrics.registry
         metrics = [generate_latest(registry).decode(), generate_openmetrics(registry).decode()]
         _search("the log", self.log(), [KEY, CALLERS_KEY, ERROR, *PROMPTS, *COMPLETIONS])
@@ -102,9 +102,9 @@ class Places:
         _search("the status", status, [KEY, CALLERS_KEY, *PROMPTS])
 
     def log(self) -> list[str]:
-        """All lines, as they would be written but for the redaction."""
+        """Return all lines as they would be written without the redaction."""
         records = self._caplog.records
-        assert records, "not even that the service serves"
+        assert records, "no log line, not even of the start"
         return [formatter.format(record) for record in records for formatter in self._formatters]
 
 
@@ -115,7 +115,7 @@ def _search(where: str, texts: list[str], canaries: list[str]) -> None:
 
 @pytest.fixture
 def places(caplog: pytest.LogCaptureFixture) -> Places:
-    """All that is logged at `debug`, where libraries are still kept to warnings."""
+    """The log at level `debug`, at which libraries still log only warnings."""
     for name in logs.LIBRARIES:
         caplog.set_level(logging.WARNING, name)
     caplog.set_level(logging.DEBUG)
@@ -143,7 +143,7 @@ async def test_through_every_fault(rpc: str, places: Places) -> None:
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
 @pytest.mark.parametrize("rpc", RPCS)
-async def test_through_every_answer(rpc: str, engine: str, script: Script, places: Places) -> None:
+async def test_through_every_response(rpc: str, engine: str, script: Script, places: Places) -> None:
     async with service(script.base_url, upstream={**SERVICE, "http_client": engine, "max_retries": 0}) as chat:
         for answer in ANSWERS.values():
             script.answers(answer)
@@ -151,7 +151,7 @@ async def test_through_every_answer(rpc: str, engine: str, script: Script, place
 
 
 @pytest.mark.parametrize("rpc", RPCS)
-async def test_what_the_service_says_itself(rpc: str, script: Script, places: Places) -> None:
+async def test_errors_of_the_service_itself(rpc: str, script: Script, places: Places) -> None:
     async def silence(exchange: Exchange) -> None:
         await exchange.closed_by_peer()
 
@@ -176,8 +176,10 @@ async def test_what_the_service_says_itself(rpc: str, script: Script, places: Pl
 
 
 @pytest.mark.parametrize("rpc", RPCS)
-async def test_a_mistake_of_ours(rpc: str, script: Script, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception may quote anything: it is logged by its frames alone, and the caller hears of none of it."""
+async def test_an_unexpected_exception(
+    rpc: str, script: Script, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception may quote anything, so only its frames are logged, and the caller gets none of it."""
 
     def fails(request: Any, **_: Any) -> bytes:
         raise LookupError(f"{PROMPTS[1]} {KEY} {request}")

@@ -1,4 +1,4 @@
-"""What is tried again, how often, and what never is."""
+"""Which errors are retried, how often, and which never are."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ rpcs = pytest.mark.parametrize(("rpc", "good"), RPCS, ids=["unary", "stream"])
 
 @rpcs
 @pytest.mark.parametrize("status", ["408 x", "409 x", "429 x", "500 x", "503 x", "529 x"])
-async def test_passing_trouble_is_not_seen(script: Script, rpc: str, good: bytes, status: str) -> None:
+async def test_a_temporary_error_is_hidden(script: Script, rpc: str, good: bytes, status: str) -> None:
     script.answers(http(b"{}", status), http(b"{}", status), good)
     async with service(script.base_url) as chat:
         call = getattr(chat.stub, rpc)(request())
@@ -40,25 +40,25 @@ async def test_passing_trouble_is_not_seen(script: Script, rpc: str, good: bytes
         (http(b"{}", "503 x", retry_after="3600"), 1),
         (http(b"{}", "429 x", retry_after_ms="10"), 3),
     ],
-    ids=["400", "404", "quota", "told-not-to", "told-to", "gives-up", "past-the-deadline", "retry-after-ms"],
+    ids=["400", "404", "quota", "should-not-retry", "should-retry", "gives-up", "past-the-deadline", "retry-after-ms"],
 )
 async def test_attempts(script: Script, rpc: str, good: bytes, answer: bytes, attempts: int) -> None:
     script.answers(answer)
     async with service(script.base_url) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request(), timeout=30))
     assert len(script.exchanges) == attempts
-    assert failed.code is not grpc.StatusCode.DEADLINE_EXCEEDED, "no use in waiting until then"
+    assert failed.code is not grpc.StatusCode.DEADLINE_EXCEEDED, "the retry would be after the deadline"
 
 
-async def test_a_connection_that_breaks_before_the_answer(echo: Echo) -> None:
-    """As kept connections do when the upstream has just closed them."""
+async def test_a_connection_that_breaks_before_the_response(echo: Echo) -> None:
+    """As an idle connection does if the upstream has just closed it."""
     async with service(echo.base_url) as chat:
         response = await chat.stub.CreateChatCompletion(request(model="echo:reset=0,times=1"))
     assert response.choices[0].message.content
     assert len(echo.requests) == 2
 
 
-async def test_never_after_the_first_chunk(chat: Service, echo: Echo) -> None:
+async def test_no_retry_after_the_first_chunk(chat: Service, echo: Echo) -> None:
     failed = await failure(chat.stub.CreateChatCompletionStream(request("a b c", "echo:reset=2,pace=0.01,times=1")))
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_TRUNCATED")
     assert failed.messages
@@ -66,14 +66,14 @@ async def test_never_after_the_first_chunk(chat: Service, echo: Echo) -> None:
 
 
 async def test_no_chunk_is_delivered_twice(script: Script) -> None:
-    """Whatever was tried before the first chunk, and whatever a further attempt would have brought."""
+    """Neither after retries before the first chunk, nor by a further attempt."""
 
     async def reset(exchange: Exchange) -> None:
         exchange.reset()
 
     async def broken(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", chunk("1 ") + chunk("2 "))
-        await asyncio.sleep(0.05)  # a read of its own
+        await asyncio.sleep(0.05)  # a separate read
         exchange.reset()
 
     script.answers(http(b"{}", "503 x"), reset, broken, STREAM)

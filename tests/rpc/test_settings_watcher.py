@@ -32,7 +32,7 @@ async def _follows(file: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     server = Server(settings.load(args, {}), settings.settings_file(args, {}))
     await server.start()
     try:
-        yield Service(server, None, None)  # type: ignore[arg-type]  # nobody calls it
+        yield Service(server, None, None)  # type: ignore[arg-type]  # the test makes no call
     finally:
         await server.stop()
 
@@ -64,9 +64,9 @@ async def test_the_level_changes_at_once(
 @pytest.mark.parametrize(
     ("content", "mistake"),
     [("log: {level: loud}", "log.level in"), ("log: [", "line"), ("lisen: x", "did you mean listen?"), (None, "FILE")],
-    ids=["value", "yaml", "name", "away"],
+    ids=["value", "yaml", "name", "missing"],
 )
-async def test_a_file_of_no_use_changes_nothing(
+async def test_an_invalid_file_changes_nothing(
     content: str | None,
     mistake: str,
     tmp_path: Path,

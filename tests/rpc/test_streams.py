@@ -1,4 +1,4 @@
-"""What a stream may look like between the upstream's events and the caller's messages."""
+"""Streams, from the upstream's events to the caller's messages."""
 
 import asyncio
 import json
@@ -30,8 +30,8 @@ def http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-async def test_each_chunk_is_sent_when_it_comes(script: Script) -> None:
-    """The upstream sends a chunk only after the caller has the one before: any waiting would be for ever."""
+async def test_each_chunk_is_sent_when_it_arrives(script: Script) -> None:
+    """The upstream sends a chunk only after the caller has the previous one, so any delay would be endless."""
     arrived: asyncio.Queue[str] = asyncio.Queue()
 
     async def answer(exchange: Exchange) -> None:
@@ -53,7 +53,7 @@ async def test_each_chunk_is_sent_when_it_comes(script: Script) -> None:
     [(True, (), 3), (False, (), 7), (True, (("x-chatrpc-coalesce", "off"),), 7)],
     ids=["on", "off", "off-for-the-call"],
 )
-async def test_chunks_that_came_together_become_one(
+async def test_chunks_of_one_read_become_one(
     script: Script, setting: bool, metadata: tuple[tuple[str, str], ...], messages: int
 ) -> None:
     script.answers(sse(*(chunk(letter) for letter in "Hello"), END, USAGE))
@@ -67,18 +67,18 @@ async def test_chunks_that_came_together_become_one(
 @pytest.mark.parametrize(
     ("options", "shown"),
     [(None, True), (StreamOptions(include_usage=True), True), (StreamOptions(include_usage=False), False)],
-    ids=["unset", "wanted", "unwanted"],
+    ids=["unset", "requested", "declined"],
 )
-async def test_usage_is_always_asked_for(chat: Service, echo: Echo, options: StreamOptions | None, shown: bool) -> None:
-    """It is counted in any case; only the caller that said so does not see it."""
+async def test_usage_is_always_requested(chat: Service, echo: Echo, options: StreamOptions | None, shown: bool) -> None:
+    """It is always counted; a caller that declines it does not get it."""
     chunks = await collect(chat.stub.CreateChatCompletionStream(request(stream_options=options)))
     assert echo.requests[-1].body["stream_options"] == {"include_usage": True}
     assert any(chunk.HasField("usage") for chunk in chunks) == shown
     assert chat.value("chatrpc_tokens_total", gen_ai_token_type="output") > 0
 
 
-async def test_a_complaint_that_only_quotes_the_request_changes_nothing(script: Script) -> None:
-    """As pydantic's 422 does: it holds the whole input, stream_options and all."""
+async def test_an_error_that_only_quotes_the_request_changes_nothing(script: Script) -> None:
+    """As pydantic's 422 does, which holds the whole input, stream_options included."""
     quoting = http(
         b'{"detail": [{"loc": ["body", "n"], "input": {"stream_options": {"include_usage": true}}}]}', "422 x"
     )
@@ -90,7 +90,7 @@ async def test_a_complaint_that_only_quotes_the_request_changes_nothing(script: 
 
 
 async def test_usage_beside_an_empty_delta_is_a_usage_chunk_too(script: Script) -> None:
-    """As LiteLLM sends it."""
+    """LiteLLM sends it in this form."""
     script.answers(sse(chunk("a"), END, USAGE.replace(b'"choices": []', b'"choices": [{"index": 0, "delta": {}}]')))
     async with service(script.base_url) as chat:
         options = StreamOptions(include_usage=False)
@@ -98,14 +98,14 @@ async def test_usage_beside_an_empty_delta_is_a_usage_chunk_too(script: Script) 
     assert [c.HasField("usage") for c in chunks] == [False, False]
 
 
-async def test_an_upstream_that_rejects_stream_options_is_asked_without(chat: Service, echo: Echo) -> None:
+async def test_after_a_rejection_of_stream_options_they_are_omitted(chat: Service, echo: Echo) -> None:
     for _ in range(2):
         assert await collect(chat.stub.CreateChatCompletionStream(request(model="echo:reject_usage")))
     assert ["stream_options" in received.body for received in echo.requests] == [True, False, False]
     assert chat.value("chatrpc_usage_missing_total", stream="true") == 2
 
 
-async def test_nothing_but_chunks_becomes_a_message(script: Script) -> None:
+async def test_only_chunks_become_messages(script: Script) -> None:
     body = (
         b"\xef\xbb\xbf: OPENROUTER PROCESSING\r\n\r\n:\r\n\r\ndata:"
         + chunk("a")
@@ -118,8 +118,8 @@ async def test_nothing_but_chunks_becomes_a_message(script: Script) -> None:
     assert len(chunks) == 2
 
 
-async def test_after_done_no_gap_is_too_long(script: Script) -> None:
-    """The response may take a little longer to end: that is waited for so as to keep its connection."""
+async def test_no_gap_after_done_is_too_long(script: Script) -> None:
+    """The end of the response may come later; the service waits for it so that it can reuse the connection."""
 
     async def answer(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD, http_chunk(b"data: " + chunk("a") + b"\n\ndata: [DONE]\n\n"))
@@ -130,7 +130,7 @@ async def test_after_done_no_gap_is_too_long(script: Script) -> None:
         assert len(await collect(chat.stub.CreateChatCompletionStream(request()))) == 1
 
 
-async def test_parallel_tool_calls_without_index_stay_apart(script: Script) -> None:
+async def test_parallel_tool_calls_without_index_stay_separate(script: Script) -> None:
     def call(name: str) -> dict[str, object]:
         return {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": {"x": 1}}}
 
@@ -145,8 +145,8 @@ async def test_parallel_tool_calls_without_index_stay_apart(script: Script) -> N
     ]
 
 
-async def test_connections_are_used_again(script: Script) -> None:
-    """After a unary answer and after a stream that was read to [DONE], with the end of the body behind it."""
+async def test_connections_are_reused(script: Script) -> None:
+    """After a unary response, and after a stream with [DONE] and the end of its body."""
     stream = STREAM_HEAD + http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
     answer = http(b'{"choices": []}')
     script.answers(stream, answer, stream, answer)
@@ -158,8 +158,8 @@ async def test_connections_are_used_again(script: Script) -> None:
 
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
-async def test_every_engine_streams(script: Script, engine: str) -> None:
-    """As it comes, not at the end: the second chunk is sent when the caller has the first."""
+async def test_every_http_client_streams(script: Script, engine: str) -> None:
+    """Chunk by chunk: the upstream sends the second one after the caller has the first."""
     first = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
@@ -176,7 +176,7 @@ async def test_every_engine_streams(script: Script, engine: str) -> None:
 
 
 async def test_two_hundred_streams_at_once(echo: Echo) -> None:
-    """No limit of connections, here or in the transport, makes one wait for another."""
+    """No limit of connections delays one stream for another."""
     async with service(echo.base_url) as chat, asyncio.timeout(30):
         calls = [chat.stub.CreateChatCompletionStream(request(model="echo:first=1,pieces=5")) for _ in range(200)]
         answers = await asyncio.gather(*map(collect, calls))
@@ -184,7 +184,7 @@ async def test_two_hundred_streams_at_once(echo: Echo) -> None:
     assert text == {"1 2 3 4 5"}
 
 
-async def test_a_slow_reader_is_no_silence_of_the_upstream(script: Script) -> None:
+async def test_a_slow_reader_is_not_a_silent_upstream(script: Script) -> None:
     goes_on = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
@@ -206,8 +206,8 @@ async def test_a_slow_reader_is_no_silence_of_the_upstream(script: Script) -> No
     await upstream.aclose()
 
 
-async def test_a_slow_reader_stops_our_reading(script: Script) -> None:
-    """The upstream gets no further than the buffers on the way, and all of it arrives in the end."""
+async def test_a_slow_reader_stops_the_reads_from_the_upstream(script: Script) -> None:
+    """The upstream fills only the buffers on the way, and everything arrives in the end."""
     sent = 0
     piece = chunk("x" * 100_000)
 
@@ -225,7 +225,7 @@ async def test_a_slow_reader_stops_our_reading(script: Script) -> None:
         messages = aiter(call)
         received = len((await anext(messages)).choices[0].delta.content)
         before = -1
-        while sent != before:  # until nothing moves any more
+        while sent != before:  # until no more bytes move
             before = sent
             await asyncio.sleep(0.3)
         assert sent < 25_000_000

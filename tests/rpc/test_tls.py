@@ -171,9 +171,9 @@ async def test_invalid_files_change_nothing(secure: Service, files: Files, caplo
     new_key = files.key_file.read_bytes()
     for number, wrong in enumerate((key, b"", None), 1):
         files.key_file.unlink() if wrong is None else files.key_file.write_bytes(wrong)
-        assert (await _call(secure, files.authority)).code is Code.OK, "the old pair still serves"
+        assert (await _call(secure, files.authority)).code is Code.OK, "the old pair must stay in use"
         assert (await _call(secure, files.authority)).code is Code.OK
-        assert secure.value("chatrpc_tls_reloads_total", result="failure") == number, "once for each change"
+        assert secure.value("chatrpc_tls_reloads_total", result="failure") == number, "one log line per change"
     causes = [record.cause for record in caplog.records if hasattr(record, "cause")]
     assert [str(files.key_file) in cause for cause in causes] == [True] * 3
     assert "key values mismatch" in causes[0]
@@ -190,7 +190,7 @@ async def test_an_expired_certificate_is_not_loaded(secure: Service, files: File
     name = "chatrpc_tls_certificate_not_after_timestamp_seconds"
     end = secure.value(name, role="server")
     files.replace(files.authority, not_after=datetime.now(UTC) - timedelta(days=1))
-    assert (await _call(secure, files.authority)).code is Code.OK, "the old one still serves"
+    assert (await _call(secure, files.authority)).code is Code.OK, "the old one must stay in use"
     assert secure.value("chatrpc_tls_reloads_total", result="failure") == 1
     assert secure.value(name, role="server") == end
 
@@ -235,7 +235,7 @@ async def test_health_without_tls_for_probes(files: Files, echo: Echo) -> None:
             asked = health_pb2.HealthCheckRequest()
             assert (await health.Check(asked)).status == health_pb2.HealthCheckResponse.SERVING
             call = ChatCompletionServiceStub(channel).CreateChatCompletion(request())
-            assert (await outcome(call)).code is Code.UNIMPLEMENTED, "health, and nothing else"
+            assert (await outcome(call)).code is Code.UNIMPLEMENTED, "only health may be served"
             watch = health.Watch(asked)
             await watch.read()
             draining = asyncio.create_task(chat.server.drain())

@@ -1,4 +1,4 @@
-"""TLS towards the upstream: verified by default, against the authorities that the settings name."""
+"""TLS to the upstream: verified by default, against the authorities of the settings."""
 
 import asyncio
 import ssl
@@ -21,7 +21,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 async def base_url(authority: trustme.CA) -> AsyncIterator[str]:
-    """An upstream with a certificate of that authority."""
+    """Base URL of an upstream with a certificate of that authority."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -38,14 +38,14 @@ async def base_url(authority: trustme.CA) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
-async def test_a_stranger_is_not_trusted(base_url: str, engine: str) -> None:
+async def test_an_unknown_authority_is_not_trusted(base_url: str, engine: str) -> None:
     async with service(base_url, upstream={"http_client": engine, "max_retries": 0}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNREACHABLE")
 
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
-async def test_the_named_authority_is_trusted(
+async def test_the_authority_of_the_settings_is_trusted(
     base_url: str, authority: trustme.CA, tmp_path: Path, engine: str
 ) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

@@ -20,8 +20,8 @@ from support.spans import (
     UNARY,
     UNSAMPLED,
     Spans,
+    attributes,
     rpcs,
-    told,
     traceparent,
 )
 
@@ -33,7 +33,7 @@ async def test_unary(echo: Echo, spans: Spans) -> None:
     port = int(echo.base_url.rsplit(":")[-1].removesuffix("/v1"))
     upstream = {"server.address": "127.0.0.1", "server.port": port}
     assert (call.name, call.status.status_code, call.events) == ("chat echo", StatusCode.UNSET, ())
-    assert told(call) == upstream | {
+    assert attributes(call) == upstream | {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "echo",
@@ -46,7 +46,7 @@ async def test_unary(echo: Echo, spans: Spans) -> None:
         "rpc.grpc.status_code": 0,
     }
     assert (attempt.name, attempt.status.status_code) == ("POST", StatusCode.UNSET)
-    assert told(attempt) == upstream | {
+    assert attributes(attempt) == upstream | {
         "http.request.method": "POST",
         "http.response.status_code": 200,
         "url.full": f"{echo.base_url}/chat/completions",
@@ -60,13 +60,13 @@ async def test_stream(echo: Echo, spans: Spans) -> None:
         call, (attempt,) = await spans(chat)
     (first,) = call.events
     assert first.name == "first_chunk"
-    seconds = told(call)["gen_ai.response.time_to_first_chunk"]
+    seconds = attributes(call)["gen_ai.response.time_to_first_chunk"]
     assert seconds >= 0.05
-    # The span begins a moment after the call, by another clock.
+    # The span begins slightly after the call, by another clock.
     assert abs((first.timestamp - call.start_time) / 1e9 - seconds) < 0.04
     assert call.start_time < attempt.start_time < first.timestamp < attempt.end_time < call.end_time
-    assert told(call)["gen_ai.request.stream"] is True
-    assert (call.name, told(call)["gen_ai.request.model"]) == ("chat other", "echo:delay=0.05")
+    assert attributes(call)["gen_ai.request.stream"] is True
+    assert (call.name, attributes(call)["gen_ai.request.model"]) == ("chat other", "echo:delay=0.05")
 
 
 async def test_tokens_of_every_kind(script: Script, spans: Spans) -> None:
@@ -77,26 +77,27 @@ async def test_tokens_of_every_kind(script: Script, spans: Spans) -> None:
     async with service(script.base_url, **ON) as chat:
         await chat.stub.CreateChatCompletion(request())
         call, _ = await spans(chat)
-    assert {name.removeprefix("gen_ai.usage."): n for name, n in told(call).items() if ".usage." in name} == {
+    assert {name.removeprefix("gen_ai.usage."): n for name, n in attributes(call).items() if ".usage." in name} == {
         "input_tokens": 9,
         "output_tokens": 8,
         "cache_read.input_tokens": 7,
         "reasoning.output_tokens": 6,
     }
-    assert told(call)["gen_ai.response.finish_reasons"] == ("stop", "length")
+    assert attributes(call)["gen_ai.response.finish_reasons"] == ("stop", "length")
 
 
 @rpcs
-async def test_retries_are_seen(echo: Echo, spans: Spans, rpc: str) -> None:
+async def test_retries(echo: Echo, spans: Spans, rpc: str) -> None:
     async with service(echo.base_url, **ON) as chat:
         await outcome(getattr(chat.stub, rpc)(request(model="echo:status=503,times=2")))
         call, attempts = await spans(chat)
-    assert call.status.status_code is StatusCode.UNSET, "all is well in the end"
+    assert call.status.status_code is StatusCode.UNSET, "the call succeeded in the end"
     statuses = [
-        (told(a)["http.response.status_code"], a.status.status_code, told(a).get("error.type")) for a in attempts
+        (attributes(a)["http.response.status_code"], a.status.status_code, attributes(a).get("error.type"))
+        for a in attempts
     ]
     assert statuses == [(503, StatusCode.ERROR, "UPSTREAM_UNAVAILABLE")] * 2 + [(200, StatusCode.UNSET, None)]
-    assert [told(attempt).get("http.request.resend_count") for attempt in attempts] == [None, 1, 2]
+    assert [attributes(attempt).get("http.request.resend_count") for attempt in attempts] == [None, 1, 2]
     sent = [received.headers["traceparent"] for received in echo.requests]
     assert sent == [traceparent(attempt) for attempt in attempts]
 
@@ -129,12 +130,12 @@ async def test_failures(
         timeout = 1 if "min_deadline_seconds" in limits else None
         await failure(getattr(chat.stub, rpc)(request(model=model), timeout=timeout))
         call, attempts = await spans(chat)
-    assert (told(call)["rpc.grpc.status_code"], told(call)["error.type"]) == (code, error_type)
+    assert (attributes(call)["rpc.grpc.status_code"], attributes(call)["error.type"]) == (code, error_type)
     assert call.status.status_code is (StatusCode.ERROR if is_error else StatusCode.UNSET)
     assert call.status.description is None
-    seen = [(told(a).get("http.response.status_code"), told(a)["error.type"]) for a in attempts]
+    seen = [(attributes(a).get("http.response.status_code"), attributes(a)["error.type"]) for a in attempts]
     assert seen == ([attempt] if attempt else [])
-    assert all(a.status.is_unset == (told(a)["error.type"] == "CANCELLED") for a in attempts)
+    assert all(a.status.is_unset == (attributes(a)["error.type"] == "CANCELLED") for a in attempts)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +154,13 @@ async def test_cancel(echo: Echo, spans: Spans, rpc: str, model: str) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await waiting
         span, (attempt,) = await spans(chat)
-    assert (told(span)["rpc.grpc.status_code"], told(span)["error.type"]) == (1, "CANCELLED")
-    assert told(attempt)["error.type"] == "CANCELLED"
+    assert (attributes(span)["rpc.grpc.status_code"], attributes(span)["error.type"]) == (1, "CANCELLED")
+    assert attributes(attempt)["error.type"] == "CANCELLED"
     assert span.status.status_code is attempt.status.status_code is StatusCode.UNSET
 
 
 @rpcs
-async def test_a_callers_trace_goes_on(echo: Echo, spans: Spans, rpc: str) -> None:
+async def test_a_callers_trace_is_continued(echo: Echo, spans: Spans, rpc: str) -> None:
     async with service(echo.base_url, tracing={**ON["tracing"], "sample_ratio": 0}) as chat:
         metadata = [("traceparent", SAMPLED), ("tracestate", "vendor=Opaque,other=1")]
         await outcome(getattr(chat.stub, rpc)(request(), metadata=metadata))
@@ -172,7 +173,7 @@ async def test_a_callers_trace_goes_on(echo: Echo, spans: Spans, rpc: str) -> No
 
 
 @rpcs
-async def test_a_callers_no_is_respected(
+async def test_a_callers_unsampled_flag_is_respected(
     echo: Echo, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture, rpc: str
 ) -> None:
     caplog.set_level(logging.INFO, "chatrpc.access")
@@ -205,7 +206,7 @@ async def test_a_new_trace(
             assert echo.requests[0].headers["traceparent"] == traceparent(attempt)
     headers = echo.requests[0].headers
     assert int(headers["traceparent"][-2:], 16) & 1 == ratio
-    assert "tracestate" not in headers, "it belongs to a traceparent that is not continued"
+    assert "tracestate" not in headers, "tracestate belongs to a traceparent that is not continued"
     assert bool(exporter.get_finished_spans()) == bool(ratio)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 

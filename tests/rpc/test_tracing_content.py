@@ -10,7 +10,7 @@ from chatrpc_echo import Echo
 from chatrpc_server.core.errors import Reason
 from support import Script, failure, http, outcome, request, service, sse
 from support.faults import FAULTS, base_url_of
-from support.spans import KEY, ON, PROMPT, STREAM, UNARY, Spans, told
+from support.spans import KEY, ON, PROMPT, STREAM, UNARY, Spans, attributes
 
 KEYS = {
     "error.type",
@@ -38,8 +38,8 @@ KEYS = {
 FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter", "function_call", "other"}
 
 
-def check_says_nothing(found: tuple[ReadableSpan, ...], model: str, base_url: str) -> None:
-    """All that is text comes from a closed set: there is no room for what somebody wrote."""
+def check_closed_vocabulary(found: tuple[ReadableSpan, ...], model: str, base_url: str) -> None:
+    """Check that every text of a span is of a closed set, so it cannot hold text of a person."""
     texts = {"chat", "openai", "grpc", "chatrpc.v1.ChatCompletionService", UNARY, STREAM, "POST", model[:100]}
     texts |= {*Reason, "CANCELLED", "_OTHER", f"{base_url}/chat/completions", "127.0.0.1", "localhost"}
     assert found
@@ -48,8 +48,8 @@ def check_says_nothing(found: tuple[ReadableSpan, ...], model: str, base_url: st
         assert span.status.description is None
         assert [(event.name, dict(event.attributes or {})) for event in span.events] in ([], [("first_chunk", {})])
         assert not span.links
-        assert told(span).keys() <= KEYS
-        for name, value in told(span).items():
+        assert attributes(span).keys() <= KEYS
+        for name, value in attributes(span).items():
             if isinstance(value, tuple):
                 assert set(value) <= FINISH_REASONS
             elif isinstance(value, str):
@@ -58,7 +58,7 @@ def check_says_nothing(found: tuple[ReadableSpan, ...], model: str, base_url: st
 
 @pytest.mark.parametrize("rpc", [UNARY, STREAM])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_no_fault_lets_anything_slip(exporter: InMemorySpanExporter, fault: str, rpc: str) -> None:
+async def test_every_fault(exporter: InMemorySpanExporter, fault: str, rpc: str) -> None:
     upstream = {
         "api_key": KEY,
         "connect_timeout_seconds": 0.2,
@@ -72,7 +72,7 @@ async def test_no_fault_lets_anything_slip(exporter: InMemorySpanExporter, fault
         async with service(base_url, upstream=upstream, limits=limits, **ON) as chat:
             await outcome(getattr(chat.stub, rpc)(request(PROMPT, fault)))
         found = exporter.get_finished_spans()
-        check_says_nothing(found, fault, base_url)
+        check_closed_vocabulary(found, fault, base_url)
         assert not any(canary in span.to_json() for canary in (KEY, PROMPT, "on fire") for span in found)
 
 
@@ -84,7 +84,7 @@ async def test_no_fault_lets_anything_slip(exporter: InMemorySpanExporter, fault
         *((rpc, http(b'{"canary": "canary"}', "299 canary", x_request_id="canary")) for rpc in (UNARY, STREAM)),
         (STREAM, sse(b'{"error": {"message": "canary", "code": "canary"}}')),
     ],
-    ids=["answer", "stream", "error", "error-stream", "odd", "odd-stream", "error-in-stream"],
+    ids=["unary", "stream", "error", "error-stream", "odd", "odd-stream", "error-in-stream"],
 )
 def answered(request: pytest.FixtureRequest, script: Script) -> str:
     rpc, answer = request.param
@@ -92,22 +92,22 @@ def answered(request: pytest.FixtureRequest, script: Script) -> str:
     return str(rpc)
 
 
-async def test_nothing_of_what_the_upstream_says(answered: str, script: Script, exporter: InMemorySpanExporter) -> None:
+async def test_texts_of_the_upstream(answered: str, script: Script, exporter: InMemorySpanExporter) -> None:
     model = "m" * 200
     async with service(script.base_url, upstream={"max_retries": 0}, **ON) as chat:
         await outcome(getattr(chat.stub, answered)(request(PROMPT, model)))
     found = exporter.get_finished_spans()
-    check_says_nothing(found, model, script.base_url)
+    check_closed_vocabulary(found, model, script.base_url)
     assert not any("canary" in span.to_json() for span in found)
 
 
-async def test_an_error_that_nobody_foresaw(
+async def test_an_unexpected_error(
     echo: Echo, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("chatrpc_server.core.openai.responses.response", lambda *_: 1 / 0)
     async with service(echo.base_url, **ON) as chat:
         assert (await failure(chat.stub.CreateChatCompletion(request()))).code is grpc.StatusCode.INTERNAL
         call, (attempt,) = await spans(chat)
-    assert (told(call)["error.type"], told(attempt)["error.type"]) == ("INTERNAL", "_OTHER")
+    assert (attributes(call)["error.type"], attributes(attempt)["error.type"]) == ("INTERNAL", "_OTHER")
     assert call.status.status_code is attempt.status.status_code is StatusCode.ERROR
-    assert call.events == attempt.events == (), "exceptions may quote"
+    assert call.events == attempt.events == (), "spans must not hold exceptions, which may quote"

@@ -21,13 +21,13 @@ from support.spans import (
 )
 
 
-async def test_a_collector_that_is_not_there(
+async def test_an_unreachable_collector(
     echo: Echo, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")  # ms: many batches
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # so that nobody else gets the port
-        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # so that no other process gets the port
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         async with asyncio.timeout(20), service(echo.base_url, tracing={"endpoint": endpoint}) as chat:
             for _ in range(5):
                 assert await chat.stub.CreateChatCompletion(request())
@@ -36,12 +36,10 @@ async def test_a_collector_that_is_not_there(
     assert vars(lines[0])["collector"] == f"{endpoint}/v1/traces"
 
 
-async def test_a_collector_that_never_answers(
+async def test_a_collector_that_never_responds(
     echo: Echo, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "chatrpc_server.telemetry.tracing.STOP_SECONDS", 0.3
-    )  # of itself the exporter would wait for ten
+    monkeypatch.setattr("chatrpc_server.telemetry.tracing.STOP_SECONDS", 0.3)  # the exporter's own limit is ten seconds
     ticks = 0
 
     async def tick() -> None:
@@ -64,7 +62,7 @@ async def test_a_collector_that_never_answers(
     assert vars(line)["cause"] == "not within 0.3 s"
 
 
-async def test_that_it_works_again_is_told(
+async def test_the_recovery_is_logged(
     echo: Echo, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "chatrpc.tracing")
@@ -91,7 +89,7 @@ async def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         await Server(settings("http://127.0.0.1:1", **ON)).start()
 
 
-async def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
     with pytest.raises(StartError, match=r"OTEL_\*: max_queue_size must be a positive integer"):
         await Server(settings("http://127.0.0.1:1", **ON)).start()

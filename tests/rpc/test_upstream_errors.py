@@ -1,4 +1,4 @@
-"""What an upstream does wrong, and what the caller sees of it: one row each, through real sockets."""
+"""Errors of an upstream and the caller's view of them: one row each, over real sockets."""
 
 import json
 
@@ -66,7 +66,7 @@ async def test_http_status(
     assert failed.details["UpstreamError"].request_id == "req-7"
     assert ("QuotaFailure" in failed.details) == (status[:3] in ("402", "429"))
     if status.startswith("401"):
-        # It speaks of our key: that is for the operator, not for the caller.
+        # The error concerns the service's key, so it is for the operator, not for the caller.
         assert "it said no" not in str(failed)
     else:
         assert failed.message == "it said no"
@@ -90,7 +90,7 @@ async def test_bad_request_names_the_field(script: Script, status: str) -> None:
         ({}, {}, None),
         ({"retry_after": "7"}, {"code": "insufficient_quota"}, None),
     ],
-    ids=["seconds", "milliseconds-go-first", "none", "never-for-quota"],
+    ids=["seconds", "milliseconds-first", "none", "never-for-quota"],
 )
 async def test_retry_info(
     script: Script, headers: dict[str, str], fields: dict[str, str], seconds: float | None
@@ -117,7 +117,7 @@ BODIES = [
 
 @pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
 @pytest.mark.parametrize(("answer", "code", "reason"), [b[1:] for b in BODIES], ids=[b[0] for b in BODIES])
-async def test_wrong_answer(script: Script, rpc: str, answer: bytes, code: Code, reason: str) -> None:
+async def test_invalid_response(script: Script, rpc: str, answer: bytes, code: Code, reason: str) -> None:
     script.answers(answer)
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request()))
@@ -126,7 +126,7 @@ async def test_wrong_answer(script: Script, rpc: str, answer: bytes, code: Code,
 
 
 @pytest.mark.parametrize("label", ["text/event-stream", "text/plain", ""])
-async def test_a_bare_error_in_a_stream_is_told_whatever_its_label(script: Script, label: str) -> None:
+async def test_an_unframed_error_in_a_stream_is_reported_with_any_content_type(script: Script, label: str) -> None:
     script.answers(http(b"\n" + error_body("slow down", code=429), content_type=label))
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request()))
@@ -148,7 +148,7 @@ UNARY_BODIES = [
 
 
 @pytest.mark.parametrize(("answer", "code", "reason"), [b[1:] for b in UNARY_BODIES], ids=[b[0] for b in UNARY_BODIES])
-async def test_wrong_unary_answer(script: Script, answer: bytes, code: Code, reason: str) -> None:
+async def test_invalid_unary_response(script: Script, answer: bytes, code: Code, reason: str) -> None:
     script.answers(answer)
     limits = {"max_response_bytes": 4096, "max_event_bytes": 1024, **NO_RETRIES}
     async with service(script.base_url, upstream=limits) as chat:
@@ -157,7 +157,7 @@ async def test_wrong_unary_answer(script: Script, answer: bytes, code: Code, rea
 
 
 def cut(*events: bytes) -> bytes:
-    """A chunked event stream whose connection ends without the last chunk."""
+    """Return a chunked event stream whose connection closes without the last chunk."""
     data = b"".join(b"data: " + event + b"\n\n" for event in events)
     head = (
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -194,14 +194,12 @@ STREAMS = [
 @pytest.mark.parametrize(
     ("answer", "delivered", "code", "reason"), [s[1:] for s in STREAMS], ids=[s[0] for s in STREAMS]
 )
-async def test_stream_that_does_not_end_well(
-    script: Script, answer: bytes, delivered: int, code: Code, reason: str
-) -> None:
-    """What came before the fault stays delivered, and the fault is told."""
+async def test_stream_that_fails(script: Script, answer: bytes, delivered: int, code: Code, reason: str) -> None:
+    """The chunks before the fault are delivered, and the fault is reported."""
     script.answers(answer)
     async with service(script.base_url, upstream={"max_event_bytes": 1024}, coalesce=False) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request()))
-        assert len(script.exchanges) == 1, "a stream that has begun is not replayed"
+        assert len(script.exchanges) == 1, "a stream that has begun must not be retried"
     assert (failed.code, failed.reason, len(failed.messages)) == (code, reason, delivered)
 
 
@@ -210,7 +208,7 @@ async def test_stream_that_does_not_end_well(
     [sse(CHUNK, END), sse(CHUNK, END, done=False), sse(CHUNK), cut(CHUNK, END, b"[DONE]")],
     ids=["done", "finish-reason-only", "done-only", "cut-after-done"],
 )
-async def test_stream_that_ends_well(script: Script, answer: bytes) -> None:
+async def test_stream_that_is_complete(script: Script, answer: bytes) -> None:
     script.answers(answer)
     async with service(script.base_url) as chat:
         chunks = await collect(chat.stub.CreateChatCompletionStream(request()))
@@ -228,7 +226,7 @@ async def test_unreachable() -> None:
 @pytest.mark.parametrize("letter", ["a", "\x01", "é", "模", "\N{PILE OF POO}"], ids=ascii)
 @pytest.mark.parametrize("length", [300, 1000, 2000, 3000])
 async def test_the_largest_error_fits_into_the_trailers(script: Script, status: str, letter: str, length: int) -> None:
-    """The limit is checked by `failure`, for every test; this is the worst that an upstream can do."""
+    """`failure` checks the limit in every test; this is the largest error of an upstream."""
     huge = letter * length
     limits = {f"x_ratelimit_{name}_{number}": "9" * 64 for name in ("limit", "remaining") for number in range(9)}
     body = json.dumps(
@@ -241,7 +239,7 @@ async def test_the_largest_error_fits_into_the_trailers(script: Script, status: 
     assert failed.details["UpstreamError"].code.startswith(letter * 20)
 
 
-async def test_keys_are_taken_out_of_what_the_upstream_says(script: Script) -> None:
+async def test_keys_in_texts_of_the_upstream_are_redacted(script: Script) -> None:
     key = "topsecret/canary-4711"
     said = error_body(f"key {key} or sk-abcdefgh12345678 may not do that", code=key, type=f"t {key}")
     script.answers(http(said.replace(b"/canary", b"\\/canary"), "403 Forbidden"))
@@ -253,7 +251,7 @@ async def test_keys_are_taken_out_of_what_the_upstream_says(script: Script) -> N
     assert "sk-abcdefgh" not in str(failed)
 
 
-async def test_a_key_that_a_cut_halves_is_found(script: Script) -> None:
+async def test_a_key_at_the_cut_is_redacted(script: Script) -> None:
     key = "topsecret-canary-4711"
     script.answers(http(error_body("x" * 1015 + key), "403 Forbidden"))
     async with service(script.base_url, upstream={"api_key": key}) as chat:
@@ -268,7 +266,7 @@ async def test_a_key_that_a_cut_halves_is_found(script: Script) -> None:
         ("503 Service Unavailable", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
     ],
 )
-async def test_an_error_whose_body_is_cut_off_keeps_its_status(
+async def test_an_error_with_a_truncated_body_keeps_its_status(
     script: Script, status: str, code: Code, reason: str
 ) -> None:
     script.answers(f"HTTP/1.1 {status}\r\ncontent-length: 99\r\nconnection: close\r\n\r\n{{".encode())
@@ -277,7 +275,7 @@ async def test_an_error_whose_body_is_cut_off_keeps_its_status(
     assert (failed.code, failed.reason) == (code, reason)
 
 
-async def test_an_unforeseen_exception_tells_nothing(
+async def test_an_unexpected_exception_reveals_nothing(
     script: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from chatrpc_server.core.openai import responses

@@ -35,7 +35,7 @@ async def calling(
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.enable_http_proxy", 0),
-        # So that the tests do not take minutes: gRPC's own are 1 s, 2 min and 30 s.
+        # So that the tests do not take minutes: gRPC's defaults are 1 s, 2 min and 30 s.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 300),
         ("grpc.dns_min_time_between_resolutions_ms", round(lookup_seconds * 1000)),
@@ -45,26 +45,26 @@ async def calling(
 
 
 def unary(stub: Any, model: str = "echo", text: str = "Hello!", **options: Any) -> "asyncio.Task[Outcome]":
-    """A call that is under way."""
+    """Start a unary call."""
     options = {"timeout": 20, **options}
     return asyncio.create_task(outcome(stub.CreateChatCompletion(request(text, model), **options)))
 
 
 def stream(stub: Any, model: str, **options: Any) -> "asyncio.Task[Outcome]":
-    """The same, streaming."""
+    """Start a streaming call."""
     options = {"timeout": 20, **options}
     return asyncio.create_task(outcome(stub.CreateChatCompletionStream(request("Hello!", model), **options)))
 
 
 async def begun(stub: Any, model: str) -> Any:
-    """A streaming call of which the first message is here."""
+    """Start a streaming call; return it after its first message."""
     call = stub.CreateChatCompletionStream(request("Hello!", model), timeout=20)
     await call.read()
     return call
 
 
 async def rest(call: Any) -> grpc.StatusCode:
-    """Reads the rest of it; how it ended."""
+    """Read the rest of a stream; return its status."""
     with suppress(grpc.aio.AioRpcError):
         while await call.read():
             pass
@@ -73,14 +73,14 @@ async def rest(call: Any) -> grpc.StatusCode:
 
 
 def whole(ended: Outcome, pieces: int) -> bool:
-    """Whether a stream of echo's pieces came to its end."""
+    """Return whether a stream of echo's pieces is complete."""
     text = "".join(choice.delta.content for chunk in ended.messages for choice in chunk.choices)
     return ended.code is grpc.StatusCode.OK and text.split() == [str(piece) for piece in range(1, pieces + 1)]
 
 
 @asynccontextmanager
 async def load(stub: Any, callers: int = 8) -> AsyncIterator[Counter[str]]:
-    """Callers that call, half of them for streams, until left; how their calls ended, `whole` or not."""
+    """Callers that call until the context exits, half of them streaming. Counts their outcomes, `whole` or other."""
     outcomes: Counter[str] = Counter()
     leaving = asyncio.Event()
 
@@ -106,7 +106,7 @@ async def load(stub: Any, callers: int = 8) -> AsyncIterator[Counter[str]]:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Polls for it. Raises TimeoutError."""
+    """Poll until the condition holds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

@@ -15,13 +15,13 @@ from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 
 
 def request(text: str = "Hello!", model: str = "echo", **fields: Any) -> CreateChatCompletionRequest:
-    """The shortest request."""
+    """Return the shortest request."""
     return CreateChatCompletionRequest(model=model, messages=[ChatMessage(role="user", content=text)], **fields)
 
 
 @dataclass
 class Outcome:
-    """How a call ended: the status, its details by type name, and the messages that had arrived."""
+    """The end of a call: the status, its details by type name, and the messages that had arrived."""
 
     code: grpc.StatusCode
     message: str
@@ -31,24 +31,24 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """ErrorInfo.reason; nothing for a success."""
+        """ErrorInfo.reason; empty for a success."""
         return "" if self.code is grpc.StatusCode.OK else str(self.details["ErrorInfo"].reason)
 
 
 async def collect(stream: Any) -> list[Any]:
-    """All messages of a stream that is expected to end well."""
+    """Return all messages of a stream that must succeed."""
     return [message async for message in stream]
 
 
 async def failure(call: Any) -> Outcome:
-    """The outcome of a call, unary or streaming, that is expected to fail."""
+    """Return the outcome of a call, unary or streaming, that must fail."""
     ended = await outcome(call)
-    assert ended.code is not grpc.StatusCode.OK, "the call was expected to fail"
+    assert ended.code is not grpc.StatusCode.OK, "the call must fail"
     return ended
 
 
 async def outcome(call: Any) -> Outcome:
-    """What becomes of a call, unary or streaming."""
+    """Return the outcome of a call, unary or streaming."""
     messages: list[Any] = []
     try:
         if hasattr(call, "__aiter__"):
@@ -66,21 +66,21 @@ def _failed(error: grpc.aio.AioRpcError, chunks: list[Any]) -> Outcome:
     details: dict[str, Message] = {}
     if "grpc-status-details-bin" in trailers:
         status = Status.FromString(trailers["grpc-status-details-bin"])
-        # rpc_status.from_call of every gRPC library refuses anything else.
+        # rpc_status.from_call of every gRPC library rejects anything else.
         assert (status.code, status.message) == (error.code().value[0], error.details())
         kinds = [details_pb2.ErrorInfo, details_pb2.RetryInfo, details_pb2.BadRequest, details_pb2.QuotaFailure]
         for packed in status.details:
             for kind in (*kinds, details_pb2.RequestInfo, UpstreamError):
                 message = kind()
                 if packed.Unpack(message):
-                    assert kind.DESCRIPTOR.name not in details, "each detail at most once"
+                    assert kind.DESCRIPTOR.name not in details, "a detail occurs twice"
                     details[kind.DESCRIPTOR.name] = message
         assert len(details) == len(status.details)
     travelling = {**trailers, "grpc-message": quote(error.details() or ""), "grpc-status": "13"}
     size = sum(
-        # 32 more for each, as HTTP/2 counts a header list (RFC 9113, 6.5.2); bytes go as base64.
+        # 32 more for each, as HTTP/2 counts a header list (RFC 9113, 6.5.2); bytes are sent as base64.
         32 + len(key) + (-(-len(value) // 3) * 4 if isinstance(value, bytes) else len(value))
         for key, value in travelling.items()
     )
-    assert size <= 8192, f"{size} bytes of trailers are more than some clients take"
+    assert size <= 8192, f"{size} bytes of trailers are more than some clients accept"
     return Outcome(error.code(), error.details() or "", details, trailers, chunks)

@@ -1,6 +1,6 @@
-"""Parts of the documentation that the tests keep true: what stands between `<!-- name -->` and `<!-- /name -->`.
+"""Parts of the documentation that tests keep true: the text between `<!-- name -->` and `<!-- /name -->`.
 
-A test compares it with what it sees; with UPDATE_DOCS=1 (`make docs`) the test writes it.
+A test compares the part with the observed text; with UPDATE_DOCS=1 (`make docs`) the test writes it.
 """
 
 import os
@@ -13,14 +13,14 @@ UPDATE = bool(os.environ.get("UPDATE_DOCS"))
 
 
 def check(document: Path, name: str, text: str) -> None:
-    """The part of this name is that text."""
+    """Check that the part of this name is that text."""
     if UPDATE:
         _write(document, name, text)
-    assert read(document, name) == text, f"{document.name} tells something else: make docs, and read what it changes"
+    assert read(document, name) == text, f"{document.name} is stale; run `make docs` and review the difference"
 
 
 def read(document: Path, name: str) -> str:
-    """The part of this name."""
+    """Return the part of this name."""
     (text,) = re.findall(_part(name), document.read_text(), flags=re.DOTALL)
     return str(text)
 
@@ -34,13 +34,13 @@ def _part(name: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(str(cell) or "–" for cell in line) + " |\n" for line in (columns, *rows)]
     return "".join([lines[0], "|---" * len(columns) + "|\n", *lines[1:]])
 
 
 class Rows:
-    """A table whose rows are seen one by one: one for each of `keys`, which are the first cells of the rows."""
+    """A table whose rows are observed one by one: one for each of `keys`, the first cells of the rows."""
 
     def __init__(self, columns: Sequence[str], keys: Sequence[tuple[str, ...]], known: str) -> None:
         self._columns, self._keys = columns, keys
@@ -51,26 +51,28 @@ class Rows:
         return row[: len(self._keys[0])]
 
     def check(self, *cells: object) -> None:
-        """A row as it is seen; in the document it is the same."""
+        """Check that the document has this observed row."""
         row = tuple(str(cell) or "–" for cell in cells)
-        told = self._rows.get(self._key(row))
+        documented = self._rows.get(self._key(row))
         if UPDATE:
             self._rows[self._key(row)] = row
         else:
-            assert row == told, f"{row} was seen, and {told} is told: make docs, and read what it changes"
+            assert row == documented, (
+                f"observed {row}, documented {documented}; run `make docs` and review the difference"
+            )
 
     def check_keys(self) -> None:
-        """The document has these rows and no others."""
+        """Check that the document has these rows and no others."""
         assert UPDATE or list(self._rows) == self._keys
 
     def text(self) -> str:
-        """The table, with what was seen."""
+        """Return the table with the observed rows."""
         return table(self._columns, [self._rows[key] for key in self._keys if key in self._rows])
 
 
 @contextmanager
 def rows(document: Path, name: str, columns: Sequence[str], keys: Sequence[tuple[str, ...]]) -> Iterator[Rows]:
-    """The table of this name; written on leaving, if at all."""
+    """The table of this name; with UPDATE_DOCS=1 it is written on exit."""
     found = Rows(columns, keys, read(document, name))
     yield found
     if UPDATE:

@@ -55,7 +55,7 @@ class Caller:
         return body["choices"][0]
 
     async def stream(self, model: str = "echo", text: Any = "hello there", **fields: Any) -> list[Any]:
-        """The events; '[DONE]' as text, the others parsed."""
+        """Return the events; '[DONE]' as text, the others parsed."""
         async with self.post(model, text, stream=True, **fields) as response:
             assert response.status == 200, await response.text()
             return parsed(await response.read())
@@ -78,7 +78,7 @@ def joined(events: list[Any], field: str = "content", index: int = 0) -> str:
 
 
 async def gather(response: aiohttp.ClientResponse, received: bytearray) -> None:
-    """Adds what arrives to `received`, so that it is still there when the reading fails."""
+    """Append arriving data to `received`, so that it is kept if the read fails."""
     async for data in response.content.iter_any():
         received += data
 

@@ -1,7 +1,7 @@
-"""An upstream that breaks in the way the model's name says, byte by byte: the rows of docs/faults.md.
+"""An upstream with the fault that the model's name requests, byte by byte: the rows of docs/faults.md.
 
-Each fault answers a unary request and a stream in its own way; `ok`, `long` and `large` are sound, for company. Run as
-a program it serves on loopback until it is ended, and prints its base URL.
+Each fault has its response to a unary request and to a stream; `ok`, `long` and `large` are sound. Run as a program it
+prints its base URL and serves on loopback until it is killed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import trustme
 from support import Exchange, Script, http
 
 PIECES = ("0 ", "1 ")
-"""The text of a sound answer, chunk by chunk; a stream that breaks has sent them before."""
+"""The text of a sound response, chunk by chunk; a stream with a fault has sent them before it."""
 WHOLE_TEXT = "".join(PIECES)
 RETRY_AFTER_SECONDS = 1
 ENOUGH = b"x" * 65536
@@ -47,30 +47,30 @@ ERROR = json.dumps({"error": {"message": "The engine is on fire.", "type": "serv
 
 
 class Answer:
-    """The pen for one faulty answer, in HTTP/1.1 with chunked framing."""
+    """The writer of one response, in HTTP/1.1 with chunked framing."""
 
     def __init__(self, exchange: Exchange, attempt: int) -> None:
         self.exchange = exchange
         self.attempt = attempt
-        """Which attempt of its call this is, from 1."""
+        """Number of the attempt of its call, from 1."""
         self.streaming: bool = json.loads(exchange.body).get("stream", False)
         self.whole = b"".join(STREAM) if self.streaming else WHOLE
-        """The body of a sound answer."""
+        """The body of a sound response."""
 
     async def head(self, content_type: str = "", *more: str) -> None:
-        """The headers of a success."""
+        """Send the headers of a success."""
         content_type = content_type or ("text/event-stream" if self.streaming else "application/json")
         lines = ("HTTP/1.1 200 OK", f"content-type: {content_type}", "transfer-encoding: chunked", *more)
         await self.exchange.send("\r\n".join(lines).encode() + b"\r\n\r\n")
 
     async def body(self, *pieces: bytes) -> None:
-        """Parts of the body, each on its own way."""
+        """Send parts of the body, each separately."""
         for piece in pieces:
             await self.exchange.send(b"%x\r\n%s\r\n" % (len(piece), piece))
-            await asyncio.sleep(0.001)  # a read of its own for the other side
+            await asyncio.sleep(0.001)  # so that the other side reads it separately
 
     async def begun(self) -> None:
-        """A sound beginning: some chunks, or half of a body."""
+        """Send a sound beginning: some chunks, or half of a body."""
         await self.head()
         if self.streaming:
             await self.body(*map(chunk, PIECES))
@@ -78,47 +78,47 @@ class Answer:
             await self.body(WHOLE[: len(WHOLE) // 2])
 
     async def end(self) -> None:
-        """The end of the body, clean as far as HTTP goes."""
+        """Send the end of the body, which is valid HTTP."""
         await self.exchange.send(b"0\r\n\r\n")
 
     async def sound(self) -> None:
-        """A whole answer without any fault."""
+        """Send a whole response without any fault."""
         await self.head()
         await self.body(*(STREAM if self.streaming else (WHOLE,)))
         await self.end()
 
     async def status(self, status: str, body: bytes = b"{}", **headers: str) -> None:
-        """An error status."""
+        """Send an error status."""
         await self.exchange.send(http(body, status, **headers))
 
     async def silence(self) -> None:
-        """Nothing more, until the other side gives up."""
+        """Send nothing more until the other side closes."""
         await self.exchange.closed_by_peer()
 
     async def endlessly(self, piece: bytes) -> None:
-        """The same again and again, until the other side gives up."""
+        """Repeat a piece until the other side closes."""
         with suppress(ConnectionError):
             while not self.exchange.reader.at_eof():
                 await self.body(piece)
 
 
-Deed = Callable[[Answer], Awaitable[None]]
+Behaviour = Callable[[Answer], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row: what the upstream does, in words and in deed."""
+    """One row: the behaviour of the upstream, in words and in code."""
 
     name: str
     does: str
-    answer: Deed
+    answer: Behaviour
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def _fault(name: str, does: str) -> Callable[[Deed], Deed]:
-    def add(answer: Deed) -> Deed:
+def _fault(name: str, does: str) -> Callable[[Behaviour], Behaviour]:
+    def add(answer: Behaviour) -> Behaviour:
         FAULTS[name] = Fault(name, does, answer)
         return answer
 
@@ -129,7 +129,7 @@ def _fault(name: str, does: str) -> Callable[[Deed], Deed]:
 @_fault("refused", "rejects the connection")
 @_fault("unconnectable", "does not respond to a connection attempt")
 async def _never_reached(answer: Answer) -> None:
-    raise AssertionError("a request got through")
+    raise AssertionError("a request arrived")
 
 
 @_fault("reset-before-headers", "receives the request, then resets the connection")
@@ -320,7 +320,7 @@ async def _sound_stream(answer: Answer, pieces: Sequence[str], pause_seconds: fl
 
 
 async def _long(answer: Answer) -> None:
-    """A stream of two seconds, or a whole answer after one."""
+    """Send a stream of two seconds, or a whole response after one."""
     if answer.streaming:
         await _sound_stream(answer, LONG_PIECES, 0.05)
     else:
@@ -329,7 +329,7 @@ async def _long(answer: Answer) -> None:
 
 
 async def _large(answer: Answer) -> None:
-    """A stream of more bytes than the buffers on the way can take."""
+    """Send a stream of more bytes than the buffers on the way can hold."""
     await (_sound_stream(answer, LARGE_PIECES, 0) if answer.streaming else answer.sound())
 
 
@@ -337,7 +337,7 @@ LONG_PIECES = [f"{number} " for number in range(40)]
 LARGE_PIECES = [f"{number:1000} " for number in range(1000)]
 SOUND = {"ok": Answer.sound, "long": _long, "large": _large}
 STREAM_TEXTS = {"ok": WHOLE_TEXT, "long": "".join(LONG_PIECES), "large": "".join(LARGE_PIECES)}
-"""What sound streams amount to. Unary answers, and the faulty ones that get so far, are WHOLE_TEXT."""
+"""Texts of sound streams. Unary responses, and faulty ones that are complete, have WHOLE_TEXT."""
 
 
 class Faults(Script):
@@ -345,12 +345,12 @@ class Faults(Script):
 
     def __init__(self, certificate: trustme.LeafCert | None = None) -> None:
         super().__init__(certificate)
-        self.exchanges = deque(maxlen=100)  # a long run would keep them all
+        self.exchanges = deque(maxlen=100)  # a long run must not keep them all
         self.attempts: Counter[str] = Counter()
-        """By the call's request id, which all its attempts carry."""
+        """Number of attempts by the request id of the call."""
 
     def choose(self, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
-        """The answer that the model's name asks for."""
+        """Return the response that the model's name requests."""
         model = json.loads(exchange.body)["model"]
         answer = SOUND[model] if model in SOUND else FAULTS[model].answer
         call = exchange.header(b"x-request-id")
@@ -359,20 +359,20 @@ class Faults(Script):
 
 
 UNREACHABLE = ("refused", "unconnectable", "bad-certificate")
-"""They happen before a request could name them."""
+"""Faults that happen before a request can name them."""
 
 
 @asynccontextmanager
 async def base_url_of(fault: str) -> AsyncIterator[str]:
-    """Where to find the fault."""
+    """The base URL of an upstream with this fault."""
     if fault in ("refused", "unconnectable"):
         with ExitStack() as stack:
-            nobody = stack.enter_context(socket.socket())
-            nobody.bind(("127.0.0.1", 0))  # so that nobody else gets the port
+            unused = stack.enter_context(socket.socket())
+            unused.bind(("127.0.0.1", 0))  # so that no other process gets the port
             if fault == "unconnectable":
-                nobody.listen(0)  # one may wait to be accepted, and who comes after that is not answered
-                stack.enter_context(socket.create_connection(nobody.getsockname()))
-            yield f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+                unused.listen(0)  # one connection may wait; the kernel ignores further ones
+                stack.enter_context(socket.create_connection(unused.getsockname()))
+            yield f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         return
     certificate = trustme.CA().issue_cert("localhost") if fault == "bad-certificate" else None
     async with Faults(certificate) as upstream:

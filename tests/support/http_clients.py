@@ -25,7 +25,7 @@ def of(script: Script, name: str, url: str = "", **settings: Any) -> transport.T
 
 
 async def posted(transport: transport.Transport, body: bytes = b"{}") -> "Seen":
-    """What comes of a request, once its connection is idle or gone."""
+    """Send a request; return its outcome after its connection is idle or closed."""
     answer, data, whole = await transport.post(body, []), b"", True
     try:
         while piece := await answer.read():
@@ -40,7 +40,7 @@ async def posted(transport: transport.Transport, body: bytes = b"{}") -> "Seen":
 async def serving(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[int]:
-    """A server that does what the script's does not; gives its port. Its connections end with it."""
+    """A server with its own handler; yields its port. Its connections close with it."""
     handling: set[asyncio.Task[Any]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,6 +61,8 @@ async def serving(
 
 
 class Seen(NamedTuple):
+    """The outcome of a request."""
+
     status: int
     headers: dict[str, str]
     body: bytes
@@ -69,7 +71,7 @@ class Seen(NamedTuple):
 
 
 async def idle(transport: transport.Transport) -> int:
-    """How many connections are kept, once none is in use."""
+    """Return the number of idle connections after none is in use."""
     async with asyncio.timeout(5):
         while transport.connections()[0]:
             await asyncio.sleep(0.001)
@@ -81,7 +83,7 @@ THREE = OK + b"content-length: 3\r\n\r\nabc"
 
 
 async def posted_beside(transport: transport.Transport) -> None:
-    """A whole exchange while others are under way."""
+    """Make a whole exchange while others are in progress."""
     answer = await transport.post(b"{}", [])
     while await answer.read():
         pass

@@ -1,7 +1,7 @@
-"""An OTLP/HTTP receiver in little: prints each span that it gets as a line of JSON. Run as a program, on loopback.
+"""A small OTLP/HTTP receiver that prints each span as a line of JSON. Run as a program, it serves on loopback.
 
-It prints its address first, then for each span the JSON form of `Span` with the resource's attributes and the headers
-of the request beside it.
+It prints its address first, then for each span the JSON form of `Span`, the resource's attributes and the headers of
+the request.
 """
 
 import json
@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Takes `POST /v1/traces`."""
+    """Accepts `POST /v1/traces`."""
 
     protocol_version = "HTTP/1.1"
 
@@ -43,7 +43,7 @@ class Receiver(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
-        """Only spans are printed."""
+        """Print nothing but spans."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real processes of the command line, started and ended by the tests."""
+"""Processes of the command line that the tests start and stop."""
 
 import json
 import os
@@ -17,17 +17,17 @@ SECONDS = 20.0
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
+    """Run a command until it exits."""
     return subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=SECONDS, env=os.environ | environ, check=False
     )
 
 
 class Process:
-    """A command that goes on, with what it writes, line by line."""
+    """A running command and its output, line by line."""
 
     def __init__(self, *arguments: str, command: Sequence[str] = COMMAND, **environ: str) -> None:
-        """A session leader, as a shell's foreground job is: `os.killpg` reaches all that it starts, like Ctrl-C."""
+        """Start a session leader, like a shell's foreground job: `os.killpg` reaches its children too, like Ctrl-C."""
         self.lines: list[str] = []
         self._queue: Queue[str | None] = Queue()
         self.popen = subprocess.Popen(
@@ -48,7 +48,7 @@ class Process:
         self._queue.put(None)
 
     def line(self, having: str) -> str:
-        """The next line that has this text."""
+        """Return the next line that has this text."""
         while (line := self._queue.get(timeout=SECONDS)) is not None:
             self.lines.append(line)
             if having in line:
@@ -56,22 +56,22 @@ class Process:
         raise AssertionError(f"no line with {having!r} in:\n" + "\n".join(self.lines))
 
     def log(self, event: str) -> dict[str, Any]:
-        """The next log line of this event."""
+        """Return the next log line of this event."""
         fields: dict[str, Any] = json.loads(self.line(f'"event":"{event}"'))
         return fields
 
     def written(self) -> list[str]:
-        """All lines so far of a process that goes on."""
+        """Return all lines so far of a running process."""
         while not self._queue.empty():
             self.lines.append(str(self._queue.get()))
         return self.lines
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Sends a signal."""
+        """Send a signal."""
         self.popen.send_signal(number)
 
     def wait(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait for the exit; return the exit code."""
         code = self.popen.wait(timeout=SECONDS)
         self._reader.join(timeout=SECONDS)
         while (line := self._queue.get(timeout=SECONDS)) is not None:
@@ -80,13 +80,13 @@ class Process:
 
     @property
     def output(self) -> str:
-        """All that was read of what it wrote."""
+        """The output that has been read so far."""
         return "\n".join(self.lines)
 
 
 @contextmanager
 def running(*arguments: str, command: Sequence[str] = COMMAND, **environ: str) -> Iterator[Process]:
-    """The command, ours unless told otherwise, killed on leaving if it has not ended by then."""
+    """A running command, by default ours; killed on exit of the context if it still runs."""
     process = Process(*arguments, command=command, **environ)
     try:
         yield process

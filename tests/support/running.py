@@ -23,7 +23,7 @@ class Service:
     stub: Any
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
+        """Return the sum of a metric's samples that have these labels."""
         return sum(
             sample.value
             for metric in self.server.metrics.registry.collect()
@@ -33,7 +33,7 @@ class Service:
 
 
 def settings(base_url: str, **changes: Any) -> Settings:
-    """Settings for a test's server. Groups are dicts: `upstream={"max_retries": 0}`."""
+    """Return settings for a test's server. Groups are dicts: `upstream={"max_retries": 0}`."""
     upstream = {
         "base_url": base_url,
         "initial_backoff_seconds": 0.01,

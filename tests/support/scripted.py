@@ -10,36 +10,36 @@ Answer = Callable[["Exchange"], Awaitable[None]]
 
 
 class Exchange:
-    """One request at the scripted upstream, and the pen to answer it with."""
+    """One request at the scripted upstream, and the writer of its response."""
 
     def __init__(self, head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.head, self.body = head, body
         self.reader, self.writer = reader, writer
 
     def header(self, name: bytes) -> str:
-        """A header of the request; its name in lower case."""
+        """Return a header of the request; its name is in lower case."""
         return self.head.lower().partition(b"\r\n" + name + b": ")[2].partition(b"\r\n")[0].decode()
 
     async def send(self, *pieces: bytes) -> None:
-        """Sends each piece in a write of its own."""
+        """Send each piece in a separate write."""
         for piece in pieces:
             self.writer.write(piece)
             await self.writer.drain()
 
     def reset(self) -> None:
-        """Ends the connection with RST."""
+        """Close the connection with RST."""
         self.writer.transport.abort()
 
     async def closed_by_peer(self) -> None:
-        """Waits until the other side has closed."""
+        """Wait until the other side has closed."""
         while await self.reader.read(1 << 16):
             pass
 
 
 class Script:
-    """An upstream that answers each request as told: with raw bytes, or by a coroutine that gets the `Exchange`.
+    """An upstream with a scripted response to each request: raw bytes, or a coroutine that gets the `Exchange`.
 
-    With a certificate it speaks TLS.
+    With a certificate it uses TLS.
     """
 
     def __init__(self, certificate: trustme.LeafCert | None = None) -> None:
@@ -53,11 +53,11 @@ class Script:
         self._answers: list[bytes | Answer] = []
 
     def answers(self, *answers: bytes | Answer) -> None:
-        """What comes next; the last one is repeated."""
+        """Set the next responses; the last one is repeated."""
         self._answers = list(answers)
 
     def choose(self, exchange: Exchange) -> bytes | Answer:
-        """The answer to this request."""
+        """Return the response to this request."""
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
     async def __aenter__(self) -> "Script":
@@ -93,13 +93,13 @@ class Script:
 
 
 def http(body: bytes, status: str = "200 OK", content_type: str = "application/json", **headers: str) -> bytes:
-    """A whole HTTP response. Header names with `_` for `-`."""
+    """Return a whole HTTP response. Header names have `_` for `-`."""
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     head = "\r\n".join([f"HTTP/1.1 {status}", f"content-type: {content_type}", f"content-length: {len(body)}", *lines])
     return head.encode() + b"\r\n\r\n" + body
 
 
 def sse(*events: bytes, done: bool = True) -> bytes:
-    """A whole HTTP response that is an event stream of these data payloads."""
+    """Return a whole HTTP response that is an event stream of these data payloads."""
     payloads = [*events, b"[DONE]"] if done else events
     return http(b"".join(b"data: " + event + b"\n\n" for event in payloads), content_type="text/event-stream")

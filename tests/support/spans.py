@@ -19,7 +19,7 @@ KEY, PROMPT = "sk-canary-0123456789abcdef", "canary-of-the-prompt"
 Spans = Callable[[Service], Any]
 
 
-def told(span: ReadableSpan) -> Mapping[str, Any]:
+def attributes(span: ReadableSpan) -> Mapping[str, Any]:
     return span.attributes or {}
 
 

@@ -1,8 +1,8 @@
-"""A response message back to the JSON that it mirrors, written from the contract alone and independent of `core/`.
+"""Converts a response message back to its JSON; written from the contract alone, independent of `core/`.
 
-It knows the contract's rules: `x_json` is the text of key `x`, `content_parts` is the array `content`, bytes are an
-array of numbers, and `extra_json` holds what has no field. What protobuf cannot tell from an absent key is left out on
-both sides: null, an empty array of a repeated field, 0 or "" in a field without presence.
+It applies the contract's rules: `x_json` is the text of key `x`, `content_parts` is the array `content`, bytes are an
+array of numbers, and `extra_json` holds keys without a field. Values that protobuf cannot distinguish from an absent
+key are omitted on both sides: null, an empty array of a repeated field, 0 or "" in a field without presence.
 """
 
 import json
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """The JSON object of a message."""
+    """Return the JSON object of a message."""
     out: dict[str, Any] = {}
     for field, value in message.ListFields():
         name = field.name
@@ -32,7 +32,7 @@ def to_json(message: Message) -> dict[str, Any]:
     parts = getattr(message, "content_parts", ())
     if parts:
         texts = "".join(part.text for part in parts if part.HasField("text"))
-        assert out.get("content", "") == texts, "beside parts, `content` is their text"
+        assert out.get("content", "") == texts, "beside parts, `content` must be their text"
         out["content"] = [to_json(part) for part in parts]
     extras = json.loads(getattr(message, "extra_json", "") or "{}")
     for key, value in extras.items():
@@ -42,7 +42,7 @@ def to_json(message: Message) -> dict[str, Any]:
 
 
 def prune(value: Any, kind: Any) -> Any:
-    """The recorded JSON without what protobuf cannot tell from an absent key. `kind`: the message's descriptor."""
+    """Remove values that protobuf cannot distinguish from an absent key. `kind` is the message's descriptor."""
     if not isinstance(value, dict):
         return value
     fields = {f.name: f for f in kind.fields if f.name != "extra_json"}

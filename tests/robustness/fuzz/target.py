@@ -1,12 +1,12 @@
-"""What must hold for whatever bytes an upstream sends, however they are cut; any input that breaks it is a bug.
+"""Rules for any bytes of an upstream in any pieces; an input that breaks one is a bug.
 
-- The pieces say what the whole says: for `core.sse.Decoder` the same events, for `core.responses.StreamReader` the
-  same chunks, end and error.
-- Nothing but `ChatError` is ever raised, and by the decoder only `InvalidResponse`.
-- What the decoder keeps is bounded, and a bound changes nothing before the event at which it strikes.
+- The pieces give the same result as the whole: for `core.openai.sse.Decoder` the same events, for
+  `core.openai.responses.StreamReader` the same chunks, end and error.
+- Only `ChatError` is raised, and by the decoder only `InvalidResponse`.
+- The memory of the decoder is bounded, and a bound changes nothing before the event that exceeds it.
 
-The input is the stream itself, so that the corpus is readable; where it is cut follows from its checksum.
-`run` drives `check` with atheris, `test_corpus.py` over the corpus without.
+The input is the stream itself, so that the corpus is readable; its checksum determines the cuts.
+`run` drives `check` with atheris, `test_corpus.py` runs it over the corpus.
 """
 
 import random
@@ -29,7 +29,7 @@ BOUNDS = (0, 1, 16, 64, 256, 1024)
 
 
 class Outcome(NamedTuple):
-    """All that a reader makes of a stream, in a form that compares by bytes: NaN is not equal to itself."""
+    """The complete result of a reader, compared by bytes because NaN is not equal to itself."""
 
     chunks: list[bytes]
     done: bool
@@ -39,18 +39,18 @@ class Outcome(NamedTuple):
 
 
 def check(data: bytes) -> None:
-    """`check_cut` with one of the ways to cut, which is enough for a fuzzer that has so many inputs."""
+    """Run `check_cut` with one way to cut, which is enough for a fuzzer with many inputs."""
     check_cut(data, random.Random(crc32(data)).choice(CUTS))
 
 
 def check_cut(data: bytes, cut: Cut) -> None:
-    """Raises AssertionError, or what should not have been raised, if `data` breaks a rule."""
+    """Raise AssertionError, or the unexpected exception, if `data` breaks a rule."""
     chance = random.Random(crc32(data))  # the same each time
     pieces = cut(data, chance)
     events, _ = decoded([data], UNBOUNDED)
     whole = read([data], UNBOUNDED)
-    assert decoded(pieces, UNBOUNDED) == (events, False), "cut otherwise, other events"
-    assert read(pieces, UNBOUNDED) == whole, "cut otherwise, another outcome"
+    assert decoded(pieces, UNBOUNDED) == (events, False), "another cut gives other events"
+    assert read(pieces, UNBOUNDED) == whole, "another cut gives another outcome"
     check_bound(pieces, chance.choice(BOUNDS), events, whole)
     for payload in [data, *(payload for _, payload in events)]:
         raises_chat_errors_only(responses.response, payload)
@@ -59,19 +59,19 @@ def check_cut(data: bytes, cut: Cut) -> None:
 
 
 def check_bound(pieces: Pieces, bound: int, events: list[sse.Event], whole: Outcome) -> None:
-    """With a bound there is less, or the same, but nothing else."""
+    """Check that a bound shortens the result at most, and changes nothing else."""
     before, stopped = decoded(pieces, bound)
     assert before == events[: len(before)], "a bound changed an event"
     assert stopped or len(before) == len(events), "an event was lost without an error"
     assert all(len(payload) <= bound for _, payload in before), "an event is larger than allowed"
     chunks = read(pieces, bound).chunks
     if stopped and chunks != whole.chunks[: len(chunks)]:
-        chunks.pop()  # halves of surrogate pairs that still wait at an error come in a chunk of their own
+        chunks.pop()  # pending halves of surrogate pairs at an error are a separate chunk
     assert chunks == whole.chunks[: len(chunks)], "a bound changed a chunk"
 
 
 def decoded(pieces: Pieces, bound: int) -> tuple[list[sse.Event], bool]:
-    """The events, and whether one was too large."""
+    """Return the events, and whether one was too large."""
     decoder = sse.Decoder(bound)
     events: list[sse.Event] = []
     largest = 0
@@ -91,14 +91,14 @@ def decoded(pieces: Pieces, bound: int) -> tuple[list[sse.Event], bool]:
 
 
 def check_kept(decoder: Any, data_allowed: int, type_allowed: int) -> None:
-    """The data and the unfinished line are counted; a type outlives its line, and is never longer than that."""
+    """Check the size of data and unfinished line, and of the type, which outlives its line."""
     kept = len(decoder._line) + sum(len(value) + 1 for value in decoder._data)
     assert kept <= data_allowed, f"{kept} bytes are kept, {data_allowed} allowed"
     assert len(decoder._type) <= type_allowed, f"a type of {len(decoder._type)} is kept, {type_allowed} allowed"
 
 
 def read(pieces: Iterable[bytes], bound: int) -> Outcome:
-    """The outcome of a stream that arrives in these pieces. Only `reader.error` tells of errors."""
+    """Return the outcome of a stream in these pieces. Errors are only in `reader.error`."""
     reader = responses.StreamReader(bound)
     chunks = [serialised(chunk) for piece in pieces for chunk in reader.feed(piece)]
     chunks += [serialised(chunk) for chunk in reader.finish()]
@@ -121,13 +121,13 @@ def one_by_one(data: bytes, _: random.Random) -> Pieces:
 
 
 def at_random(data: bytes, chance: random.Random) -> Pieces:
-    """Some pieces are empty: an engine may hand over nothing."""
+    """Cut at random; some pieces are empty, because an HTTP client may deliver empty reads."""
     cuts = sorted(chance.randint(0, len(data)) for _ in range(chance.randint(1, 8)))
     return [data[start:end] for start, end in pairwise([0, *cuts, len(data)])]
 
 
 def at_line_ends(data: bytes, _: random.Random) -> Pieces:
-    """Before and after each CR and LF: between the two of a CRLF too."""
+    """Cut before and after each CR and LF, also inside a CRLF."""
     cuts = [at + after for at, byte in enumerate(data) if byte in b"\r\n" for after in (0, 1)]
     return [data[start:end] for start, end in pairwise([0, *cuts, len(data)])]
 

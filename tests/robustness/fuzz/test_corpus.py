@@ -1,4 +1,4 @@
-"""The fuzz target over its seed corpus, without the fuzzer: keeps target and corpus alive."""
+"""The fuzz target over its seed corpus, without the fuzzer, so that target and corpus stay valid."""
 
 from pathlib import Path
 

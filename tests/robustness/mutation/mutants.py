@@ -1,8 +1,8 @@
 """Mutants of a source file's tables: one entry less, or the values of two neighbours swapped.
 
-A table is a dict, or a set, tuple or list of constants, wherever it stands in the file; and, as its entries, the names
-that a call inside one lists. The tables that follow from the messages' descriptors are mutated field by field, through
-the exceptions that the file already has for fields.
+A table is a dict, or a set, tuple or list of constants, anywhere in the file; the names in a call inside a table are
+entries too. Tables that derive from the messages' descriptors are mutated field by field, through the exceptions that
+the file already has for fields.
 """
 
 import ast
@@ -18,7 +18,7 @@ from chatrpc.v1 import chat_request_pb2, chat_response_pb2
 
 
 class Mutant(NamedTuple):
-    """`name` says what is changed and stays the same when lines move."""
+    """A mutated source. `name` describes the change and does not depend on line numbers."""
 
     file: str
     name: str
@@ -26,7 +26,7 @@ class Mutant(NamedTuple):
 
 
 class FieldTable(NamedTuple):
-    """How to make a file pass over a field: an entry for the field's path, put first or last into a table of it."""
+    """The way to make a file skip a field: an entry for the field's path in one of its tables."""
 
     table: str
     entry: str
@@ -49,7 +49,7 @@ FIELD_TABLES = {
 
 
 def mutants(file: str, source: str) -> Iterator[Mutant]:
-    """All mutants of a file."""
+    """Yield all mutants of a file."""
     seen: Counter[str] = Counter()
     for table, owner in tables(ast.parse(source)):
         for what, mutated in variants(table):
@@ -62,7 +62,7 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
 
 
 def tables(tree: ast.Module) -> Iterator[tuple[ast.expr, str]]:
-    """Each table, and the name of the assignment or function that holds it."""
+    """Yield each table with the name of its assignment or function."""
     for statement in ast.walk(tree):
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             owner, calls = statement.name, False
@@ -70,10 +70,10 @@ def tables(tree: ast.Module) -> Iterator[tuple[ast.expr, str]]:
             owner, calls = ast.unparse(getattr(statement, "target", None) or statement.targets[0]), True
         else:
             continue
-        passed_over = [key for each in ast.walk(statement) if isinstance(each, ast.Dict) for key in each.keys]
-        passed_over += [each.value for each in ast.walk(statement) if isinstance(each, ast.Return)]
+        skipped = [key for each in ast.walk(statement) if isinstance(each, ast.Dict) for key in each.keys]
+        skipped += [each.value for each in ast.walk(statement) if isinstance(each, ast.Return)]
         for node in ast.walk(statement):
-            if is_table(node, calls) and (isinstance(node, ast.Dict) or node not in passed_over):
+            if is_table(node, calls) and (isinstance(node, ast.Dict) or node not in skipped):
                 yield node, owner
 
 
@@ -89,7 +89,7 @@ def is_table(node: ast.AST, calls: bool) -> bool:
 
 
 def variants(table: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """What is changed, and the table after that."""
+    """Yield a description of the change and the changed table."""
     entries = {ast.Dict: "keys", ast.Call: "args"}.get(type(table), "elts")
     for position, entry in enumerate(getattr(table, entries)):
         mutated = copy.deepcopy(table)
@@ -107,7 +107,7 @@ def variants(table: ast.expr) -> Iterator[tuple[str, ast.expr]]:
 
 
 def replaced(source: str, node: ast.expr, text: str) -> str:
-    """The source with other text in a node's place. The columns of `ast` count bytes."""
+    """Return the source with other text in place of a node. The columns of `ast` count bytes."""
     lines = source.encode().splitlines(keepends=True)
     assert node.end_lineno is not None
     before = b"".join(lines[: node.lineno - 1]) + lines[node.lineno - 1][: node.col_offset]
@@ -116,7 +116,7 @@ def replaced(source: str, node: ast.expr, text: str) -> str:
 
 
 def without_fields(file: str, source: str, fields: FieldTable) -> Iterator[Mutant]:
-    """Mutants that pass over one field of a message; those that the file passes over anyway are left out."""
+    """Yield mutants that skip one field of a message, except fields that the file skips anyway."""
     names = {owner: table for table, owner in tables(ast.parse(source))}
     table = names[fields.table]
     text = ast.unparse(table)
@@ -129,7 +129,7 @@ def without_fields(file: str, source: str, fields: FieldTable) -> Iterator[Mutan
 
 
 def paths(roots: tuple[Descriptor, ...]) -> list[str]:
-    """`Message.field` for all that can be reached from some messages; the entries of maps are no messages."""
+    """Return `Message.field` for all messages reachable from the roots, map entries excluded."""
     seen: dict[str, Descriptor] = {}
     waiting = list(roots)
     while waiting:

@@ -1,10 +1,10 @@
-"""Would the tests notice a wrong entry in a table of core/? Runs them against every mutant of the tables.
+"""Do the tests notice a wrong entry in a table of core/? Runs them against every mutant of the tables.
 
     tests/robustness/mutation/run [--only TEXT] [--jobs N] [--list]
 
-Each mutant (see `mutants.py`) runs the tests of its file, in a copy of the tree, until the first one fails: then it is
-killed. How to read it: a mutant that survives is a fact which no test holds, so add the row that kills it; or it
-changes nothing that can be seen, then add it to EQUIVALENT with the reason. The exit code is 1 if any survives.
+For each mutant (see `mutants.py`) the tests of its file run in a copy of the tree. The first failure kills the mutant.
+How to read it: a surviving mutant is a fact that no test checks, so add the row that kills it. If it changes nothing
+observable, add it to EQUIVALENT with the reason. The exit code is 1 if any survives.
 """
 
 import argparse
@@ -41,28 +41,28 @@ TESTS = {
     "rpc/layers/errors.py": "tests/rpc/test_bad_requests.py tests/rpc/test_upstream_errors.py"
     " tests/rpc/test_admission_and_drain.py tests/rpc/test_retries.py tests/rpc/test_cancel_and_deadlines.py",
 }
-"""File to the tests that hold its tables, the quickest first."""
+"""File to the tests of its tables, the quickest first."""
 
 EQUIVALENT = {
     "core/openai/requests.py fields: without ToolChoice.*": "`_tool_choice` writes them",
     "core/openai/requests.py fields: without FunctionCallChoice.*": "`_function_call_choice` writes them",
-    "core/openai/requests.py fields: without MessageAudio.*": "`_message_audio` writes the id, the rest never leaves",
-    "core/openai/requests.py fields: without Annotation.*": "annotations never leave",
-    "core/openai/requests.py fields: without UrlCitation.*": "annotations never leave",
+    "core/openai/requests.py fields: without MessageAudio.*": "`_message_audio` writes the id, the rest is never sent",
+    "core/openai/requests.py fields: without Annotation.*": "annotations are never sent",
+    "core/openai/requests.py fields: without UrlCitation.*": "annotations are never sent",
     "core/openai/requests.py fields: without FunctionCall.arguments": "`_finish_function_call` writes it there too",
     "core/openai/requests.py fields: without CustomToolCall.input": "`_finish_custom_call` writes it at the same place",
 }
-"""Mutants, by pattern, that nobody can tell from the original, and why; they are left out."""
+"""Pattern of mutants that behave as the original, to the reason; they are left out."""
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["aiohttp.web", "chatrpc.v1.chat_response_pb2", "grpc.aio", "httpx", "hypothesis.strategies", "pydantic", "pytest"]
 )
-"""Each run is a fork of a process that has loaded what takes long and is never mutated: a third of the time."""
+"""Each run is a fork of a process with the slow imports, which are never mutated. It takes a third of the time."""
 
 
 class Trees:
-    """Copies of the working tree, each for one run at a time."""
+    """Copies of the working tree, each used by one run at a time."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self._free: SimpleQueue[Path] = SimpleQueue()
@@ -81,7 +81,7 @@ class Trees:
 
 
 def complaint(tree: Path, file: str) -> str:
-    """What pytest says if a test of the file fails, or takes too long; empty if all pass."""
+    """Return the output of pytest if a test of the file fails or takes too long; empty if all pass."""
     output = tree / "output"
     process = FORKS.Process(target=run_tests, args=(tree, TESTS[file].split(), output))
     process.start()
@@ -90,17 +90,17 @@ def complaint(tree: Path, file: str) -> str:
         process.kill()
         process.join()
     elif process.exitcode < 0:
-        raise RuntimeError(f"pytest was stopped from outside, by signal {-process.exitcode}")
+        raise RuntimeError(f"pytest was killed by signal {-process.exitcode}")
     return output.read_text() + f"exit code {process.exitcode}" if process.exitcode else ""
 
 
 def run_tests(tree: Path, tests: list[str], output: Path) -> None:
-    """Runs in a process of its own."""
+    """Run the tests; called in a separate process."""
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(tree)
-    quietly = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what is loaded is not rewritten: fine
+    quietly = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # modules that are already loaded are not rewritten
     sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *quietly, *tests]))
 
 
@@ -120,19 +120,19 @@ def survives(mutant: Mutant, trees: Trees) -> bool:
 
 
 def write(file: Path, source: str) -> None:
-    """Without its bytecode, which Python tells from another's by size and second only."""
+    """Write the file and delete its bytecode, which Python compares by size and second only."""
     file.write_text(source)
     for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
         compiled.unlink()
 
 
 def run(chosen: list[Mutant], trees: Trees, jobs: int) -> list[Mutant]:
-    """The mutants that survive."""
+    """Return the surviving mutants."""
     for file in dict.fromkeys(mutant.file for mutant in chosen):
         with trees.one() as tree:
             said = complaint(tree, file)
             if said:
-                sys.exit(f"{said[-2000:]}\nThe tests of {file} fail without a mutant too: {TESTS[file]}")
+                sys.exit(f"{said[-2000:]}\nthe tests of {file} fail without a mutant too: {TESTS[file]}")
     survived = []
     with ThreadPoolExecutor(jobs) as pool:
         fates = pool.map(lambda mutant: survives(mutant, trees), chosen)

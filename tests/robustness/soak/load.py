@@ -1,4 +1,4 @@
-"""The load of a soak: calls as the dice have them, each judged by what its end should be."""
+"""The load of a soak: random calls, each judged by its expected end."""
 
 import asyncio
 import random
@@ -23,41 +23,41 @@ CALLS_AT_ONCE = 60
 FAULTY_SHARE, SHORT_SHARE, PAUSING_SHARE = 0.2, 0.1, 0.3
 SOUND_SHARES = {"ok": 0.84, "long": 0.15, "large": 0.01}
 CANCELLED_SHARE = 0.4
-"""More than the third that is to be cancelled, since some have ended by then."""
+"""More than the intended third, because some calls are done before the cancel."""
 DEADLINE_SECONDS = 6.0
 SHORT_SECONDS = (0.02, 0.5)
 TICK_SECONDS, STALL_SECONDS = 0.1, 0.5
-"""A tick that comes so late tells that the machine was too busy for anyone to keep a deadline."""
+"""A tick that is so late shows that the machine was too busy to keep deadlines."""
 CHANNELS = 4
 CHANNEL_SECONDS = 2.0
-"""One of the channels, but never the first, makes way for a new one so often."""
+"""Interval at which a new channel replaces one of the channels, but never the first."""
 
 FAULTY = sorted(name for name, fault in FAULTS.items() if fault.answer is not FAULTS["refused"].answer)
-"""All faults but those that happen before a request could name them, which share that answer."""
+"""All faults except those that happen before a request can name them, which share that response."""
 METHODS = {"unary": "CreateChatCompletion", "stream": "CreateChatCompletionStream"}
 GIVEN_UP = {"429-retry-after": "RESOURCE_EXHAUSTED", "503-then-ok": "UNAVAILABLE"}
-"""What a short deadline can make of a success: the pause before the retry would outlast it, so there is no retry."""
+"""Status of a success with a short deadline: the delay of the retry would exceed it, so there is no retry."""
 
 OUTCOMES = ("ok", "cancelled", "faulty", "deadline", "wrong")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One call as it was drawn."""
+    """One random call."""
 
     rpc: str
     model: str
     deadline_seconds: float
     cancel_after_seconds: float | None
     pause_seconds: float
-    """So long the caller of a stream stops reading after its first message."""
+    """Pause of the reads of a stream after its first message."""
 
     @classmethod
     def drawn(cls, dice: random.Random) -> "Plan":
-        """Any call that this load may make."""
+        """Draw a call."""
         sound = dice.choices(list(SOUND_SHARES), list(SOUND_SHARES.values()))[0]
         model = dice.choice(FAULTY) if dice.random() < FAULTY_SHARE else sound
-        # The moments of cancels are spread over what calls take: some milliseconds, or a second.
+        # The times of cancels are spread over the duration of calls: some milliseconds, or a second.
         spread = dice.choice((0.01, 1.0)) if model in FAULTY else 0.01 if model == "ok" else 1.0
         return cls(
             dice.choice(list(METHODS)),
@@ -67,14 +67,14 @@ class Plan:
             dice.uniform(0, 1.5) if dice.random() < PAUSING_SHARE else 0.0,
         )
 
-    def outcome(self, code: str, text: str, told: str, *, cancelled: bool, stalled: bool) -> str:
-        """One of OUTCOMES. `told` is the code by docs/faults.md; `cancelled`: by its caller; `stalled`: the machine."""
+    def outcome(self, code: str, text: str, expected: str, *, cancelled: bool, stalled: bool) -> str:
+        """Return one of OUTCOMES. `expected` is the code in docs/faults.md; `stalled` means the machine."""
         whole = STREAM_TEXTS.get(self.model, WHOLE_TEXT) if self.rpc == "stream" else WHOLE_TEXT
         if not (text == whole if code == "OK" else whole.startswith(text)):
             return "wrong"
         if code == "CANCELLED" and cancelled:
             return "cancelled"
-        if code == told:
+        if code == expected:
             return "ok" if self.model in SOUND else "faulty"
         short = self.deadline_seconds < DEADLINE_SECONDS
         if code == "DEADLINE_EXCEEDED" and (short or stalled):
@@ -85,7 +85,7 @@ class Plan:
 
 
 class Channel:
-    """A connection of its own to the service."""
+    """A separate connection to the service."""
 
     def __init__(self, address: str) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
@@ -94,28 +94,28 @@ class Channel:
         self.closed = False
 
     async def close(self) -> None:
-        """Cancels what is in flight on it."""
+        """Close the connection, which cancels its calls."""
         self.closed = True
         await self._channel.close()
 
 
 class Load:
-    """Calls as the dice have it, for as long as `running` is open; `outcomes` counts them as they end."""
+    """Random calls while `running` is open; `outcomes` counts their ends."""
 
     def __init__(self, address: str, dice: random.Random) -> None:
         self.outcomes: Counter[str] = Counter()
         self._address = address
         self._dice = dice
         columns = [row.strip("| ").split(" | ") for row in docs.read(FAULTS_TABLE, "faults").splitlines()]
-        self._told = {(row[0], row[2]): row[3] for row in columns[2:]}
-        self._told |= {(model, rpc): "OK" for model in SOUND for rpc in METHODS}
+        self._expected = {(row[0], row[2]): row[3] for row in columns[2:]}
+        self._expected |= {(model, rpc): "OK" for model in SOUND for rpc in METHODS}
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
         self._channels: list[Channel] = []
         self._stalled = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """On leaving, no more calls are begun, and those in flight end."""
+        """Make calls; on exit begin no more, and wait for those in flight."""
         self._channels = [Channel(self._address) for _ in range(CHANNELS)]
         async with asyncio.TaskGroup() as tasks:
             endless = list(map(tasks.create_task, (self._call_again(tasks), self._reconnect(), self._watch_clock())))
@@ -158,23 +158,23 @@ class Load:
                 await _read(call, plan, texts)
                 code, details = await call.code(), await call.details()
         except TimeoutError:
-            code, details = None, "has not ended"
+            code, details = None, "no status in time"
         finally:
             self._slots.release()
             if cancel is not None:
                 cancel.cancel()
-        name, told = code.name if code else "NONE", self._told[plan.model, plan.rpc]
+        name, expected = code.name if code else "NONE", self._expected[plan.model, plan.rpc]
         if name == "DEADLINE_EXCEEDED":
-            await asyncio.sleep(2 * TICK_SECONDS)  # the tick that tells of a stall may come after the end of the call
+            await asyncio.sleep(2 * TICK_SECONDS)  # the tick that shows a stall may come after the end of the call
         cancelled, stalled = cancel is not None or channel.closed, self._stalled > began
-        outcome = plan.outcome(name, "".join(texts), told, cancelled=cancelled, stalled=stalled)
+        outcome = plan.outcome(name, "".join(texts), expected, cancelled=cancelled, stalled=stalled)
         self.outcomes[outcome] += 1
         if outcome == "wrong":
-            print(f"\nWRONG: {name} {details!r} after {texts}, for {plan}, of which {told} is told", flush=True)
+            print(f"\nWRONG: {name} {details!r} after {texts}, for {plan}; expected {expected}", flush=True)
 
 
 async def _read(call: Any, plan: Plan, texts: list[str]) -> None:
-    """Adds the text of each message to `texts`, until the call has ended in any way."""
+    """Append the text of each message to `texts` until the call is done."""
     try:
         if plan.rpc == "unary":
             texts.append((await call).choices[0].message.content)
@@ -188,4 +188,4 @@ async def _read(call: Any, plan: Plan, texts: list[str]) -> None:
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task and task.cancelling():
-            raise  # not the call was cancelled, but this task
+            raise  # this task was cancelled, not the call

@@ -9,16 +9,16 @@ import matplotlib.pyplot as plt
 OUTCOMES = {
     "ok": ("ok", "tab:green"),
     "cancelled": ("cancelled", "tab:blue"),
-    "faulty": ("faulty as told", "tab:orange"),
+    "faulty": ("faulty as documented", "tab:orange"),
     "deadline": ("deadline passed", "tab:purple"),
     "wrong": ("wrong", "red"),
 }
 RATE_SAMPLES = 5
-"""Samples from which a rate is taken: from one to the next it is mostly noise."""
+"""Samples per rate, because the rate of one interval is mostly noise."""
 
 
 def main(table: str, image: str) -> None:
-    """Small multiples over one time axis, grey where there is no load."""
+    """Draw small multiples over one time axis, grey without load."""
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     column = {name: [float(row[name]) for row in rows] for name in rows[0] if name != "phase"}
@@ -33,7 +33,7 @@ def main(table: str, image: str) -> None:
 
     memory.set_title("Resident memory (MiB)", loc="left")
     memory.plot(seconds, column["rss_mib"], color="tab:red")
-    # Not from zero, where some MiB would not be seen; with some room, lest noise look like a leak.
+    # Not from zero, which would hide some MiB; with some room, so that noise does not look like a leak.
     memory.set_ylim(min(column["rss_mib"]) - 3, max(column["rss_mib"]) + 3)
 
     for axis, title, lines in (

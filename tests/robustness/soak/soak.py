@@ -1,4 +1,4 @@
-"""A service under mixed load for a long time: does anything grow, and does every call end as it should?
+"""A service under mixed load for a long time: does anything grow, and is every outcome as expected?
 
     tests/robustness/soak/run [--seconds N] [--out FOLDER] [--seed N]
 
@@ -32,7 +32,7 @@ LIMIT_SECONDS = 2.0
 SETTINGS = (
     "--listen=127.0.0.1:0",
     "--metrics-listen=127.0.0.1:0",
-    # A faulty call is to end soon, so that there are many of them; a sound one is not to fail on a busy machine.
+    # A faulty call must fail soon, so that there are many; a sound one must not fail on a busy machine.
     f"--upstream.first-chunk-timeout-seconds={LIMIT_SECONDS}",
     f"--upstream.chunk-gap-timeout-seconds={LIMIT_SECONDS}",
     "--upstream.initial-backoff-seconds=0.01",
@@ -45,9 +45,9 @@ SETTINGS = (
 START_SECONDS = STOP_SECONDS = 20.0
 
 WARM_UP_SECONDS = 10.0
-"""By then every fault has been played, so that all code is loaded and all metrics have their labels."""
+"""By then every fault has occurred, so that all code is loaded and all metrics have their labels."""
 SETTLING_SHARE = 0.15
-"""So much of the load is not looked at: memory settles while pools and buffers find their size."""
+"""Share of the load that is ignored while pools and buffers reach their size."""
 ALLOWED_MIB = 4.0
 """Growth of resident memory under load. In ten minutes of cancels gRPC leaks almost 2 MiB, some 80 bytes for each of
 them (grpc/grpc#43360), and malloc's fragments need room. A `Call` kept of each call exceeds it within one minute."""
@@ -59,20 +59,20 @@ LEFT_BEHIND = {
     "upstream_connections": 0,
     "threads": 4,  # gRPC starts more in its pool when a busy machine keeps it waiting
 }
-"""How much more than before there may be in the quiet state after the load."""
+"""Permitted excess over the first quiet state in the quiet state after the load."""
 EXPLAINED = (
     "upstream rejected the service's API key",  # the fault 401
     "ExecuteBatchError raised in core",  # gRPC's own last message met a cancel
 )
-"""Errors in the service's log that are no mistake."""
+"""Errors in the service's log that are expected."""
 SHOWN_LINES = 20
 
 Judgement = tuple[str, bool, str]
-"""What is judged, whether it is as it should be, and the figures."""
+"""The subject, whether it is good, and the figures."""
 
 
-def _told(otherwise: str, judgements: Iterable[Judgement]) -> bool:
-    """Prints each with `ok` or that word; gives whether all are as they should be."""
+def _report(otherwise: str, judgements: Iterable[Judgement]) -> bool:
+    """Print each with `ok` or the other word; return whether all are good."""
     good = True
     for what, holds, figures in judgements:
         print(f"{'ok' if holds else otherwise:5}  {what:20}  {figures}")
@@ -81,7 +81,7 @@ def _told(otherwise: str, judgements: Iterable[Judgement]) -> bool:
 
 
 def _growth(samples: Sequence[Sample], before: Sample, after: Sample) -> Iterator[Judgement]:
-    """What must be no more than before, or than early in the load."""
+    """Yield the checks that nothing exceeds its value before or early in the load."""
     for what, allowed in LEFT_BEHIND.items():
         then, now = before[what], after[what]
         yield what.replace("_", " "), now <= then + allowed, f"{then:g} before the load, {now:g} after it"
@@ -102,14 +102,14 @@ def _growth(samples: Sequence[Sample], before: Sample, after: Sample) -> Iterato
 
 
 def _slope(samples: Sequence[Sample]) -> float:
-    """MiB a second by Theil and Sen: the median of the slopes of all pairs, on which outliers have no hold."""
+    """Return MiB per second by Theil and Sen: the median slope of all pairs, which outliers hardly affect."""
     return statistics.median(
         (b["rss_mib"] - a["rss_mib"]) / (b["seconds"] - a["seconds"]) for a, b in combinations(samples, 2)
     )
 
 
 def _mistakes(log: Path) -> list[str]:
-    """Lines of the service's log that no fault of the upstream explains: errors, and what is no log line at all."""
+    """Return lines of the service's log that no fault explains: errors, and lines that are not log lines."""
     return [
         line
         for line in log.read_text().splitlines()
@@ -119,9 +119,9 @@ def _mistakes(log: Path) -> list[str]:
 
 @contextmanager
 def _process(*command: str | Path, **streams: Any) -> Iterator[subprocess.Popen[str]]:
-    """Runs the command; on leaving it is killed, unless it has ended."""
+    """Run the command; on exit kill it if it still runs."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("CHATRPC_", "OPENAI_"))}
-    # In a session of its own: Ctrl-C is for this process, which ends the others.
+    # In a separate session, because Ctrl-C is for this process, which stops the others.
     process = subprocess.Popen(command, text=True, cwd=ROOT, env=environ, start_new_session=True, **streams)
     try:
         yield process
@@ -131,7 +131,7 @@ def _process(*command: str | Path, **streams: Any) -> Iterator[subprocess.Popen[
 
 
 def _serving(service: subprocess.Popen[str], log: Path) -> dict[str, str]:
-    """What the service says as it begins to serve."""
+    """Return the service's log line of the start."""
     end = time.monotonic() + START_SECONDS
     while service.poll() is None and time.monotonic() < end:
         for line in log.read_text().splitlines():
@@ -142,7 +142,7 @@ def _serving(service: subprocess.Popen[str], log: Path) -> dict[str, str]:
 
 
 def _stopped(service: subprocess.Popen[str]) -> int | None:
-    """Its exit code after SIGTERM, None if it goes on."""
+    """Stop the service with SIGTERM; return its exit code, None if it still runs."""
     service.terminate()
     with suppress(subprocess.TimeoutExpired):
         service.wait(STOP_SECONDS)
@@ -150,7 +150,7 @@ def _stopped(service: subprocess.Popen[str]) -> int | None:
 
 
 async def _soak(watch: Watch, load: Load, seconds: float) -> tuple[Sample, Sample]:
-    """The whole course; gives the quiet state before the load and after it."""
+    """Run warm-up and load; return the quiet states before and after the load."""
     async with watch.sampling():
         async with load.running():
             await asyncio.sleep(WARM_UP_SECONDS)
@@ -164,7 +164,7 @@ async def _soak(watch: Watch, load: Load, seconds: float) -> tuple[Sample, Sampl
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Return the exit code."""
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     table, log = args.out / "samples.csv", args.out / "service.log"
@@ -189,14 +189,12 @@ def main() -> int:
 
     stall = max(late["seconds"] - early["seconds"] for early, late in pairwise(watch.samples)) - 1
     if stall > STALL_SECONDS:
-        print(
-            f"This machine stalled for {stall:.1f} s: deadlines that passed meanwhile are not held against the service."
-        )
+        print(f"This machine stalled for {stall:.1f} s: deadlines that expired meanwhile are not counted as wrong.")
     mistakes = _mistakes(log)
     for line in mistakes[:SHOWN_LINES]:
         print(line)
-    flat = _told("GREW", _growth(watch.samples, before, after))
-    right = _told(
+    flat = _report("GREW", _growth(watch.samples, before, after))
+    right = _report(
         "WRONG",
         [
             (
@@ -214,9 +212,9 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, required=True, help="how long the load goes on")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/soak", help="folder for what is found")
-    parser.add_argument("--seed", type=int, default=1, help="of the dice; default: %(default)s")
+    parser.add_argument("--seconds", type=float, required=True, help="duration of the load")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/soak", help="folder of the results")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random numbers; default: %(default)s")
     parser.add_argument("--plot-with", required=True, metavar="PYTHON", help="an interpreter that has matplotlib")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What a soak sees of the service: samples of its process and its metrics, once a second."""
+"""Samples of the service's process and metrics, once a second."""
 
 import asyncio
 import csv
@@ -17,7 +17,7 @@ from urllib.request import urlopen
 from load import OUTCOMES, Load
 
 QUIET_SECONDS = 40.0
-"""Longest wait for the quiet state: connections to the upstream are kept for 15 s."""
+"""Longest wait for the quiet state; idle connections to the upstream are kept for 15 s."""
 METRICS = {
     "tasks": "chatrpc_asyncio_tasks",
     "in_flight": "chatrpc_rpcs_in_flight",
@@ -28,13 +28,13 @@ LISTENING = "0A"
 """In /proc/net/tcp."""
 
 Sample = dict[str, Any]
-"""The service process at one moment, and the calls that have ended by then: a row of samples.csv."""
+"""The service process at one moment, and the calls done by then: a row of samples.csv."""
 
 
 class Watch:
-    """Samples the service once a second, into `samples` and a CSV file, and tells how it goes.
+    """Samples the service once a second, into `samples` and a CSV file, and prints the progress.
 
-    `serving` is what the service said as it began to, `phase` the name of what is going on.
+    `serving` is the log line of the start, `phase` the name of the current phase.
     """
 
     def __init__(self, pid: int, serving: dict[str, str], load: Load, table: TextIO) -> None:
@@ -47,38 +47,38 @@ class Watch:
 
     @asynccontextmanager
     async def sampling(self) -> AsyncIterator[None]:
-        """On leaving, no more samples are taken."""
+        """Take samples; stop on exit."""
         async with asyncio.TaskGroup() as tasks:
             endless = tasks.create_task(self._sample_again())
             yield
             endless.cancel()
 
     async def quiet(self) -> Sample:
-        """The state once nothing is left, or when it has been waited for long enough."""
+        """Wait until the service is idle, or until the time limit; return the last sample."""
         self.phase = "quiet"
         end = time.monotonic() + QUIET_SECONDS
         while True:
-            await asyncio.sleep(1.5)  # for a sample that is younger than the last call
+            await asyncio.sleep(1.5)  # for a sample after the last call
             last = self.samples[-1]
             idle = last["in_flight"] == last["caller_connections"] == last["upstream_connections"] == 0
             if idle or time.monotonic() > end:
                 return last
 
     async def _sample_again(self) -> None:
-        began = told = time.monotonic()
+        began = printed = time.monotonic()
         terminal = sys.stdout.isatty()
         while True:
             await asyncio.sleep(1 - (time.monotonic() - began) % 1)  # the next full second
             sample = {"seconds": round(time.monotonic() - began, 2), "phase": self.phase, **self._of_process()}
-            # After that, since the scrape itself takes a thread and a connection.
+            # Scrape after that, because the scrape itself uses a thread and a connection.
             sample |= _of_metrics(await asyncio.to_thread(_get, self._serving["metrics"]))
             sample |= {outcome: self._load.outcomes[outcome] for outcome in OUTCOMES}
             if not self.samples:
                 self._table.writerow(sample)
             self._table.writerow(sample.values())
             self.samples.append(sample)
-            if time.monotonic() - told >= (2 if terminal else 30):
-                told = time.monotonic()
+            if time.monotonic() - printed >= (2 if terminal else 30):
+                printed = time.monotonic()
                 counts = ", ".join(f"{sample[outcome]} {outcome}" for outcome in OUTCOMES)
                 line = f"{sample['seconds']:5.0f} s  {self.phase:7}  {counts}; {sample['rss_mib']:.1f} MiB"
                 print(f"\r{line}\033[K" if terminal else line, end="" if terminal else "\n", flush=True)
@@ -90,7 +90,7 @@ class Watch:
             with suppress(FileNotFoundError):  # closed meanwhile
                 targets.append(os.readlink(descriptor))
         connections = Counter[tuple[str, int]]()
-        for family in ("tcp", "tcp6"):  # gRPC takes IPv6 sockets even for an IPv4 address
+        for family in ("tcp", "tcp6"):  # gRPC uses IPv6 sockets even for an IPv4 address
             for line in (self._process / "net" / family).read_text().splitlines()[1:]:
                 _, local, remote, state, *_, inode = line.split()[:10]
                 if state != LISTENING and f"socket:[{inode}]" in targets:
@@ -114,7 +114,7 @@ def _get(url: str) -> str:
 
 
 def _of_metrics(page: str) -> Sample:
-    """Metrics, each summed over its labels. One that is not there is NaN, with which no judgement holds."""
+    """Return metrics, each summed over its labels. A missing one is NaN, which fails every check."""
     totals = {}
     for what, name in METRICS.items():
         values = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", page, flags=re.MULTILINE)
