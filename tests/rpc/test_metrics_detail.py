@@ -194,12 +194,12 @@ async def test_a_round_timeout_is_in_its_own_bucket(chat: Service, seconds: int,
     assert not chat.value(f"{timeouts}_bucket", le=f"{below:.1f}")
 
 
-def test_each_gap_is_told_once() -> None:
+def test_each_gap_is_observed_once() -> None:
     metrics = Metrics(RPCS, ["default"])
     call = Call(id="1", method="CreateChatCompletionStream", started=0, deadline=0)
     attempt = call.begin_attempt(UpstreamIdentity("default", "openai"), 0)
 
-    def told() -> float | None:
+    def observed() -> float | None:
         labels = dict(zip(metrics.chunk_gap._labelnames, metrics.gen_ai_labels("openai", call.model), strict=True))
         return metrics.registry.get_sample_value("gen_ai_client_operation_time_per_output_chunk_seconds_count", labels)
 
