@@ -1,4 +1,4 @@
-"""The tests of the image are collected only when tests/deploy/image/run has built it."""
+"""Tests of the image; collected only after tests/deploy/image/run has built it."""
 
 import os
 

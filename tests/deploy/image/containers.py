@@ -1,4 +1,4 @@
-"""Containers of the image, started and ended by the tests with podman."""
+"""Containers of the image, run by podman."""
 
 import json
 import subprocess
@@ -10,15 +10,15 @@ from typing import Any
 
 IMAGE = "localhost/chatrpc:test"
 SECONDS = 60.0
-# runc and cgroupfs: there may be no systemd. ulimits: podman's own may be above what this machine allows.
+# runc and cgroupfs, because systemd may be absent. ulimits, because podman's own may exceed this machine's.
 _PODMAN = ["podman", "--runtime=runc", "--cgroup-manager=cgroupfs", "--log-level=fatal"]
 _LIMITS = ["--ulimit=nofile=4096:4096", "--ulimit=nproc=1024:1024"]
-# As the chart's security context has it.
+# Like the chart's security context.
 RESTRICTED = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
 
 
 def podman(*arguments: str, **options: Any) -> str:
-    """What podman prints. Raises CalledProcessError with what it complains about."""
+    """Run podman and return its output. Raises CalledProcessError with its errors."""
     done = subprocess.run([*_PODMAN, *arguments], capture_output=True, text=True, timeout=SECONDS, **options)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, arguments, done.stdout, done.stderr)
@@ -26,13 +26,13 @@ def podman(*arguments: str, **options: Any) -> str:
 
 
 def run(*arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Runs the image with these arguments to its end."""
+    """Run the image with these arguments until it exits."""
     command = [*_PODMAN, "run", "--rm", *_LIMITS, *RESTRICTED, "--network=none", *options, IMAGE, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
 class Container:
-    """One that goes on. `host` is its IP address, on a bridge of this machine."""
+    """A running container. `host` is its IP address on a bridge of this machine."""
 
     def __init__(self, name: str, host: str) -> None:
         self.name, self.host = name, host
@@ -43,14 +43,14 @@ class Container:
 
     @property
     def logs(self) -> str:
-        """All that it has written."""
+        """The container's whole output."""
         done = subprocess.run(
             [*_PODMAN, "logs", self.name], capture_output=True, text=True, timeout=SECONDS, check=True
         )
         return done.stdout + done.stderr
 
     def log(self, event: str) -> dict[str, Any]:
-        """The line of this event, once it is there."""
+        """Return the log line of this event; wait for it."""
 
         def found() -> dict[str, Any] | None:
             lines = [json.loads(line) for line in self.logs.splitlines() if line.startswith("{")]
@@ -59,7 +59,7 @@ class Container:
         return self.eventually(found)
 
     def eventually(self, question: Callable[[], Any]) -> Any:
-        """The first answer that is true. Raises AssertionError with the log if there is none in time."""
+        """Poll and return the first true value. Raises AssertionError with the log after `SECONDS`."""
         end = monotonic() + SECONDS
         while not (answer := question()):
             assert monotonic() < end, self.logs
@@ -73,13 +73,13 @@ class Container:
         podman("kill", f"--signal={signal}", self.name)
 
     def wait(self) -> int:
-        """The exit code."""
+        """Wait for the exit; return its code."""
         return int(podman("wait", self.name))
 
 
 @contextmanager
 def container(*arguments: str, options: Sequence[str] = ()) -> Iterator[Container]:
-    """The image with these arguments, in the background; removed at the end."""
+    """Run the image with these arguments in the background; remove the container at the end."""
     name = f"chatrpc-test-{uuid.uuid4().hex[:8]}"
     podman("run", "--detach", f"--name={name}", *_LIMITS, *RESTRICTED, *options, IMAGE, *arguments)
     try:
@@ -90,7 +90,7 @@ def container(*arguments: str, options: Sequence[str] = ()) -> Iterator[Containe
 
 @contextmanager
 def service(*options: str, arguments: Sequence[str] = ()) -> Iterator[Container]:
-    """The service as the image starts it, in front of echo in a container of its own that shares the network."""
+    """Run the service as the image starts it, with echo in a container that shares the network."""
     with container("echo", "--listen=127.0.0.1:8080", options=["--no-healthcheck"]) as echo:
         echo.eventually(lambda: "echo answers" in echo.logs)
         environment = ["--env=OPENAI_BASE_URL=http://127.0.0.1:8080/v1", "--env=CHATRPC_ALLOW_INSECURE=true"]

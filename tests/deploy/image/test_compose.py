@@ -1,4 +1,4 @@
-"""deploy/compose, run by podman-compose: all but Grafana, whose image cannot be built from Debian's packages."""
+"""deploy/compose, run by podman-compose, except Grafana, whose image cannot be built from Debian's packages."""
 
 import os
 import shutil
@@ -41,8 +41,8 @@ def buildah(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def running() -> Iterator[None]:
     if not Path(PROGRAM).exists():
-        pytest.skip("prometheus is not there, to stand for its image: `make tools` fetches it")
-    # Debian's program in the place where the image of the same name has it.
+        pytest.skip("prometheus: not installed, and its image is built from it; run `make tools`")
+    # Debian's program at the path of the official image.
     container = buildah("from", "--pull-never", "localhost/debian:trixie-slim")
     buildah("add", "--quiet", container, str(PROGRAM), "/bin/prometheus")
     buildah("run", "--isolation=chroot", container, "install", "--directory", "--owner=65534", "/prometheus")
@@ -62,7 +62,7 @@ def asked(query: str) -> list[Any]:
 
 
 def eventually(query: str) -> list[Any]:
-    """What Prometheus answers, once there is something."""
+    """Return the first result of the query that is not empty."""
     end = monotonic() + 60
     while True:
         try:
@@ -70,7 +70,7 @@ def eventually(query: str) -> list[Any]:
                 return found
         except httpx.TransportError:
             pass
-        assert monotonic() < end, f"nothing of {query}"
+        assert monotonic() < end, f"no result: {query}"
         sleep(0.5)
 
 
@@ -83,20 +83,20 @@ def test_a_call_is_answered_and_counted(running: None) -> None:
     assert counted["value"][1] == "1"
 
 
-def test_the_rules_are_there(running: None) -> None:
+def test_the_rules_are_loaded(running: None) -> None:
     eventually('up{job="chatrpc"} == 1')
     groups = httpx.get("http://127.0.0.1:9090/api/v1/rules", trust_env=False).json()["data"]["groups"]
     assert {rule["name"] for group in groups for rule in group["rules"]} > {"ChatrpcDown"}
 
 
-def test_what_grafana_is_given_is_there() -> None:
-    """Its own image is not to be had here: that its files exist and point to each other is what can be said."""
+def test_grafanas_files_exist_and_agree() -> None:
+    """Grafana itself does not run, because its image is not available here."""
     mounts = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
     for source in mounts:
         assert (FILE.parent / source).is_file()
-    (source,) = yaml.safe_load((FILE.parent / "compose/grafana/datasources.yaml").read_text())["datasources"]
+    (source,) = yaml.safe_load((FILE.parent / "grafana/datasources.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    (provider,) = yaml.safe_load((FILE.parent / "compose/grafana/dashboards.yaml").read_text())["providers"]
+    (provider,) = yaml.safe_load((FILE.parent / "grafana/dashboards.yaml").read_text())["providers"]
     dashboard = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert dashboard.startswith(provider["options"]["path"])
     assert dashboard in mounts.values()

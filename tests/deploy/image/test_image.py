@@ -1,4 +1,4 @@
-"""The image: what is in it, and that it runs as a platform runs it: not root, nothing to write to, little memory."""
+"""The image: its contents, and its run as on a platform: not root, no writable folder, little memory."""
 
 import asyncio
 import io
@@ -34,11 +34,11 @@ def target(container: Container) -> str:
     return f"{container.host}:50051"
 
 
-def test_what_it_says_of_itself() -> None:
+def test_its_metadata() -> None:
     (image,) = json.loads(podman("inspect", "--type=image", IMAGE))
     config = image["Config"]
     assert config["User"] == "65532:65532"
-    assert config["Entrypoint"] == ["chatrpc-server"], "the program itself is process 1, and no shell"
+    assert config["Entrypoint"] == ["chatrpc-server"], "the program itself is process 1, without a shell"
     assert config["StopSignal"] == "SIGTERM"
     assert image["Healthcheck"]["Test"] == ["CMD", "chatrpc-server", "healthcheck"]
     assert set(config["ExposedPorts"]) == {"50051/tcp", "9464/tcp"}
@@ -62,12 +62,12 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("python", ["/opt/chatrpc/bin/python", "/usr/bin/python3"])
-def test_it_has_neither_pip_nor_compiler_nor_anything_to_write_to(python: str) -> None:
+def test_it_has_neither_pip_nor_compiler_nor_a_writable_folder(python: str) -> None:
     seen = run("-c", LOOK, options=[f"--entrypoint={python}"])
     assert seen.stdout.splitlines() == ["", "65532 65532 [65532]", "Read-only file system"], seen.stderr
 
 
-def test_it_does_not_listen_to_strangers_unless_told_to() -> None:
+def test_it_requires_allow_insecure_without_tls() -> None:
     ended = run()
     assert ended.returncode == 2
     assert "allow_insecure" in ended.stderr
@@ -85,19 +85,19 @@ def test_it_answers(serving: Container) -> None:
 
 def test_it_is_healthy(serving: Container) -> None:
     assert serving.execute("chatrpc-server", "healthcheck", "--service=readiness") == "SERVING"
-    podman("healthcheck", "run", serving.name)  # by the image's own command; it fails if that fails
+    podman("healthcheck", "run", serving.name)  # by the image's own command; raises if it fails
     assert serving.execute("cat", "/proc/1/cmdline").split("\0")[1:3] == ["/opt/chatrpc/bin/chatrpc-server", "serve"]
 
 
-def test_any_user_will_do() -> None:
-    """As OpenShift chooses them: a number of the namespace's, and the group root."""
+def test_it_runs_as_any_user() -> None:
+    """OpenShift chooses a number of the namespace and the group root."""
     with service("--user=1000660000:0") as serving, Client(target(serving)) as client:
         assert serving.execute("id", "-u") == "1000660000"
         assert client.complete(model="echo", messages=HELLO).choices[0].message.content == "You said: Hello!"
 
 
 def test_it_can_send_traces() -> None:
-    """The extra is in it: in many clusters the variable is set for all pods, and without it that would be a refusal."""
+    """The image has the extra, because many clusters set the variable for all pods, and without it the start fails."""
     with service("--env=OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318") as serving:
         assert serving.log("serving")["traces"] == "http://127.0.0.1:4318"
 
@@ -116,7 +116,7 @@ async def test_on_sigterm_it_drains() -> None:
         serving.log("stopped")
 
 
-async def test_its_memory_suffices_for_all_the_calls_it_takes() -> None:
+async def test_its_memory_suffices_for_the_limit_of_calls() -> None:
     """`resources.limits.memory` of the chart, with limits.max_in_flight calls, some of them large."""
     with service("--memory=512m", "--memory-swap=512m") as serving:
 
@@ -149,7 +149,7 @@ def test_workers_need_a_place_for_temporary_files() -> None:
 
 
 def test_no_secret_is_in_a_layer(tmp_path: Path) -> None:
-    """What lies around in a working copy, or in the environment of who builds, stays out."""
+    """Files of the working copy and variables of the build stay out of the image."""
     canary = "canary-of-the-image-tests"
     context = tmp_path / "context"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

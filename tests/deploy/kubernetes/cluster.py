@@ -1,6 +1,6 @@
-"""A Kubernetes of one's own: `with Cluster(folder) as cluster: cluster.kubectl("get", "pods")`.
+"""A Kubernetes for tests: `with Cluster(folder) as cluster: cluster.kubectl("get", "pods")`.
 
-Run as a program it stays until SIGINT or SIGTERM, and prints what a shell needs to use it.
+As a program it runs until SIGINT or SIGTERM, and prints the shell command that selects it.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any
 from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "tests")]  # as a program
+sys.path[:0] = [str(ROOT / "tests")]  # for the use as a program
 
 from deploy.kubernetes import control_plane, node  # noqa: E402
 from deploy.kubernetes.identities import Identities  # noqa: E402
@@ -34,36 +34,36 @@ SECONDS = 120.0
 
 
 def missing() -> str:
-    """Why there can be no cluster, where that is so."""
+    """Return the reason why no cluster is possible, or an empty text."""
     if not (TOOLS / "built").exists():
-        return "needs Kubernetes: tests/deploy/kubernetes/install builds it"
-    return "" if shutil.which("kubectl", path=PATH) else "needs kubectl: tests/deploy/manifests/install fetches it"
+        return "Kubernetes: not built; run tests/deploy/kubernetes/install"
+    return "" if shutil.which("kubectl", path=PATH) else "kubectl: not installed; run tests/deploy/manifests/install"
 
 
 def missing_node() -> str:
-    """Why clusters have no node, where that is so."""
+    """Return the reason why clusters have no node, or an empty text."""
     return obstacle(PATH)
 
 
 class Cluster:
-    """With a node pods run, and this process reaches them, and services, at their addresses.
+    """A cluster. With a node, pods run, and this process reaches pods and services at their addresses.
 
-    Without one objects are checked, kept and acted upon by their controllers, but pods stay pending. When the context
-    ends only the folder is left.
+    Without a node, the API server and the controllers handle objects, but pods stay pending. Only the folder remains
+    after the context.
     """
 
     def __init__(self, folder: Path, with_node: bool | None = None, *, with_policies: bool = False) -> None:
-        """`folder` need not exist. With a node if there can be one, unless `with_node` decides.
+        """`folder` need not exist. If `with_node` is None, the cluster has a node if one is possible.
 
-        `with_policies`: NetworkPolicies are not only kept, but enforced, against this process too; and there is an
-        address that they are to keep pods from, `node.METADATA`.
+        With `with_policies`, NetworkPolicies are enforced, even against this process, and the address `node.METADATA`
+        exists, which the policies must block.
         """
         self.folder = folder.resolve()
         self.has_node = not missing_node() if with_node is None else with_node
         self.has_policies = with_policies
         self.kubeconfig = self.folder / "identities" / "admin.kubeconfig"
         self.environment = {"PATH": PATH, "HOME": str(self.folder), "KUBECONFIG": str(self.kubeconfig)}
-        """For others that are to talk to it, as helm."""
+        """Environment for other clients of the cluster, such as helm."""
 
     def __enter__(self) -> "Cluster":
         assert not missing(), missing()
@@ -79,38 +79,38 @@ class Cluster:
 
     @property
     def host(self) -> str:
-        """The address at which pods find what this process, or another of this machine, listens with."""
+        """Address at which pods reach servers of this machine."""
         return self._machine.host
 
     @property
     def address(self) -> str:
-        """That of the node, or of whatever runs without one."""
+        """Address of the node, or of the control plane without a node."""
         return self._machine.address
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout_seconds: float = SECONDS) -> str:  # noqa: A002
-        """What it prints. Raises CalledProcessError, with what it complains about as a note."""
+        """Run kubectl and return its output. Raises CalledProcessError with its errors as a note."""
         return self._run("kubectl", *arguments, input=input, timeout=timeout_seconds)
 
     def get(self, *arguments: str) -> Any:
-        """What `kubectl get` knows."""
+        """Return the parsed output of `kubectl get`."""
         return json.loads(self.kubectl("get", "--output=json", *arguments))
 
     def import_image(self, file: Path) -> None:
-        """An archive, Docker's or OCI's, as `podman save` writes both. Pods that need not pull find it by its name."""
+        """Import an archive in Docker's or OCI's format, such as from `podman save`, for pods that do not pull."""
         self._run("ctr", f"--address={self.folder / node.SOCKET}", "--namespace=k8s.io", "images", "import", str(file))
 
     def log(self, name: str) -> str:
-        """All that one of the programs has written: kube-apiserver, kubelet, containerd, ..."""
+        """Return the whole output of a program: kube-apiserver, kubelet, containerd, ..."""
         return self._machine.log(name)
 
     def until(self, holds: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
-        """The first answer that is true. Raises TimeoutError, and RuntimeError at once if a program has ended."""
+        """Poll and return the first true value. Raises TimeoutError; RuntimeError at once if a program has exited."""
         deadline = time.monotonic() + seconds
         while not (answer := holds()):
             for name in self._machine.ended():
-                raise RuntimeError(f"{name} has ended, and its last lines are:\n{self._last_lines(name)}")
+                raise RuntimeError(f"{name} exited; its last lines:\n{self._last_lines(name)}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {seconds:.0f} s: {what}")
+                raise TimeoutError(f"timeout after {seconds:.0f} s: {what}")
             time.sleep(0.1)
         return answer
 
@@ -119,7 +119,7 @@ class Cluster:
         port, manager_port, scheduler_port, *etcd_ports = free_ports(5)
         names = [address, "localhost", node.NAME, "kubernetes.default.svc", f"kubernetes.default.svc.{CLUSTER_DOMAIN}"]
         if self.has_node:
-            names.append(f"10.{number}.1.1")  # of the service `kubernetes`, which is the first
+            names.append(f"10.{number}.1.1")  # address of the service `kubernetes`, which is the first
         who = Identities(self.kubeconfig.parent, f"https://{address}:{port}", names)
         place = Place(TOOLS, self.folder, who, address, number)
 
@@ -133,9 +133,9 @@ class Cluster:
             self.import_image(archive(TOOLS / "pause", node.PAUSE, self.folder / "pause.tar"))
             others += [node.kubelet(place), node.proxy(place), node.dns(place)]
         self._run_until_ready(*others)
-        self.until(lambda: self.get("serviceaccounts")["items"], "there is a service account for pods")
+        self.until(lambda: self.get("serviceaccounts")["items"], "a service account for pods exists")
         if self.has_node:
-            self.until(self._takes_pods, "the node takes pods")
+            self.until(self._accepts_pods, "the node accepts pods")
             if self.has_policies:
                 self._run_until_ready(node.policies(place), node.metadata(place))
 
@@ -146,7 +146,7 @@ class Cluster:
             try:
                 self.until(partial(self._answers, program.ready), f"{program.name} is ready")
             except TimeoutError as error:
-                error.add_note(f"Its last lines are:\n{self._last_lines(program.name)}")
+                error.add_note(f"Its last lines:\n{self._last_lines(program.name)}")
                 raise
 
     def _answers(self, url: str) -> bool:
@@ -156,14 +156,14 @@ class Cluster:
         try:
             with build_opener(ProxyHandler({}), HTTPSHandler(context=context)).open(url, timeout=5):
                 return True
-        except OSError:  # an HTTP status too
+        except OSError:  # includes HTTP error statuses
             return False
 
-    def _takes_pods(self) -> bool:
+    def _accepts_pods(self) -> bool:
         for it in self.get("nodes")["items"]:
             conditions = {condition["type"]: condition["status"] for condition in it["status"]["conditions"]}
             return conditions.get("Ready") == "True" and not it["spec"].get("taints")
-        return False  # it has not told the API server of itself
+        return False  # not registered yet
 
     def _last_lines(self, name: str) -> str:
         return "\n".join(self.log(name).splitlines()[-20:])

@@ -1,4 +1,4 @@
-"""One cluster for all tests, which are collected only when tests/deploy/kubernetes/run has built what it is made of."""
+"""One cluster for all tests; collected only after tests/deploy/kubernetes/run has built its programs."""
 
 import os
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ collect_ignore_glob = [] if "KUBERNETES_IMAGE" in os.environ else ["test_*.py"]
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The one for all tests; see `started`."""
+    """The cluster for all tests; see `started`."""
     with started(tmp_path_factory.mktemp("kubernetes") / "cluster") as cluster:
         yield cluster
 
 
 @pytest.fixture
 def node(cluster: Cluster) -> Cluster:
-    """The cluster, if pods run in it."""
+    """The cluster; skips if it has no node."""
     if not cluster.has_node:
         pytest.skip(missing_node())
     return cluster
@@ -28,14 +28,14 @@ def node(cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
-    """A new one for the test."""
+    """A new namespace for the test."""
     with new_namespace(cluster) as name:
         yield name
 
 
 @pytest.fixture
 def release(node: Cluster, namespace: str) -> Iterator[Release]:
-    """The chart, to be installed there."""
+    """The chart, for installation in that namespace."""
     release = Release(node, namespace)
     yield release
     release.uninstall()

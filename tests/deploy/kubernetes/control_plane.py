@@ -1,10 +1,10 @@
-"""What every cluster has. Its settings are those of kubeadm where a test may come to see them."""
+"""Programs of every cluster. Settings that a test could observe are those of kubeadm."""
 
 from deploy.kubernetes.place import CLUSTER_DOMAIN, Place, Program
 
 
 def etcd(place: Place, port: int, peer_port: int) -> Program:
-    """On 127.0.0.1 of whatever machine that is: only the API server asks it."""
+    """Return etcd, which listens on 127.0.0.1 of the machine, because only the API server uses it."""
     url, peer_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
     return place.program(
         "etcd",
@@ -15,20 +15,20 @@ def etcd(place: Place, port: int, peer_port: int) -> Program:
         listen_peer_urls=peer_url,
         initial_advertise_peer_urls=peer_url,
         initial_cluster=f"default={peer_url}",
-        unsafe_no_fsync="true",  # a power cut may cost all of it
+        unsafe_no_fsync="true",  # because the data need not survive a power cut
         log_level="warn",
     )
 
 
 def api_server(place: Place, port: int, etcd_port: int, *_: int) -> Program:
-    """The admission plugins are those that are on by default, PodSecurity among them, and the one that kubeadm adds."""
+    """Return the API server with the default admission plugins, including PodSecurity, and kubeadm's."""
     who = place.who
     return place.program(
         "kube-apiserver",
         ready=f"https://{place.address}:{port}/readyz",
         etcd_servers=f"http://127.0.0.1:{etcd_port}",
         advertise_address=place.address,
-        # Pods find the server by its endpoints, and a loopback address is none.
+        # Pods find the server by its endpoints, which cannot be loopback addresses.
         endpoint_reconciler_type="lease" if place.number else "none",
         service_cluster_ip_range=place.services,
         authorization_mode="Node,RBAC",
@@ -41,7 +41,7 @@ def api_server(place: Place, port: int, etcd_port: int, *_: int) -> Program:
         kubelet_certificate_authority=who["ca.crt"],
         kubelet_client_certificate=who["admin.crt"],
         kubelet_client_key=who["admin.key"],
-        kubelet_preferred_address_types="InternalIP",  # nobody knows the node by its name
+        kubelet_preferred_address_types="InternalIP",  # because the node's name is in no DNS
         **_listening(place, port),
     )
 

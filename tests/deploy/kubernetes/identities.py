@@ -1,4 +1,4 @@
-"""Who is who in the cluster: one authority, a certificate for everybody, and for clients a kubeconfig with it.
+"""Identities in the cluster: one authority, a certificate for each program, and a kubeconfig for each client.
 
 Kubernetes takes a client's user from its certificate's common name, and its group from the organization.
 """
@@ -21,14 +21,14 @@ class Identities:
     """Files in a folder: `ca.crt`, `server.crt`, and `NAME.crt`, `NAME.key` and `NAME.kubeconfig` of each user."""
 
     def __init__(self, folder: Path, url: str, names: list[str]) -> None:
-        """`names` are those that the servers are called by, addresses too. `url` is the API server's."""
+        """`names` are the servers' names and addresses; `url` is the API server's."""
         folder.mkdir(parents=True)
         self.folder, authority = folder, trustme.CA()
         authority.cert_pem.write_to_path(self["ca.crt"])
         self._write("server", authority.issue_cert(*names))
         self._write("accounts", authority.issue_cert("accounts"))  # signs the tokens of service accounts
         for name, (user, group) in USERS.items():
-            # Go takes no certificate with an empty list of names.
+            # Go rejects certificates with an empty list of names.
             self._write(name, authority.issue_cert(name, common_name=user, organization_name=group))
             self[f"{name}.kubeconfig"].write_text(json.dumps(self._kubeconfig(name, url), indent=2))  # JSON is YAML
 

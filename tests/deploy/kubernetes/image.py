@@ -1,4 +1,4 @@
-"""An image of one static program and nothing else, as an archive: what `docker save` would write of it."""
+"""An image that contains only one static program, as an archive in the format of `docker save`."""
 
 import hashlib
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def archive(program: Path, name: str, target: Path) -> Path:
-    """`name` has a registry and a tag: localhost/name:test."""
+    """Write the archive to `target` and return it. `name` has a registry and a tag: localhost/name:test."""
     layer = _tar({program.name: program.read_bytes()})
     configuration = {
         "architecture": "amd64",

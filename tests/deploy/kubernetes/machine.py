@@ -1,4 +1,4 @@
-"""Where the programs of a cluster run and end. How is said in the script of the same name, beside this file."""
+"""The environment in which a cluster's programs run, made by the script `machine` in this folder."""
 
 import os
 import shlex
@@ -15,22 +15,22 @@ _NAMESPACES = ["--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc", "--for
 
 
 def obstacle(path: str) -> str:
-    """Why there can be no machine for a node, where that is so. `path` is where programs are found."""
+    """Return the reason why no machine for a node is possible, or an empty text. `path` is the search path."""
     if os.geteuid():
-        return "a node needs root"
+        return "node: needs root; run as root"
     if missing := [
         name
         for name in ("runc", "nft", "ip", "iptables", "ipset", "unshare", "nsenter")
         if not shutil.which(name, path=path)
     ]:
-        return f"a node needs {', '.join(missing)}: tests/deploy/kubernetes/install"
+        return f"node: {', '.join(missing)} not installed; run tests/deploy/kubernetes/install"
     command = ["unshare", *_NAMESPACES, "true"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    return f"a node needs namespaces: {done.stderr.strip()}" if done.returncode else ""
+    return f"node: namespaces are not available: {done.stderr.strip()}" if done.returncode else ""
 
 
 def free_ports(count: int) -> list[int]:
-    """Of 127.0.0.1, just now: these servers do not tell which ones they were given. In there all are free."""
+    """Return free ports of 127.0.0.1, because these servers do not report theirs. In a new machine all are free."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -39,7 +39,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Machine:
-    """Its programs listen at `address`, and find this process at `host`. Number 0 is this machine and no other."""
+    """A machine whose programs listen at `address` and reach this process at `host`. Number 0 is this machine."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], with_node: bool) -> None:
         self._log = folder / "log"
@@ -53,7 +53,7 @@ class Machine:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                start_new_session=True,  # a terminal's SIGINT is for this process to obey
+                start_new_session=True,  # so that a terminal's SIGINT reaches only this process
             )
         assert self._process.stdin
         assert self._process.stdout
@@ -61,26 +61,26 @@ class Machine:
         number = self._stdout.readline().strip()
         if not number:
             self.stop()
-            raise RuntimeError(f"there is no machine to be had: {self.log('machine')}")
+            raise RuntimeError(f"the machine did not start: {self.log('machine')}")
         self.number = int(number)
         self.host = f"10.{number}.2.1" if with_node else "127.0.0.1"
         self.address = f"10.{number}.2.2" if with_node else "127.0.0.1"
 
     def run(self, name: str, *command: str) -> None:
-        """Starts it in the background."""
+        """Start a program in the background."""
         self._stdin.write(f"{shlex.join(['run', name, *command])}\n")
         self._stdin.flush()
 
     def log(self, name: str) -> str:
-        """All that it has written."""
+        """Return the whole output of a program."""
         return (self._log / f"{name}.log").read_text(errors="replace")
 
     def ended(self) -> list[str]:
-        """Those that no longer run."""
+        """Return the programs that have exited."""
         return [path.stem for path in self._log.glob("*.ended")]
 
     def stop(self) -> None:
-        """Ends all that runs in it, at once: nothing that it would still do is worth the wait."""
+        """Kill all programs at once, because a clean shutdown is not worth the wait."""
         self._stdin.close()
         self._stdout.close()
         self._process.wait(SECONDS)

@@ -1,6 +1,6 @@
-"""What makes a machine a node: containerd and the kubelet run pods, kube-proxy and CoreDNS make them found.
+"""Programs of a node: containerd and the kubelet run pods; kube-proxy and CoreDNS make them reachable.
 
-All of them run as programs of the node, none as a pod: nothing but a test's own pods is in the cluster.
+None of them runs as a pod, so that the cluster has only a test's own pods.
 """
 
 import json
@@ -14,11 +14,11 @@ SOCKET = "containerd.sock"
 
 
 def containerd(place: Place) -> Program:
-    """Its socket is a file of the folder: what runs on this side of the machine reaches it too."""
+    """Return containerd. Its socket is a file in the folder, so that programs outside of the machine reach it too."""
     networks = place.folder / "cni"
     networks.mkdir()
     network = {
-        "type": "ptp",  # a route to each pod, so that no packet goes past kube-proxy's rules as it might on a bridge
+        "type": "ptp",  # a route to each pod, because on a bridge packets could bypass kube-proxy's rules
         "ipam": {"type": "host-local", "subnet": place.pods, "routes": [{"dst": "0.0.0.0/0"}]},
     }
     conflist = {"cniVersion": "1.0.0", "name": "pods", "plugins": [network]}
@@ -30,7 +30,7 @@ address = "{place.folder / SOCKET}"
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{PAUSE}"
 [plugins."io.containerd.cri.v1.runtime"]
-restrict_oom_score_adj = true  # root without CAP_SYS_RESOURCE may not lower it
+restrict_oom_score_adj = true  # because root without CAP_SYS_RESOURCE cannot lower it
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["/usr/lib/cni"]
 conf_dir = "{networks}"
@@ -61,7 +61,7 @@ def kubelet(place: Place) -> Program:
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,
-        "evictionHard": dict.fromkeys(plenty, "0%"),  # how full the disk is is no business of a test's
+        "evictionHard": dict.fromkeys(plenty, "0%"),  # so that a full disk does not affect the tests
         "imageGCHighThresholdPercent": 100,
         "volumePluginDir": "/var/lib/kubelet/plugins",
     }
@@ -86,14 +86,14 @@ def proxy(place: Place) -> Program:
         "bindAddress": place.address,
         "healthzBindAddress": f"{place.address}:10256",
         "clusterCIDR": place.pods,
-        "conntrack": {"maxPerCore": 0, "min": 0},  # as the machine has it
+        "conntrack": {"maxPerCore": 0, "min": 0},  # keep the machine's value
         "oomScoreAdj": 0,
     }
     return _configured(place, "kube-proxy", configuration, ready=f"http://{place.address}:10256/healthz")
 
 
 def dns(place: Place) -> Program:
-    """Where pods ask. There is no world outside: a name that is not the cluster's does not exist."""
+    """Return the DNS server of pods. Names outside of the cluster do not exist."""
     file = place.folder / "Corefile"
     file.write_text(f"""
 {CLUSTER_DOMAIN} in-addr.arpa ip6.arpa {{
@@ -116,7 +116,7 @@ def dns(place: Place) -> Program:
 
 
 def policies(place: Place) -> Program:
-    """Enforces NetworkPolicies, and nothing else of what kube-router can do."""
+    """Return kube-router, which only enforces NetworkPolicies here."""
     return place.program(
         "kube-router",
         ready=f"http://{place.address}:20244/healthz",
@@ -129,7 +129,7 @@ def policies(place: Place) -> Program:
 
 
 def metadata(place: Place) -> Program:
-    """What clouds have beside every machine: keys for whoever asks, and the DNS of some. Here it only listens."""
+    """Return a stand-in for the clouds' metadata service, which has keys and sometimes DNS. Here it only listens."""
     gateway = "169.254.169.253"
     serve = f"ip netns exec metadata python3 -m http.server --bind {METADATA} --directory {place.folder / 'log'}"
     script = [

@@ -1,4 +1,4 @@
-"""What every program of a cluster is told: where it is, who is who there, and where it finds what."""
+"""Common parameters of a cluster's programs: folders, identities and addresses."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ CLUSTER_DOMAIN = "cluster.local"
 
 @dataclass(frozen=True)
 class Place:
-    """`number` is that of the machine: 0 has no node."""
+    """Parameters of one cluster. `number` is the machine's; machine 0 has no node."""
 
     tools: Path
     folder: Path
@@ -20,23 +20,23 @@ class Place:
 
     @property
     def pods(self) -> str:
-        """Their addresses."""
+        """Addresses of pods."""
         return f"10.{self.number}.0.0/24"
 
     @property
     def services(self) -> str:
-        """Their addresses."""
+        """Addresses of services."""
         return f"10.{self.number}.1.0/24"
 
     def program(self, name: str, ready: str = "", **flags: object) -> "Program":
-        """One of the tools, with flags in which a `_` stands for `-`."""
+        """Return one of the tools with flags, in which `_` stands for `-`."""
         arguments = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
         return Program(name, [str(self.tools / name), *arguments], ready)
 
 
 @dataclass(frozen=True)
 class Program:
-    """What to run, and the URL that answers when it is ready, if it has one."""
+    """A program, and the URL that responds when it is ready (empty without one)."""
 
     name: str
     command: list[str]

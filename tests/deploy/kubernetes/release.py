@@ -1,4 +1,4 @@
-"""The chart in a cluster: installed, upgraded, called."""
+"""Installation and upgrade of the chart in a cluster."""
 
 import asyncio
 import json
@@ -27,24 +27,24 @@ CUSTOM = (
 )
 DEFINITIONS = TOOLS / "crds"
 _numbers = count(1)
-# What tests/deploy/image/build makes. Short waits, so that a rollout takes seconds; both still follow each other.
+# The image of tests/deploy/image/build. Short waits, so that a rollout takes seconds.
 VALUES = {
     "image": {"repository": "localhost/chatrpc", "tag": "test", "pullPolicy": "Never"},
     "fullnameOverride": "chatrpc",
     "preStopSeconds": 2,
     "config": {"drain": {"delay_seconds": 2, "grace_seconds": 30}},
-    # Three have to fit into two cores during a rollout.
+    # Three pods must fit into two cores during a rollout.
     "resources": {"requests": {"cpu": "100m"}},
 }
 
 
 def _define(cluster: Cluster) -> None:
-    """Gives it the kinds of resources that are not Kubernetes' own."""
+    """Define the custom resources of the chart."""
     paths = [path for path in DEFINITIONS.glob("*.yaml") if path.stem.partition("_")[2] in CUSTOM]
-    assert len(paths) == len(CUSTOM), "tests/deploy/manifests/install makes them"
+    assert len(paths) == len(CUSTOM), "run tests/deploy/manifests/install"
     definitions = [yaml.safe_load(path.read_text()) for path in paths]
     for definition in definitions:
-        # The group is protected: who defines such has to say that it was agreed upon.
+        # Definitions in a protected group need this annotation.
         agreed = {"api-approved.kubernetes.io": "unapproved, for a test"}
         definition["metadata"].setdefault("annotations", {}).update(agreed)
     text = yaml.safe_dump_all(definitions)
@@ -55,7 +55,7 @@ def _define(cluster: Cluster) -> None:
 
 @contextmanager
 def started(folder: Path, **options: bool) -> Iterator[Cluster]:
-    """With the custom resources that the chart can make, and our image if there is a node."""
+    """Start a cluster with the chart's custom resources, and with our image if it has a node."""
     if why := missing():
         pytest.skip(why)
     with Cluster(folder, **options) as cluster:
@@ -67,7 +67,7 @@ def started(folder: Path, **options: bool) -> Iterator[Cluster]:
 
 @contextmanager
 def new_namespace(cluster: Cluster) -> Iterator[str]:
-    """One in which the strictest of Kubernetes' standards holds."""
+    """Create a namespace that enforces Kubernetes' strictest standard."""
     name = f"test-{next(_numbers)}"
     cluster.kubectl("create", "namespace", name)
     standard = "pod-security.kubernetes.io"
@@ -77,7 +77,7 @@ def new_namespace(cluster: Cluster) -> Iterator[str]:
 
 
 class Release:
-    """The chart under the name `chatrpc` in a namespace of its own."""
+    """The chart as release `chatrpc` in its own namespace."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
@@ -86,7 +86,7 @@ class Release:
         self._folder.mkdir()
 
     def helm(self, *arguments: str) -> str:
-        """What helm prints. Raises AssertionError with what it complains about, and how the pods are."""
+        """Run helm and return its output. Raises AssertionError with its errors, events and logs."""
         command = [self.program, f"--namespace={self.namespace}", *arguments]
         environment = self.cluster.environment
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
@@ -94,7 +94,7 @@ class Release:
         return done.stdout
 
     def install(self, **values: Any) -> str:
-        """Installs or upgrades it, and waits until its pods are ready; gives what helm prints, the notes at its end."""
+        """Install or upgrade, wait until the pods are ready, and return helm's output, which ends with the notes."""
         file = self._folder / "values.yaml"
         file.write_text(yaml.safe_dump(_merged(VALUES, values)))
         return self.helm("upgrade", "--install", "chatrpc", str(CHART), f"--values={file}", "--wait", "--timeout=240s")
@@ -103,7 +103,7 @@ class Release:
         self.helm("uninstall", "chatrpc", "--ignore-not-found", "--wait=false")
 
     def describe(self) -> str:
-        """All that Kubernetes and the pods can tell."""
+        """Return the events and the pods' logs."""
         selector = "--selector=app.kubernetes.io/instance=chatrpc"
         events = self.kubectl("get", "events", "--sort-by=.lastTimestamp")
         return events + self.kubectl("logs", selector, "--prefix", "--tail=20", "--all-containers", "--ignore-errors")
@@ -118,21 +118,21 @@ class Release:
         self.kubectl("apply", "--server-side", "--filename=-", input=yaml.safe_dump_all(resources))
 
     def pods(self) -> list[dict[str, Any]]:
-        """Those of the service that are not on their way out."""
+        """Return the service's pods that are not terminating."""
         found = self.get("pods", "--selector=app.kubernetes.io/name=chatrpc")["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def secret(self, name: str, kind: str = "Opaque", **contents: str) -> None:
-        """Makes it, or changes it; keys with `_` for a dot."""
+        """Create or change a Secret; `_` in a key stands for a dot."""
         data = {key.replace("_", "."): content for key, content in contents.items()}
         self.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {"name": name}, "stringData": data})
 
     def target(self, service: str = "chatrpc-headless", port: int = 50051) -> str:
-        """Where callers in the cluster find it: by the name, which the cluster's own DNS resolves."""
+        """Return the target of callers in the cluster: the name, resolved by the cluster's DNS."""
         return f"dns://{self.cluster.address}:53/{service}.{self.namespace}.svc.cluster.local:{port}"
 
     async def until(self, holds: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-        """The same as the cluster's, beside what else this process does."""
+        """Call `Cluster.until` in a thread."""
         return await asyncio.to_thread(self.cluster.until, holds, what, seconds)
 
 

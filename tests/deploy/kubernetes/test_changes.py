@@ -1,4 +1,4 @@
-"""What happens to a release in its life: rollouts and rollbacks under load, new settings, keys and certificates."""
+"""Changes of a release: rollouts and rollbacks under load, new settings, keys and certificates."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ from support.callers import SERVICE_CONFIG, calling, load, unary, until
 pytestmark = pytest.mark.timeout(400)
 
 GRPC_LOOKUP_SECONDS = 30
-"""gRPC's own: those who looked just before a rollout look at its beginning no more."""
+"""gRPC's minimum between look-ups: a caller that resolved the name just before a rollout waits that long."""
 ECHO = {"echo": {"enabled": True}}
 
 
@@ -35,13 +35,13 @@ async def changed(release: Release, **values: Any) -> None:
 
 
 async def gone(release: Release, pods: set[str]) -> None:
-    """Until they have ended, and not only been told to."""
+    """Wait until the pods have stopped, not only until they are terminating."""
 
     def ended() -> bool:
         found = release.get("pods", "--selector=app.kubernetes.io/name=chatrpc")["items"]
         return not pods & {pod["metadata"]["name"] for pod in found}
 
-    await release.until(ended, f"{pods} have ended")
+    await release.until(ended, f"{pods} have stopped")
 
 
 RETRYING = {"methodConfig": SERVICE_CONFIG["methodConfig"]}
@@ -49,9 +49,9 @@ RETRYING = {"methodConfig": SERVICE_CONFIG["methodConfig"]}
 
 @pytest.mark.parametrize(("service", "config"), [("chatrpc-headless", SERVICE_CONFIG), ("chatrpc", RETRYING)])
 async def test_a_rollout_and_its_rollback_lose_no_call(release: Release, service: str, config: dict[str, Any]) -> None:
-    """Callers of the headless name balance by themselves; those of the other have one connection, to one pod.
+    """Callers of the headless name balance themselves; callers of the other name have one connection to one pod.
 
-    Should these watch health, they would have nowhere to go while their pod still serves and says that it will not.
+    The latter must not watch health, because they have no other pod while theirs drains.
     """
     await changed(release, **ECHO)
     first = names(release)
@@ -83,12 +83,12 @@ async def test_an_autoscaler_takes_over_as_many_as_there_are(release: Release) -
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])
 async def test_upgrade_and_rollback_leave_the_number_to_the_autoscaler(release: Release, program: str) -> None:
-    """Which scales by CPU, and has no figures here: in its place it is kubectl that scales."""
+    """The autoscaler has no CPU metrics here, so kubectl scales instead."""
     needs(program)
     release.program = program
     values = {**ECHO, "autoscaling": {"enabled": True, "minReplicas": 2}}
     await changed(release, **values)
-    await release.until(lambda: len(names(release)) == 2, "the fewest")
+    await release.until(lambda: len(names(release)) == 2, "the minimum of pods")
     await scaled(release, 3)
     pods = names(release)
     await changed(release, **values, config={"log": {"level": "debug"}})
@@ -103,12 +103,12 @@ async def scaled(release: Release, count: int) -> None:
 
 
 def number(release: Release) -> int:
-    """How many pods the Deployment is to have."""
+    """Return the Deployment's number of replicas."""
     return int(release.get("deployment", "chatrpc")["spec"]["replicas"])
 
 
 async def test_the_only_pod_is_replaced_without_a_loss(release: Release) -> None:
-    """Callers that watch health need the end of the connection to come with the bad news: it makes them look again."""
+    """The connection must close together with the health change, so that callers that watch health resolve again."""
     values = {**ECHO, "replicas": 1, "config": {"drain": {"delay_seconds": 0}}}
     await changed(release, **values)
     first = names(release)
@@ -126,7 +126,7 @@ def _with(values: dict[str, Any], **limits: int) -> dict[str, Any]:
 
 
 async def test_a_pod_that_is_evicted_loses_no_call(release: Release) -> None:
-    """As `kubectl drain` does it: the disruption budget lets one go at a time."""
+    """Like `kubectl drain`; the disruption budget allows one eviction at a time."""
     await changed(release, **ECHO)
     pods = sorted(names(release))
 
@@ -141,25 +141,25 @@ async def test_a_pod_that_is_evicted_loses_no_call(release: Release) -> None:
         with pytest.raises(Exception, match="disruption budget"):
             await asyncio.to_thread(evict, pods[1])
         await gone(release, {pods[0]})
-        await release.until(lambda: len(names(release)) == 2, "another pod is in its place")
+        await release.until(lambda: len(names(release)) == 2, "a new pod replaces it")
     assert outcomes.keys() == {"whole"}, outcomes
 
 
-async def test_a_new_log_level_counts_in_the_pods_that_run(release: Release) -> None:
+async def test_a_new_log_level_applies_to_running_pods(release: Release) -> None:
     await changed(release, **ECHO)
     first = names(release)
     await changed(release, **ECHO, config={"log": {"level": "debug"}})
     assert names(release) == first
 
-    def told() -> bool:
+    def reloaded() -> bool:
         logs = release.kubectl("logs", "--selector=app.kubernetes.io/name=chatrpc", "--container=chatrpc", "--tail=-1")
         return logs.count('"event":"config_reloaded"') == 2
 
-    await release.until(told, "both pods have a new log level", 180)
+    await release.until(reloaded, "both pods have a new log level", 180)
 
 
 async def test_a_key_is_rotated(release: Release, node: Cluster) -> None:
-    """As docs/operating.md has it."""
+    """As in docs/operating.md."""
     async with Echo(node.host, 0) as echo:
         release.secret("upstream", token="sk-first")
         values = {"apiKey": {"secret": "upstream", "key": "token"}, "config": {"upstream": {"base_url": echo.base_url}}}
@@ -180,7 +180,7 @@ async def test_a_key_is_rotated(release: Release, node: Cluster) -> None:
 
 
 def certificate(authority: trustme.CA, *names: str) -> dict[str, str]:
-    """The contents of a Secret."""
+    """Return the contents of a Secret with a new certificate."""
     made = authority.issue_cert(*names)
     return {
         "tls_crt": b"".join(each.bytes() for each in made.cert_chain_pems).decode(),
@@ -190,7 +190,7 @@ def certificate(authority: trustme.CA, *names: str) -> dict[str, str]:
 
 
 def serial(host: str, caller: dict[str, str], folder: Path) -> int:
-    """The number of the certificate that a new connection is shown."""
+    """Return the serial number of the certificate that a new connection receives."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     chain = folder / "caller.pem"
@@ -204,7 +204,7 @@ def serial(host: str, caller: dict[str, str], folder: Path) -> int:
 
 
 async def test_a_certificate_is_rotated(release: Release, tmp_path: Path) -> None:
-    """Pods that speak TLS are probed all the same; a new certificate needs nothing but to be there."""
+    """Probes work with TLS, and a new certificate applies without a restart."""
     authority = trustme.CA()
     name = f"chatrpc-headless.{release.namespace}.svc.cluster.local"
     server, caller = certificate(authority, name), certificate(authority, "caller.test")
@@ -224,5 +224,7 @@ async def test_a_certificate_is_rotated(release: Release, tmp_path: Path) -> Non
     host = release.pods()[0]["status"]["podIP"]
     before = serial(host, caller, tmp_path)
     release.secret("tls", "kubernetes.io/tls", **certificate(authority, name))
-    await release.until(lambda: serial(host, caller, tmp_path) != before, "new connections see the new one", 180)
+    await release.until(
+        lambda: serial(host, caller, tmp_path) != before, "new connections receive the new certificate", 180
+    )
     assert names(release) == first

@@ -1,4 +1,4 @@
-"""Who reaches the pods, and whom they reach, where the cluster's network enforces NetworkPolicies."""
+"""Connections to and from the pods in a cluster that enforces NetworkPolicies."""
 
 import json
 import socket
@@ -28,20 +28,20 @@ except OSError:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """In place of the one that the other tests share: they call from outside, where policies let nobody in."""
+    """A cluster of its own, because other tests call from outside, which the policies block."""
     with started(tmp_path_factory.mktemp("network") / "cluster", with_policies=True) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def elsewhere(node: Cluster) -> Iterator[str]:
-    """Another namespace than the release's."""
+    """A namespace other than the release's."""
     with new_namespace(node) as name:
         yield name
 
 
 class Pod:
-    """One that may be asked whom it reaches."""
+    """A pod that can try connections."""
 
     def __init__(self, cluster: Cluster, namespace: str, name: str) -> None:
         self._cluster, self._in, self.name = cluster, f"--namespace={namespace}", name
@@ -56,8 +56,8 @@ class Pod:
 
 
 def web_server(release: Release, namespace: str) -> Pod:
-    """Somebody else's pod: it knows HTTP only."""
-    hook = Rendered("default").one("Pod")["spec"]  # which is as restricted as the namespace wants it
+    """Start a pod that serves only HTTP."""
+    hook = Rendered("default").one("Pod")["spec"]  # which is as restricted as the namespace requires
     (model,) = hook["containers"]
     container = {
         "name": "web",
@@ -84,14 +84,14 @@ def web_server(release: Release, namespace: str) -> Pod:
 
 
 def install(release: Release, **policy: Any) -> Pod:
-    """With this policy; gives its one pod."""
+    """Install with this policy; return the only pod."""
     release.install(echo={"enabled": True}, replicas=1, networkPolicy=policy)
     (pod,) = release.pods()
     return Pod(release.cluster, release.namespace, pod["metadata"]["name"])
 
 
 def eventually(cluster: Cluster, seen: Callable[[], dict[str, bool]], expected: dict[str, bool]) -> None:
-    """The network takes a moment to learn of a policy."""
+    """Wait for the expected connections, because the network needs a moment to apply a policy."""
     last: list[dict[str, bool]] = []
 
     def holds() -> bool:
@@ -104,7 +104,7 @@ def eventually(cluster: Cluster, seen: Callable[[], dict[str, bool]], expected: 
         assert last == [expected]
 
 
-def test_who_may_call_and_who_may_scrape(release: Release, elsewhere: str) -> None:
+def test_ingress_of_callers_and_scrapers(release: Release, elsewhere: str) -> None:
     service = install(release, enabled=False)
     same, other = web_server(release, release.namespace), web_server(release, elsewhere)
     address = service.address
@@ -136,11 +136,11 @@ def test_who_may_call_and_who_may_scrape(release: Release, elsewhere: str) -> No
     install(release, callers=callers, scrapers=[{"podSelector": {"matchLabels": {"app": "web"}}}])
     expected = {"another calls": True, "same namespace scrapes": True}
     eventually(release.cluster, seen, dict.fromkeys(everything, False) | expected)
-    assert "Phase:          Succeeded" in release.helm("test", "chatrpc"), "our own hook is always let in"
+    assert "Phase:          Succeeded" in release.helm("test", "chatrpc"), "our own hook is always allowed"
 
 
-def test_whom_the_pods_reach(release: Release, elsewhere: str) -> None:
-    """Upstreams in the cluster and outside, and DNS; never the place where clouds keep the keys of their machines."""
+def test_egress_of_the_pods(release: Release, elsewhere: str) -> None:
+    """Upstreams in the cluster and outside, and DNS, but never the clouds' metadata service, which has keys."""
     service = install(release, enabled=False)
     other = web_server(release, elsewhere).address
     with socket.create_server((release.cluster.host, 0)) as upstream:

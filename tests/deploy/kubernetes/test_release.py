@@ -1,4 +1,4 @@
-"""The chart on a node: probed, tested by its own hook, called, scraped."""
+"""The chart on a node: probes, test hook, calls, scrapes."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 
 @pytest.fixture
 def installed(release: Release) -> Release:
-    """As it comes, with two pods and the embedded upstream."""
+    """The default release, with two pods and the embedded upstream."""
     release.install(echo={"enabled": True})
     return release
 
@@ -43,9 +43,9 @@ def _condition(pod: dict, name: str) -> dict:  # type: ignore[type-arg]
 
 
 def test_the_call_of_the_notes(release: Release) -> None:
-    """To the letter, from the root of the repository."""
+    """Run the call exactly as printed, in the root of the repository."""
     if not shutil.which("grpcurl", path=PATH):
-        pytest.skip("grpcurl is not there, since Go is not: install it, then tests/deploy/manifests/install")
+        pytest.skip("grpcurl: not built without Go; install Go, then run tests/deploy/manifests/install")
     notes = release.install(echo={"enabled": True}).partition("NOTES:\n")[2]
     (forward,) = re.findall(r"^ *(kubectl .* port-forward .*) &$", notes, re.MULTILINE)
     (call,) = re.findall(r"^ *(grpcurl (?:.*\\\n)*.*)$", notes, re.MULTILINE)
@@ -58,7 +58,7 @@ def test_the_call_of_the_notes(release: Release) -> None:
     assert "".join(re.findall(r'"content": "(.*)"', done.stdout)) == "You said: Hello!"
 
 
-async def test_it_answers_at_both_names(installed: Release) -> None:
+async def test_it_responds_at_both_names(installed: Release) -> None:
     for service in ("chatrpc", "chatrpc-headless"):
         async with calling(installed.target(service)) as stub:
             assert (await unary(stub)).messages[0].choices[0].message.content == "You said: Hello!"
@@ -68,7 +68,7 @@ async def test_it_answers_at_both_names(installed: Release) -> None:
 
 
 def test_prometheus_scrapes_its_pods(installed: Release, tmp_path: Path) -> None:
-    """The cluster knows PodMonitors, so there is one. There is no operator to read it, so the test does."""
+    """The cluster has PodMonitors, so the chart creates one. The test reads it, because there is no operator."""
     if not tool("prometheus"):
         pytest.skip(MISSING)
     (monitor,) = installed.get("podmonitors")["items"]

@@ -1,4 +1,4 @@
-"""One live Prometheus for all tests of this folder."""
+"""A live Prometheus, shared by the tests of this folder."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from deploy.prometheus.live import MISSING, Live, live, tool
 
 @pytest.fixture(scope="session")
 def live_prometheus() -> Iterator[Live]:
-    """See `live`; skips where there is no Prometheus."""
+    """See `live`; skips without Prometheus."""
     if not tool("prometheus"):
         pytest.skip(MISSING)
     with live() as running:

@@ -27,29 +27,29 @@ RULES = ROOT / "deploy" / "prometheus" / "rules"
 SECONDS = 30.0
 MISSING = "needs prometheus, promtool and jq: `make tools` fetches Debian's into .tools/bin"
 PATH = f"{os.environ.get('PATH', '')}:{ROOT / '.tools' / 'bin'}"
-"""Where they are looked for."""
+"""Where `tool` looks for programs."""
 _Value = TypeVar("_Value")
 
 
 def tool(name: str) -> str | None:
-    """Where one of them is, if anywhere."""
+    """Return the path of a program, or None."""
     return shutil.which(name, path=PATH)
 
 
 @dataclass
 class Prometheus:
-    """Its HTTP API. Raises `URLError` where it refuses, as it does what is no PromQL."""
+    """Prometheus's HTTP API. Raises `URLError` if Prometheus rejects a request, such as invalid PromQL."""
 
     url: str
 
     def get(self, path: str, **parameters: object) -> Any:
-        """The data of an answer."""
+        """Return the data of a response."""
         given = {name: value for name, value in parameters.items() if value is not None}
         with urlopen(f"{self.url}/api/v1/{path}?{urlencode(given)}", timeout=SECONDS) as response:
             return json.load(response)["data"]
 
     def query(self, promql: str, time: float | None = None) -> list[dict[str, Any]]:
-        """An instant vector: `metric` and `value` of each series; of a scalar, one series without labels."""
+        """Return an instant vector: `metric` and `value` of each series; for a scalar one series without labels."""
         data = self.get("query", query=promql, time=time)
         if data["resultType"] == "scalar":
             return [{"metric": {}, "value": data["result"]}]
@@ -57,19 +57,19 @@ class Prometheus:
         return result
 
     def query_range(self, promql: str, start: float, end: float, step: float = 1) -> list[dict[str, Any]]:
-        """Series over time: `metric` and `values` of each."""
+        """Return series over time: `metric` and `values` of each."""
         result: list[dict[str, Any]] = self.get("query_range", query=promql, start=start, end=end, step=step)["result"]
         return result
 
     def value(self, promql: str) -> float:
-        """The one value there is, or NaN."""
+        """Return the value of the first series; NaN without one."""
         series = self.query(promql)
         return float(series[0]["value"][1]) if series else float("nan")
 
 
 @dataclass
 class Live:
-    """What runs: `query` and `query_range` are Prometheus's."""
+    """The running service, its Prometheus and its load."""
 
     prometheus: Prometheus
     service: Process
@@ -87,36 +87,36 @@ class Live:
         return self.prometheus.query_range
 
     def play(self) -> None:
-        """The load once, until a scrape has shown all of it. A call with little time may end before it gets here."""
+        """Play the load once, until a scrape shows all of it. Short deadlines may expire in the client first."""
         self.load.play()
         self.scraped()
         unfinished = "sum(grpc_server_started_total) - sum(grpc_server_handled_total)"
         until(lambda: self.prometheus.value(unfinished) == 0, "all calls have ended")
-        self.scraped()  # what is written after that counter
+        self.scraped()  # metrics that are written after that counter
 
     def metrics_text(self) -> bytes:
-        """What /metrics says now."""
+        """Return the present text of /metrics."""
         with urlopen(self.metrics_url, timeout=SECONDS) as response:
             text: bytes = response.read()
         return text
 
     def scraped(self) -> None:
-        """Waits for a scrape that begins from now on."""
+        """Wait for a scrape that begins after this call."""
         now = time.time()
         until(lambda: self.prometheus.value("timestamp(up{job='chatrpc'})") > now, "another scrape")
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
-    """Polls, with a deadline."""
+    """Poll until the condition holds; fail after `SECONDS`."""
     deadline = time.monotonic() + SECONDS
     while not holds():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        assert time.monotonic() < deadline, f"timeout after {SECONDS} s: {what}"
         time.sleep(0.1)
 
 
 @contextmanager
 def live() -> Iterator[Live]:
-    """All of it, after two rounds of load: the second is an increase of every series that the first has made."""
+    """Run service, Prometheus and load for two rounds, because the second increases every series of the first."""
     with tempfile.TemporaryDirectory(prefix="chatrpc-prometheus-") as temporary, upstream() as base_url:
         folder = Path(temporary)
         authority = trustme.CA()
@@ -156,7 +156,7 @@ def _settings(base_url: str, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def prometheus(folder: Path, *targets: str) -> Iterator[Prometheus]:
-    """One that scrapes each second what serves metrics at these addresses, `host:port`, and knows our rules."""
+    """Run a Prometheus with our rules that scrapes these addresses, `host:port`, every second."""
     scrape = {"job_name": "chatrpc", "static_configs": [{"targets": targets}]}
     configuration = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
@@ -166,7 +166,7 @@ def prometheus(folder: Path, *targets: str) -> Iterator[Prometheus]:
     (folder / "prometheus.yaml").write_text(json.dumps(configuration))  # JSON is YAML
     program = tool("prometheus")
     assert program, MISSING
-    with _free_port() as port:  # Prometheus tells nobody which one it was given
+    with _free_port() as port:  # Prometheus does not report its port, so 0 is not possible
         pass
     command = [
         program,
@@ -180,7 +180,7 @@ def prometheus(folder: Path, *targets: str) -> Iterator[Prometheus]:
     try:
         started = Prometheus(f"http://127.0.0.1:{port}")
         until(lambda: process.poll() is not None or _ready(started), "Prometheus is ready")
-        assert process.poll() is None, "Prometheus ended at once"
+        assert process.poll() is None, "Prometheus exited at once"
         yield started
     finally:
         process.terminate()

@@ -1,4 +1,4 @@
-"""A scripted load that moves every metric there is, and the upstream that it needs."""
+"""A scripted load that changes every metric, and its upstream."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ LEFT = ("x-ratelimit-remaining-requests: 99", "x-ratelimit-remaining-tokens: 999
 
 
 async def _answer(answer: Answer) -> None:
-    """A sound answer with every kind of token."""
+    """Send a valid response with every kind of token."""
     await answer.head("", *LEFT)
     if answer.streaming:
         await answer.body(chunk("0 "), chunk("1 ", "stop"), event({"choices": [], "usage": USAGE}), b"data: [DONE]\n\n")
@@ -52,21 +52,21 @@ async def _bad_request(answer: Answer) -> None:
     await answer.status("400 Bad Request", b'{"error": {"message": "No.", "type": "invalid_request_error"}}')
 
 
-ANSWERS = {**dict.fromkeys(MODELS, _answer), "somebody-elses": _answer, "no-usage": _no_usage, "400": _bad_request}
+ANSWERS = {**dict.fromkeys(MODELS, _answer), "unlisted": _answer, "no-usage": _no_usage, "400": _bad_request}
 FAILING = (
     ("400", "401", "429"),
     ("500", "503-then-ok", "error-in-stream"),
     ("garbage-event", "truncated", "html"),
     ("silent-after-chunks", "silent-before-headers"),
 )
-"""Side by side what takes long, and no more at once than are taken on."""
+"""Models called at the same time, because they take long; together within the limit of calls in flight."""
 
 
 class Upstream(Faults):
-    """Also answers what only this load asks for."""
+    """The faulty upstream with further models for this load."""
 
     def choose(self, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
-        """As `Faults.choose`."""
+        """Return the response for the exchange's model, as `Faults.choose` does."""
         model = json.loads(exchange.body)["model"]
         if model in SOUND or model in FAULTS:
             return super().choose(exchange)
@@ -75,7 +75,7 @@ class Upstream(Faults):
 
 @contextmanager
 def upstream() -> Iterator[str]:
-    """The upstream's base URL; it runs in a thread."""
+    """Run the upstream in a thread; yield its base URL."""
     ready, loop, done = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
     base_url = ""
 
@@ -86,7 +86,7 @@ def upstream() -> Iterator[str]:
             ready.set()
             await done.wait()
         if exchanges := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(exchanges, timeout=10)  # they end with the service's connections
+            await asyncio.wait(exchanges, timeout=10)  # they finish when the service closes its connections
 
     thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
     thread.start()
@@ -100,25 +100,25 @@ def upstream() -> Iterator[str]:
 
 
 class Load:
-    """Plays calls over a channel, and knows how many there were."""
+    """Player of calls over a channel, which counts them."""
 
     AT_ONCE = 8
-    """The service's limit of calls in flight, which the load exceeds once a round."""
+    """The service's limit of calls in flight, which the load exceeds once per round."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.calls = 0
         self._stub: Any = ChatCompletionServiceStub(channel)
 
     def play(self) -> None:
-        """One round, to its end: about three seconds."""
-        for model in (*MODELS, "somebody-elses", "no-usage", "ok") * 2:
+        """Play one round, which takes about three seconds."""
+        for model in (*MODELS, "unlisted", "no-usage", "ok") * 2:
             _end(self._unary(model), self._stream(model))
         for models in FAILING:
             _end(*[begin(model, timeout=1.2) for model in models for begin in (self._unary, self._stream)])
-        _end(self._unary("gpt-4o", timeout=0.15))  # less than is taken on, and enough to arrive
+        _end(self._unary("gpt-4o", timeout=0.15))  # below the minimum, but enough to arrive
         _end(self._unary("silent-before-headers", timeout=0.3), self._stream("silent-after-chunks", timeout=0.3))
         self._cancel()
-        _end(*[self._unary("long") for _ in range(self.AT_ONCE + 2)])  # more than are taken on
+        _end(*[self._unary("long") for _ in range(self.AT_ONCE + 2)])  # above the limit
 
     def _cancel(self) -> None:
         stream = self._begin_stream("long", 10)
@@ -140,7 +140,7 @@ class Load:
 
 
 def _end(*calls: Callable[[], object]) -> None:
-    """Waits until all have ended, however."""
+    """Wait until all calls have finished, with any status."""
     for call in calls:
         with suppress(grpc.RpcError):
             call()

@@ -1,4 +1,4 @@
-"""The rules, taken apart with regular expressions: enough for PromQL as these rules are written."""
+"""Parts of the rules, found with regular expressions; enough for the PromQL of these rules."""
 
 import re
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ _MATCHER = re.compile(r'(\w+)(?:=~|!~|!=|=)"([^"]*)"')
 
 
 def rules() -> list[dict[str, Any]]:
-    """All rules of all files."""
+    """Return all rules of all files."""
     files = sorted(RULES.glob("*.yaml"))
     return [rule for file in files for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
 
 
 def operands(expression: str) -> list[str]:
-    """What an expression compares or joins: each has data although nothing is amiss."""
+    """Return the operands of comparisons and set operators; each has data even while no alert fires."""
     return [part.strip() for part in _SET_OPERATOR.split(_COMPARISON.sub("", expression))]
 
 
 def label_values(expression: str) -> Iterator[str]:
-    """A selector for each value of a label that the expression names, also of those that it excludes."""
+    """Yield a selector for each label value in the expression, including the excluded values."""
     for metric, matchers in _SELECTOR.findall(expression):
         for label, values in _MATCHER.findall(matchers):
             yield from (f'{metric}{{{label}=~"{value}"}}' for value in values.split("|"))

@@ -1,4 +1,4 @@
-"""The dashboard shows what there is: its form is Grafana's, its metrics are the service's, its queries find data."""
+"""The dashboard is valid for Grafana, shows the service's metrics, and its queries find data."""
 
 import html
 import json
@@ -37,10 +37,10 @@ LABELS_NOT_ALWAYS_THERE = {"worker", "code"}
 """`worker` only with --workers N, `code` only with a response: Prometheus has no empty labels."""
 WINDOWS = {"$__rate_interval", "$__range"}
 OTHER_WINDOWS = {"Error budget burn rate": {"5m", "1h", "6h"}}
-"""They are what the alerts are defined by."""
+"""Windows of the alerts."""
 NOT_SHOWN = {
-    "process_virtual_memory_bytes": "tells nothing that resident memory does not",
-    "python_info": "chatrpc_build_info tells it",
+    "process_virtual_memory_bytes": "adds nothing to resident memory",
+    "python_info": "chatrpc_build_info has it",
     "python_gc_objects_collected": "for developers",
     "python_gc_objects_uncollectable": "for developers",
     "python_gc_collections": "for developers",
@@ -51,32 +51,32 @@ EXEMPLARS = [
     "gen_ai_client_operation_time_to_first_chunk_seconds",
     "chatrpc_overhead_seconds",
 ]
-"""The metrics that come with a trace to look at."""
+"""Metrics whose exemplars are traces."""
 PROMETHEUS_OWN = {"up"}
 FUNCTIONS = {"avg", "count", "histogram_quantile", "increase", "max", "min", "rate", "sum", "time", "changes"}
 WORDS = {"and", "by", "on"}
 
 
 def queries(panel: dict[str, Any]) -> list[str]:
-    """All that the panel asks."""
+    """Return all queries of the panel."""
     return [target["expr"] for target in panel["targets"]]
 
 
 def filled(query: str) -> str:
-    """The query as Grafana would send it, with everything chosen."""
+    """Return the query as Grafana sends it, with all values selected."""
     for name, variable in VARIABLES.items():
         query = query.replace(f"${name}", variable["query"] if variable["type"] == "textbox" else ".*")
     return query.replace("$__rate_interval", "5m").replace("$__range", "5m")
 
 
 def named(query: str) -> set[str]:
-    """The metrics that a query names."""
+    """Return the metrics in a query."""
     bare = re.sub(r'"[^"]*"|\[[^]]*\]|\{[^}]*\}|\$\w+|\b(?:by|on) \([^)]*\)', " ", query)
     return set(re.findall(r"\b[a-zA-Z_]\w*", bare)) - FUNCTIONS - WORDS
 
 
 def families() -> dict[str, set[str]]:
-    """The names of the samples of each metric that the service has."""
+    """Return the sample names of each metric of the service."""
     registry = CollectorRegistry()
     register_process(registry)
     registries = [registry, Metrics(RPCS, ["default"]).registry]
@@ -92,7 +92,7 @@ FAMILIES = families()
 
 
 def lost(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
-    """What of ours is not in theirs; defaults that they add are no loss."""
+    """Yield the paths of our values that differ in theirs; defaults that they add do not count."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key, value in ours.items():
             if key in theirs:
@@ -112,9 +112,9 @@ def test_it_is_fresh() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_grafana_knows_all_of_it() -> None:
+def test_grafana_knows_every_field() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the SDK would rather have the v2 schema
+        warnings.simplefilter("ignore", DeprecationWarning)  # the SDK prefers the v2 schema
         from grafana_foundation_sdk.cog.encoder import JSONEncoder
         from grafana_foundation_sdk.cog.plugins import register_default_plugins
         from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -138,7 +138,7 @@ def test_it_can_be_imported_anywhere() -> None:
 
 
 @pytest.mark.parametrize("name", QUERIED)
-def test_a_variable_takes_several_values_and_all(name: str) -> None:
+def test_a_variable_accepts_several_values_and_all(name: str) -> None:
     variable = VARIABLES[name]
     assert (variable["multi"], variable["includeAll"], variable["allValue"]) == (True, True, ".*")
 
@@ -199,7 +199,7 @@ def test_a_variable_finds_its_values(live_prometheus: Live, name: str) -> None:
 def test_a_query_finds_data(live_prometheus: Live, panel: dict[str, Any], target: dict[str, Any]) -> None:
     found = live_prometheus.query(filled(target["expr"]))
     if panel["title"] in WITHOUT_DATA:
-        assert found == [], "it has data: take it from the list"
+        assert found == [], "it has data: remove it from WITHOUT_DATA"
         return
     assert found
     values = [float(series["value"][1]) for series in found]

@@ -1,4 +1,4 @@
-"""The rules against what the service really says: a name or label that does not exist is a rule without data."""
+"""The rules against the live service, because a rule with a wrong name or label has no data."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from deploy.prometheus.load import TRACE_ID
 from deploy.prometheus.promql import label_values, operands, rules
 
 WITHOUT_DATA = {
-    'absent(up{job="chatrpc"})': "the target is there",
+    'absent(up{job="chatrpc"})': "the target exists",
     "sum by (job, instance) (increase(chatrpc_worker_unexpected_exits_total[30m]))": "only with --workers",
     'process_start_time_seconds{worker=~"parent"}': "only with --workers",
 }
@@ -26,13 +26,13 @@ EXEMPLARS = (
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: re.sub(r"\s+", " ", query))
-def test_a_rule_reads_what_there_is(live_prometheus: Live, query: str) -> None:
+def test_a_rule_finds_data(live_prometheus: Live, query: str) -> None:
     values = [float(series["value"][1]) for series in live_prometheus.query(query)]
     assert bool(values) == (query not in WITHOUT_DATA)
     assert all(value == value for value in values), "not a number"
 
 
-def test_what_has_no_data_is_asked_for() -> None:
+def test_every_exception_is_a_query() -> None:
     assert WITHOUT_DATA.keys() <= set(QUERIES)
 
 
@@ -46,7 +46,7 @@ def test_the_target_is_up(live_prometheus: Live) -> None:
     assert [series["value"][1] for series in live_prometheus.query("up")] == ["1"]
 
 
-def test_what_has_started_is_handled(live_prometheus: Live) -> None:
+def test_started_calls_are_handled(live_prometheus: Live) -> None:
     by = "sum by (grpc_type, grpc_service, grpc_method)"
     values = [
         {tuple(sorted(series["metric"].items())): series["value"][1] for series in live_prometheus.query(query)}

@@ -1,4 +1,4 @@
-"""The rules hold on paper: promtool accepts them, and every alert has its cases and its heading in the runbook."""
+"""promtool accepts the rules, and every alert has its cases and its section in the runbook."""
 
 import subprocess
 from pathlib import Path
@@ -18,23 +18,23 @@ NAMES = [test["name"] for file in TESTS for test in yaml.safe_load(file.read_tex
 
 
 def promtool(*arguments: str | Path, given: bytes = b"") -> None:
-    """Fails with what promtool says."""
+    """Run promtool; fail with its output."""
     if not (program := tool("promtool")):
         pytest.skip(MISSING)
     done = subprocess.run([program, *arguments], input=given, capture_output=True, timeout=50, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
 
 
-def test_the_rules_are_rules() -> None:
+def test_the_rules_are_valid() -> None:
     promtool("check", "rules", *RULES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
-def test_the_rules_do_as_they_should(file: Path) -> None:
+def test_the_rules_pass_their_cases(file: Path) -> None:
     promtool("test", "rules", file)
 
 
-def test_metrics_are_clean(live_prometheus: Live) -> None:
+def test_metrics_pass_promtool(live_prometheus: Live) -> None:
     promtool("check", "metrics", given=live_prometheus.metrics_text())
 
 
@@ -46,7 +46,7 @@ def test_no_series_no_alert() -> None:
 def test_an_alert_is_complete(alert: dict[str, Any]) -> None:
     name = alert["alert"]
     cases = {case.partition(": ")[2] for case in NAMES if case.startswith(f"{name}: ")}
-    # Where there is a rate: what becomes of the alert when the traffic ends.
+    # An alert on a rate needs a case for the time after the traffic.
     wanted = CASES | ({"silent without traffic"} if "rate" in alert["expr"] else set())
     assert cases == wanted
     assert alert["labels"]["severity"] in ("page", "ticket")

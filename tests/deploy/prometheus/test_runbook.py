@@ -1,4 +1,4 @@
-"""The runbook's questions have answers: to Prometheus in PromQL, to the log in jq."""
+"""The runbook's queries find data: PromQL in Prometheus, jq in the log."""
 
 import os
 import re
@@ -14,18 +14,18 @@ SERVICE = "\n".join(file.read_text() for file in (ROOT / "service" / "chatrpc_se
 WITHOUT_DATA = {"sum by (instance) (increase(chatrpc_worker_unexpected_exits_total[30m]))": "only with --workers"}
 
 
-def questions(language: str) -> list[str]:
-    """What stands in the blocks of this language, each once."""
+def blocks(language: str) -> list[str]:
+    """Return the distinct blocks of this language."""
     return sorted(set(re.findall(rf"```{language}\n(.*?)\n```", TEXT, re.DOTALL)))
 
 
-@pytest.mark.parametrize("query", questions("promql"))
-def test_prometheus_answers(live_prometheus: Live, query: str) -> None:
+@pytest.mark.parametrize("query", blocks("promql"))
+def test_a_query_finds_data(live_prometheus: Live, query: str) -> None:
     assert bool(live_prometheus.query(query)) == (query not in WITHOUT_DATA)
 
 
 def ask(command: str, folder: Path, log: list[str]) -> str:
-    """What the command finds in this log."""
+    """Return the command's output for this log."""
     if not tool("jq"):
         pytest.skip(MISSING)
     (folder / "chatrpc.log").write_text("\n".join(log))
@@ -37,8 +37,8 @@ def ask(command: str, folder: Path, log: list[str]) -> str:
     return asked.stdout
 
 
-@pytest.mark.parametrize("command", questions("sh"))
-def test_the_log_answers(live_prometheus: Live, command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", blocks("sh"))
+def test_a_command_names_existing_fields(live_prometheus: Live, command: str, tmp_path: Path) -> None:
     calls = [line for line in live_prometheus.service.written() if '"event":"call"' in line]
     ask(command, tmp_path, ["not JSON", *calls])
     if '.event == "call"' in command:
@@ -48,6 +48,6 @@ def test_the_log_answers(live_prometheus: Live, command: str, tmp_path: Path) ->
         assert [event for event in re.findall(r'\.event == "([^"]+)"', command) if f'"{event}"' not in SERVICE] == []
 
 
-@pytest.mark.parametrize("command", [command for command in questions("sh") if ".reason" in command])
-def test_the_log_has_failures_to_show(live_prometheus: Live, command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [command for command in blocks("sh") if ".reason" in command])
+def test_a_command_finds_failures(live_prometheus: Live, command: str, tmp_path: Path) -> None:
     assert ask(command, tmp_path, live_prometheus.service.written())

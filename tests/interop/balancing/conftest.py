@@ -1,4 +1,4 @@
-"""Two instances, the name that leads to them, and Envoys before them. Collected only by tests/interop/balancing/run."""
+"""Two instances, their DNS name, and Envoys in front of them. Collected only by tests/interop/balancing/run."""
 
 import os
 from collections.abc import AsyncIterator
@@ -15,28 +15,28 @@ collect_ignore_glob = [] if "BALANCING" in os.environ else ["test_*.py"]
 
 @pytest.fixture
 async def pods() -> AsyncIterator[list[Pod]]:
-    """One at each of HOSTS."""
+    """One instance at each of HOSTS."""
     async with serving() as pods:
         yield pods
 
 
 @pytest.fixture
 async def name() -> AsyncIterator[HeadlessName]:
-    """It begins with both addresses."""
+    """The DNS name, at first with both addresses."""
     async with headless_name(*HOSTS) as name:
         yield name
 
 
 @pytest.fixture
 async def ageing() -> AsyncIterator[list[Pod]]:
-    """The same, with connections that age in a second and not in ten minutes."""
+    """Instances whose connections close after one second instead of ten minutes."""
     async with serving("--limits.max-connection-age-seconds=1") as pods:
         yield pods
 
 
 @pytest.fixture
 async def proxied(name: HeadlessName, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proxied]:
-    """Starts an Envoy before pods, with a changed file if told how; as many as a test wants."""
+    """A function that starts an Envoy in front of pods, optionally with a changed configuration."""
     if not PROGRAM:
         pytest.skip(MISSING)
     async with AsyncExitStack() as stack:

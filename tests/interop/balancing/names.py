@@ -1,4 +1,4 @@
-"""A name whose addresses a test says: DNS as a headless Service of Kubernetes has it, on a port of its own."""
+"""A DNS server on its own port for one name with addresses set by the test, like a headless Service of Kubernetes."""
 
 import asyncio
 import struct
@@ -7,32 +7,32 @@ from contextlib import asynccontextmanager
 
 NAME = "chatrpc-headless.default.svc.cluster.local"
 _TTL_SECONDS = 5
-"""As CoreDNS gives it for Services unless told otherwise."""
+"""CoreDNS's default for Services."""
 _A, _IN = 1, 1
 _ANSWER = 0x8580
-"""The header's flags: an authoritative answer without an error."""
+"""Flags of the header: an authoritative response without an error."""
 _SAME_NAME = 0xC000 | 12
-"""The question's name, which begins after the header."""
+"""Pointer to the question's name, which begins after the header."""
 
 
 class HeadlessName(asyncio.DatagramProtocol):
-    """Who asks for A records gets all `addresses`, at whatever name; other records there are none of."""
+    """DNS server that returns all `addresses` as A records for every name, and no other records."""
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
         self.asked = 0
-        """How often A records were asked for."""
+        """Number of queries for A records."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.DatagramTransport = transport  # type: ignore[assignment]
         self.host, self.port = transport.get_extra_info("sockname")
 
     def target(self, port: int) -> str:
-        """What to call in gRPC: the name at this port of each address, looked up here."""
+        """Return the gRPC target: the name, resolved by this server, at this port of each address."""
         return f"dns://{self.host}:{self.port}/{NAME}:{port}"
 
     def datagram_received(self, query: bytes, sender: tuple[str, int]) -> None:
-        """RFC 1035, 4.1. The question's name ends with an empty label, and its type and class follow."""
+        """Respond as RFC 1035, 4.1 says. The question is a name, closed by an empty label, then type and class."""
         question = query[12 : query.index(0, 12) + 5]
         wanted = struct.unpack(">2H", question[-4:]) == (_A, _IN)
         self.asked += wanted
@@ -48,7 +48,7 @@ def _record(address: str) -> bytes:
 
 @asynccontextmanager
 async def headless_name(*addresses: str) -> AsyncIterator[HeadlessName]:
-    """Answers until left."""
+    """Run the DNS server."""
     loop = asyncio.get_running_loop()
     transport, name = await loop.create_datagram_endpoint(lambda: HeadlessName(*addresses), ("127.0.0.1", 0))
     try:

@@ -1,4 +1,4 @@
-"""Instances as pods have them behind one name: processes at different addresses and the same port."""
+"""Instances like pods behind one name: processes at different addresses and the same port."""
 
 import asyncio
 import signal
@@ -14,40 +14,40 @@ from support.process import Process, running
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
 DRAIN_DELAY_SECONDS = 3
-"""Envoy's health checks need up to two to take note."""
+"""More than the two seconds in which Envoy's health checks notice it."""
 
 
 class Pod:
-    """One of them, with an upstream of its own, which knows what the pod was asked."""
+    """One instance with its own upstream, which records the pod's requests."""
 
     def __init__(self, host: str, port: int, echo: Echo, process: Process) -> None:
         self.host, self.port, self.echo, self._process = host, port, echo, process
         self._started = process.log("serving")
 
     def asked(self, model: str | None = None) -> int:
-        """How many calls have come here, of all or of one model."""
+        """Return the number of calls to this pod, of all models or of one."""
         return sum(model in (None, received.body["model"]) for received in self.echo.requests)
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
+        """Return the sum of a metric's samples."""
         with urllib.request.urlopen(self._started["metrics"], timeout=5) as response:
             lines = response.read().decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
     async def drain(self) -> int:
-        """Stops it as Kubernetes does; gives its exit code."""
+        """Stop the process as Kubernetes does; return its exit code."""
         self._process.signal(signal.SIGTERM)
         return await asyncio.to_thread(self._process.wait)
 
     async def kill(self) -> None:
-        """Ends it at once."""
+        """Kill the process."""
         self._process.signal(signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
 
 
 @asynccontextmanager
 async def serving(*arguments: str) -> AsyncIterator[list[Pod]]:
-    """One at each of HOSTS, with these arguments beside their own."""
+    """Run one instance at each of HOSTS, with these further arguments."""
     port = free_port()
     async with AsyncExitStack() as stack:
 
@@ -66,14 +66,14 @@ async def serving(*arguments: str) -> AsyncIterator[list[Pod]]:
 
 
 async def connected(stub: Any, pods: list[Pod]) -> None:
-    """Calls until each of them was asked: before, the first to be connected gets all."""
+    """Call until each pod has had a call, because the first connected pod receives all calls at first."""
     async with asyncio.timeout(10):
         while not all(pod.asked() for pod in pods):
             await unary(stub)
 
 
 def free_port() -> int:
-    """One that is free at each of HOSTS."""
+    """Return a port that is free at each of HOSTS."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind((HOSTS[0], 0))

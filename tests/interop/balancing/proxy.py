@@ -1,4 +1,4 @@
-"""Envoy as a process, with deploy/envoy/envoy.yaml: only where it listens and where it looks names up is the test's."""
+"""Envoy as a process with deploy/envoy/envoy.yaml; the test sets only its addresses and its DNS server."""
 
 import asyncio
 import json
@@ -16,12 +16,12 @@ from support.process import Process, running
 _ROOT = Path(__file__).parents[3]
 CONFIG = _ROOT / "deploy/envoy/envoy.yaml"
 PROGRAM = next(_ROOT.glob(".tools/peers/envoy/lib/python3*/site-packages/envoy/_bin/envoy"), None)
-MISSING = "needs Envoy: tests/interop/balancing/install fetches it into .tools/peers"
+MISSING = "Envoy: not installed; run tests/interop/balancing/install"
 _SECONDS_TO_START = 15
 
 
 class Config:
-    """The file's parts, to be changed in place."""
+    """Parts of the file, which can be changed in place."""
 
     def __init__(self) -> None:
         self.all: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
@@ -33,7 +33,7 @@ class Config:
         (self.breakers,) = self.cluster["circuit_breakers"]["thresholds"]
 
     def placed(self, name: HeadlessName, port: int) -> dict[str, Any]:
-        """All of it, for pods that have this name and this port."""
+        """Return the configuration for pods at this name and port."""
         for place in (self.all["admin"], self.listener):
             place["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": 0}
         (endpoint,) = self.cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
@@ -51,11 +51,11 @@ Change = Callable[[Config], object]
 
 
 def as_shipped(config: Config) -> None:
-    """Changes nothing."""
+    """Change nothing."""
 
 
 class Envoy:
-    """One that runs."""
+    """A running Envoy."""
 
     def __init__(self, process: Process, admin: str) -> None:
         self._process, self._admin = process, admin
@@ -63,12 +63,12 @@ class Envoy:
         self.target = "{address}:{port_value}".format(**listener["local_address"]["socket_address"])
 
     def stat(self, name: str) -> int:
-        """One of its counters or gauges."""
+        """Return a counter or gauge."""
         (line,) = self._get(f"/stats?filter=^{name}$").splitlines()
         return int(line.rpartition(" ")[2])
 
     def active(self) -> dict[str, int]:
-        """How many requests are under way at each instance's address."""
+        """Return the number of active requests by instance address."""
         (cluster,) = json.loads(self._get("/clusters?format=json"))["cluster_statuses"]
         return {
             host["address"]["socket_address"]["address"]: int(stat.get("value", 0))
@@ -84,12 +84,12 @@ class Envoy:
 
 
 Proxied = Callable[..., Awaitable[Envoy]]
-"""The fixture: given pods, and a change if there is to be one, it starts an Envoy before them."""
+"""Type of the fixture `proxied`."""
 
 
 @asynccontextmanager
 async def envoy(folder: Path, name: HeadlessName, port: int, change: Change = as_shipped) -> AsyncIterator[Envoy]:
-    """Runs one, with the file changed so."""
+    """Run Envoy with a changed file."""
     config = Config()
     change(config)
     file, admin = folder / "envoy.json", folder / "admin"
@@ -104,7 +104,7 @@ async def envoy(folder: Path, name: HeadlessName, port: int, change: Change = as
 
 
 async def _started(process: Process, admin: Path) -> None:
-    """It listens once names are looked up and each instance was asked for its health."""
+    """Wait until Envoy listens, which it does after resolving names and checking each instance's health."""
     async with asyncio.timeout(_SECONDS_TO_START):
         while not await asyncio.to_thread(_ready, admin):
             assert process.popen.poll() is None, "\n".join(process.written())
@@ -117,5 +117,5 @@ def _ready(admin: Path) -> bool:
             return bool(response.status == 200)
     except OSError:  # no file yet, or 503
         return False
-    except ValueError:  # the file is there, and empty yet
+    except ValueError:  # the file exists, but is still empty
         return False

@@ -1,6 +1,6 @@
-"""Two instances behind Envoy, with envoy.yaml: what callers see, and what they would without its settings.
+"""Two instances behind Envoy, with envoy.yaml and without some of its settings.
 
-Where a setting is on trial, an Envoy without it stands before the same instances at the same time.
+A test of a setting also runs an Envoy without it, in front of the same instances at the same time.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ async def total(pods: list[Pod], metric: str) -> float:
 
 
 @pytest.mark.skipif(not PROGRAM, reason=MISSING)
-def test_the_file_as_it_is() -> None:
+def test_the_file_is_valid() -> None:
     checked = subprocess.run(
         [str(PROGRAM), "--mode", "validate", "--config-path", CONFIG], capture_output=True, text=True
     )
@@ -42,7 +42,7 @@ def test_the_file_as_it_is() -> None:
 
 
 def test_the_file_fits_the_services_settings() -> None:
-    """Its numbers are said to follow from ours."""
+    """Its comments derive these numbers from the service's defaults."""
     config, service = Config(), Settings()
     assert seconds(config.http["stream_idle_timeout"]) > service.limits.default_deadline_seconds
     assert config.route["request_body_buffer_limit"] > service.limits.max_message_bytes
@@ -64,7 +64,7 @@ async def test_calls_of_one_connection_spread(proxied: Proxied, pods: list[Pod])
 
 
 def without_any_timeout(config: Config) -> None:
-    """Either of the two takes the place of Envoy's 15 s."""
+    """Remove both, because either of them replaces Envoy's 15 s."""
     for name in ("timeout", "max_stream_duration"):
         config.action.pop(name, None)
 
@@ -76,10 +76,10 @@ def with_pings_each_second(config: Config) -> None:
 
 CUTS: dict[str, tuple[Change, set[Code]]] = {
     "as shipped": (as_shipped, {Code.OK}),
-    "Envoy's 15 s for an answer": (without_any_timeout, {Code.INTERNAL}),
-    "less patience with silence": (lambda it: it.http.update(stream_idle_timeout="1s"), {Code.INTERNAL}),
-    "more pings than the service takes": (with_pings_each_second, {Code.UNAVAILABLE}),
-    # Envoy shortens the deadline that it passes on, too: either of them ends the call.
+    "Envoy's 15 s for a response": (without_any_timeout, {Code.INTERNAL}),
+    "a shorter idle timeout": (lambda it: it.http.update(stream_idle_timeout="1s"), {Code.INTERNAL}),
+    "more pings than the service allows": (with_pings_each_second, {Code.UNAVAILABLE}),
+    # Envoy also shortens the deadline that it forwards, so either side may cancel the call.
     "a limit to deadlines": (
         lambda it: it.action.update(max_stream_duration={"grpc_timeout_header_max": "1s"}),
         {Code.INTERNAL, Code.DEADLINE_EXCEEDED},
@@ -95,11 +95,11 @@ async def test_streams_are_not_cut(proxied: Proxied, pods: list[Pod]) -> None:
     ended = await asyncio.gather(*(through(change) for change, _ in CUTS.values()))
     seen = {what: each.code for what, each in zip(CUTS, ended, strict=True)}
     assert all(seen[what] in expected for what, (_, expected) in CUTS.items()), seen
-    assert all(each.messages for each in ended), "they had begun"
+    assert all(each.messages for each in ended), "every stream had started"
 
 
 async def test_a_cancel_and_a_deadline_reach_the_upstream(proxied: Proxied, pods: list[Pod]) -> None:
-    """The deadline by itself: the service knows it from the start."""
+    """The service has the deadline from the start, so it needs no cancel for it."""
     async with calling((await proxied(pods)).target, NOTHING) as stub:
         calls = [call(stub, "echo:delay=60", timeout=None) for call in (unary, stream)]
         await until(lambda: sum(pod.asked() for pod in pods) == 2)
@@ -118,12 +118,12 @@ async def test_a_cancel_and_a_deadline_reach_the_upstream(proxied: Proxied, pods
 OURS = {"x-request-id": "5437474f-c276-49b8-8dcd-1495e600fb5f", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
 ONE_BY_ONE = ("x-chatrpc-coalesce", "off")
 THEIRS = {"date", "server", "x-envoy-upstream-service-time"}
-"""What Envoy adds to what comes back."""
+"""Trailers that Envoy adds."""
 
 
-async def test_all_arrives_as_without_envoy(proxied: Proxied, pods: list[Pod]) -> None:
-    """Also, what the service has answered is not asked again."""
-    models = ["echo", "echo:status=429,retry_after=7", "echo:status=503", "echo:pieces=9,truncate=3", "nobody's"]
+async def test_responses_are_the_same_as_without_envoy(proxied: Proxied, pods: list[Pod]) -> None:
+    """Envoy does not retry calls to which the service has responded, either."""
+    models = ["echo", "echo:status=429,retry_after=7", "echo:status=503", "echo:pieces=9,truncate=3", "unknown"]
     reasons = ["", "UPSTREAM_RATE_LIMITED", "UPSTREAM_UNAVAILABLE", "UPSTREAM_TRUNCATED", "UPSTREAM_MODEL_NOT_FOUND"]
     metadata = (*OURS.items(), ONE_BY_ONE)
     seen = []
@@ -163,7 +163,7 @@ LIMITS: dict[str, tuple[Change, int, int]] = {
 async def test_more_calls_at_once_than_by_default(
     proxied: Proxied, pods: list[Pod], change: Change, arriving: int, refused: int
 ) -> None:
-    """Those that are too many wait, and nobody knows; or they are refused, and nobody says how many would do."""
+    """Without the settings, further calls wait unseen in the caller, or Envoy rejects them without naming the limit."""
     one = await proxied(pods, change)
     async with calling(one.target, NOTHING) as stub:
         calls = [unary(stub, "echo:delay=60", timeout=None) for _ in range(AT_ONCE)]
@@ -176,8 +176,8 @@ async def test_more_calls_at_once_than_by_default(
         await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_outlier_detection_would_take_instances_away(proxied: Proxied, pods: list[Pod]) -> None:
-    """For what is the model's fault, that is, and at all of them."""
+async def test_outlier_detection_would_eject_all_instances(proxied: Proxied, pods: list[Pod]) -> None:
+    """It ejects them for the model's fault."""
     assert "outlier_detection" not in Config().cluster
     one = await proxied(pods, lambda it: it.cluster.update(outlier_detection={"max_ejection_percent": 100}))
     async with calling(one.target, NOTHING) as stub:

@@ -1,4 +1,4 @@
-"""Instances behind Envoy that come and go, under load: what callers lose, and what they would without its settings."""
+"""Instances behind Envoy that start and stop under load: lost calls, with and without the settings of envoy.yaml."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -15,7 +15,7 @@ Code = grpc.StatusCode
 
 
 def without_health_and_retries(config: Config) -> None:
-    """Either is enough."""
+    """Remove both, because either alone prevents the loss."""
     config.cluster.pop("health_checks", None)
     config.action.pop("retry_policy", None)
 
@@ -27,13 +27,13 @@ def with_health_of_one_instance(config: Config) -> None:
 DRAINS: dict[str, tuple[Change, dict[str, Any], bool]] = {
     "as shipped": (as_shipped, NOTHING, False),
     "as shipped, to callers with the service config": (as_shipped, SERVICE_CONFIG, False),
-    "nothing noticed and nothing tried again": (without_health_and_retries, NOTHING, True),
-    "health asked through it": (with_health_of_one_instance, SERVICE_CONFIG, True),
+    "neither health checks nor retries": (without_health_and_retries, NOTHING, True),
+    "health checks of callers through Envoy": (with_health_of_one_instance, SERVICE_CONFIG, True),
 }
 
 
 async def test_an_instance_that_drains_loses_no_call(proxied: Proxied, pods: list[Pod]) -> None:
-    """Its address is in DNS all the while, so that Envoy has to notice by itself."""
+    """Its address stays in DNS, so that Envoy must notice the drain itself."""
     async with AsyncExitStack() as stack:
         loads, watched = [], []
         for change, config, _ in DRAINS.values():
@@ -55,12 +55,12 @@ async def test_an_instance_that_drains_loses_no_call(proxied: Proxied, pods: lis
 
 
 def in_turn_and_with_time_between(config: Config) -> None:
-    """So that it is the dead one's turn, and more of a request arrives than is kept by default."""
+    """Select the dead instance in turn, and let more of a request arrive than Envoy buffers by default."""
     config.cluster["lb_policy"] = "ROUND_ROBIN"
     config.action["retry_policy"]["retry_back_off"] = {"base_interval": "0.5s"}
 
 
-def without_keeping(config: Config) -> None:
+def without_buffer(config: Config) -> None:
     in_turn_and_with_time_between(config)
     config.route.pop("request_body_buffer_limit", None)
 
@@ -71,12 +71,12 @@ KILLS: dict[str, tuple[Change, str, set[Code]]] = {
     "no retries": (lambda it: it.action.pop("retry_policy", None), SMALL, {Code.OK, Code.UNAVAILABLE}),
     "three at once": (lambda it: it.breakers.pop("max_retries", None), SMALL, {Code.OK, Code.UNAVAILABLE}),
     "large": (in_turn_and_with_time_between, LARGE, {Code.OK}),
-    "large, and not kept": (without_keeping, LARGE, {Code.OK, Code.UNKNOWN}),
+    "large, and not buffered": (without_buffer, LARGE, {Code.OK, Code.UNKNOWN}),
 }
 
 
-async def test_an_instance_that_is_killed_is_survived(proxied: Proxied, pods: list[Pod]) -> None:
-    """Before the health checks notice: none comes after the first."""
+async def test_a_killed_instance_loses_no_call(proxied: Proxied, pods: list[Pod]) -> None:
+    """Even before a health check notices; here there is none after the first."""
     codes = {}
     async with AsyncExitStack() as stack:
         stubs = []
@@ -98,7 +98,7 @@ async def test_an_instance_that_is_killed_is_survived(proxied: Proxied, pods: li
     assert codes == {what: expected for what, (_, _, expected) in KILLS.items()}
 
 
-async def test_what_a_killed_instance_has_begun_is_the_callers_to_try_again(proxied: Proxied, pods: list[Pod]) -> None:
+async def test_only_callers_can_retry_calls_started_by_a_killed_instance(proxied: Proxied, pods: list[Pod]) -> None:
     target = (await proxied(pods)).target
     async with calling(target, NOTHING) as plain, calling(target, SERVICE_CONFIG) as retrying:
         await connected(plain, pods)
@@ -123,7 +123,7 @@ async def test_connections_that_age_lose_no_call(proxied: Proxied, ageing: list[
 
 
 async def test_a_new_instance_is_found(proxied: Proxied, pods: list[Pod], name: HeadlessName) -> None:
-    """By looking the name up, whatever connections do."""
+    """Envoy resolves the name, independently of connections."""
     name.addresses = HOSTS[:1]
     async with calling((await proxied(pods)).target, NOTHING) as stub, load(stub) as outcomes:
         await until(lambda: outcomes.total() > 50)

@@ -1,4 +1,4 @@
-"""Two pods behind a headless name: what callers that balance by themselves see of them, and of what changes in DNS."""
+"""Two pods behind a headless name, and callers that balance themselves: shutdowns, losses and changes in DNS."""
 
 import asyncio
 from typing import Any
@@ -32,14 +32,14 @@ async def test_a_pod_that_drains_loses_no_call_and_cuts_no_stream(pods: list[Pod
         while not one.asked(LONG):
             streams.append(stream(stub, LONG))
             await until(lambda: one.asked(LONG) + two.asked(LONG) == len(streams))
-        name.addresses = HOSTS[1:]  # Kubernetes leaves a pod out as soon as it is told to end
+        name.addresses = HOSTS[1:]  # Kubernetes removes a pod from DNS when it requests the stop
         assert await one.drain() == 0
         assert all([whole(await each, 100) for each in streams])
     assert outcomes.keys() == {"whole"}, outcomes
 
 
-async def test_a_pod_that_is_killed_is_survived(pods: list[Pod], name: HeadlessName) -> None:
-    """What has not begun to answer is tried again; what has ends there, and nothing tells why."""
+async def test_a_killed_pod_loses_only_started_responses(pods: list[Pod], name: HeadlessName) -> None:
+    """Calls without a response are retried. Started responses fail without details."""
     async with calling(name.target(pods[0].port)) as stub:
         cut = await begun(stub, "echo:pieces=9,gap=30")
         (lost,) = [pod for pod in pods if pod.asked()]
@@ -61,7 +61,7 @@ async def test_a_pod_that_is_killed_is_survived(pods: list[Pod], name: HeadlessN
 async def test_the_only_known_pod_is_replaced(
     pods: list[Pod], name: HeadlessName, config: dict[str, Any], loses: bool
 ) -> None:
-    """Callers look a name up again when a connection ends, and not as soon as its pod turns unhealthy."""
+    """Callers resolve a name again when a connection closes, not when its pod becomes unhealthy."""
     one, two = pods
     name.addresses = HOSTS[:1]
     async with calling(name.target(one.port), config) as stub, load(stub) as outcomes:
@@ -75,7 +75,7 @@ async def test_the_only_known_pod_is_replaced(
 
 
 async def test_a_new_pod_is_found_when_a_connection_has_aged(ageing: list[Pod], name: HeadlessName) -> None:
-    """What is under way on that connection goes on, and no call is lost."""
+    """Calls on that connection continue, and no call is lost."""
     one, two = ageing
     name.addresses = HOSTS[:1]
     async with calling(name.target(one.port)) as stub:

@@ -1,4 +1,4 @@
-// DNS is CoreDNS with only those of its plugins that a cluster's names need: all of them take minutes to build.
+// DNS is CoreDNS with only the plugins for a cluster's names, because all of them take minutes to build.
 package main
 
 import (

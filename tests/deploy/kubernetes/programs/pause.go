@@ -1,4 +1,4 @@
-// Pause holds a pod's namespaces while its containers come and go. It does nothing until it is told to end.
+// Pause holds a pod's namespaces while its containers come and go. It does nothing until a stop signal.
 package main
 
 import (
@@ -8,8 +8,8 @@ import (
 )
 
 func main() {
-	signal.Ignore(syscall.SIGCHLD) // the pod's orphans may become its children: the kernel reaps them then
-	told := make(chan os.Signal, 1)
-	signal.Notify(told, syscall.SIGINT, syscall.SIGTERM)
-	<-told
+	signal.Ignore(syscall.SIGCHLD) // the pod's orphans may become its children, which the kernel then reaps
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+	<-stop
 }
