@@ -66,8 +66,8 @@ ADVICE = {
 }
 
 RETRY = """\
-"Retry" means a retry by the caller. The service has then already made its own retries of failed connects, 408, 409, 429
-and 5xx (see above), so a further retry only helps after a pause. **yes**: the channel's own retry of UNAVAILABLE covers
+"Retry" means a retry by the caller. The service has then already retried failed connects, 408, 409, 429 and 5xx (see
+above), so the caller should pause before a retry. **yes**: the channel's own retry of UNAVAILABLE covers
 the case until the first message; after it, only the caller can repeat the call. **later**: retry after RetryInfo or
 with backoff. **no**: the same call fails again.
 """

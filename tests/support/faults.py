@@ -126,7 +126,7 @@ def _fault(name: str, does: str) -> Callable[[Behaviour], Behaviour]:
 
 
 @_fault("bad-certificate", "presents a certificate of an unknown authority")
-@_fault("refused", "rejects the connection")
+@_fault("refused", "refuses the connection")
 @_fault("unconnectable", "does not respond to a connection attempt")
 async def _never_reached(answer: Answer) -> None:
     raise AssertionError("a request arrived")

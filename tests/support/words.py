@@ -54,13 +54,9 @@ IGNORED = (
 
 PENDING = (
     ".ci/run",
-    "CHANGELOG.md",
     "Makefile",
-    "README.md",
     "clients/*",
     "deploy/*",
-    "docs/*",
-    "protos/*",
     "requirements/*",
     "service/*",
     "tests/*",
