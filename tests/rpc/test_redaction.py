@@ -181,10 +181,11 @@ async def test_an_unexpected_exception(
 ) -> None:
     """An exception may quote anything, so only its frames are logged, and the caller gets none of it."""
 
-    def fails(request: Any, **_: Any) -> bytes:
+    def fails(request: Any, *_: Any) -> bytes:
         raise LookupError(f"{PROMPTS[1]} {KEY} {request}")
 
-    monkeypatch.setattr("chatrpc_server.core.openai.requests.body", fails)
+    for name in ("unary_body", "stream_body"):
+        monkeypatch.setattr(f"chatrpc_server.core.openai.requests.{name}", fails)
     async with _service(script.base_url) as chat:
         ended = await _call(chat, rpc, _request("echo"))
         assert (ended.message, ended.reason) == ("internal error", "INTERNAL")

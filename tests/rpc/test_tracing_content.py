@@ -104,7 +104,7 @@ async def test_texts_of_the_upstream(answered: str, script: Script, exporter: In
 async def test_an_unexpected_error(
     echo: Echo, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("chatrpc_server.core.openai.responses.response", lambda *_: 1 / 0)
+    monkeypatch.setattr("chatrpc_server.core.openai.responses.parse_response", lambda *_: 1 / 0)
     async with service(echo.base_url, **ON) as chat:
         assert (await failure(chat.stub.CreateChatCompletion(request()))).code is grpc.StatusCode.INTERNAL
         call, (attempt,) = await spans(chat)

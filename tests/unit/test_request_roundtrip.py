@@ -1,4 +1,4 @@
-"""Any valid request through `core.requests` to JSON and back by the client's `requests` is the same request.
+"""Any valid request through `core.openai.requests` to JSON and back by the client's `requests` is the same request.
 
 `as_sent` lists all permitted differences. A model's response returns to it unchanged in the next request.
 """

@@ -53,7 +53,7 @@ def check_cut(data: bytes, cut: Cut) -> None:
     assert read(pieces, UNBOUNDED) == whole, "another cut gives another outcome"
     check_bound(pieces, chance.choice(BOUNDS), events, whole)
     for payload in [data, *(payload for _, payload in events)]:
-        raises_chat_errors_only(responses.response, payload)
+        raises_chat_errors_only(responses.parse_response, payload)
         responses.StreamReader(UNBOUNDED).feed_response(payload)
         error_responses.parse(500, {}, payload, now=0.0)
 
