@@ -1,4 +1,4 @@
-"""Every client sees the same: README.md says how, scenarios.yaml what."""
+"""Every client observes the same results. README.md describes the method, scenarios.yaml has the calls."""
 
 import asyncio
 import json
@@ -39,17 +39,17 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     }
     for each in yaml.safe_load((Path(__file__).parent / "scenarios.yaml").read_text())
 }
-
+CANCELLED = [name for name, scenario in SCENARIOS.items() if "cancel" in name]
 
 UNREACHABLE = re.compile(
     r".*(Could not (resolve|transfer)|E(CONNREFUSED|NOTFOUND|AI_AGAIN)|dial tcp|failed to (download|fetch)).*"
 )
-"""What Maven, npm, Go and Cargo say where their registry is out of reach."""
+"""The errors of Maven, npm, Go and Cargo if their registry is unreachable."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """How a client is built, and what its programs are called; all in its folder."""
+    """The build command and the programs of a client, relative to its folder."""
 
     needs: tuple[str, ...]
     build: str
@@ -58,7 +58,7 @@ class Language:
 
     @property
     def missing(self) -> list[str]:
-        """Programs that are not here."""
+        """The required programs that are not installed."""
         return [program for program in self.needs if not shutil.which(program)]
 
 
@@ -84,26 +84,26 @@ LANGUAGES = {
 
 
 def built(name: str) -> Path:
-    """The folder of a client that has been built. Skips if it cannot be."""
+    """Build a client and return its folder. Skips the test if a toolchain or a registry is missing."""
     language, folder = LANGUAGES[name], ROOT / "clients" / name
     if language.missing:
-        pytest.skip(f"not here, so that the client in {name} is not tested: {', '.join(language.missing)}")
-    if fault := _fault_of_build(language.build, folder):
-        if unreachable := UNREACHABLE.search(fault):
-            pytest.skip(f"dependencies of the client in {name} cannot be fetched: {unreachable[0]}")
-        pytest.fail(f"{language.build}:\n{fault}", pytrace=False)
+        pytest.skip(f"client in {name}: {', '.join(language.missing)} not installed; install it to test this client")
+    if error := _build_error(language.build, folder):
+        if unreachable := UNREACHABLE.search(error):
+            pytest.skip(f"client in {name}: its dependencies are unreachable: {unreachable[0]}")
+        pytest.fail(f"{language.build}:\n{error}", pytrace=False)
     return folder
 
 
 @cache
-def _fault_of_build(command: str, folder: Path) -> str:
-    """Nothing, or what was said at the end."""
+def _build_error(command: str, folder: Path) -> str:
+    """Run the build. Return "" or the end of its output if it fails."""
     done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=900)
     return f"exit code {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}" if done.returncode else ""
 
 
 class Quirks(Script):
-    """An upstream that answers with the file that the request's model names."""
+    """An upstream that responds with the file that the request's model names."""
 
     def choose(self, exchange: Exchange) -> bytes | Answer:
         name = json.loads(exchange.body)["model"]
@@ -112,11 +112,11 @@ class Quirks(Script):
 
 @dataclass
 class Upstreams:
-    """The service before the embedded upstream, and before one that sends files."""
+    """Two services: one in front of the embedded upstream, one in front of an upstream that sends files."""
 
     echo: Echo
-    before_echo: Service
-    before_quirks: Service
+    with_echo: Service
+    with_quirks: Service
 
 
 @asynccontextmanager
@@ -125,14 +125,14 @@ async def upstreams() -> AsyncIterator[Upstreams]:
     async with (
         Echo() as echo,
         Quirks() as quirks,
-        service(echo.base_url, **changes) as before_echo,
-        service(quirks.base_url, **changes) as before_quirks,
+        service(echo.base_url, **changes) as with_echo,
+        service(quirks.base_url, **changes) as with_quirks,
     ):
-        yield Upstreams(echo, before_echo, before_quirks)
+        yield Upstreams(echo, with_echo, with_quirks)
 
 
-def written(scenario: dict[str, Any]) -> str:
-    """The line that a driver gets."""
+def encode(scenario: dict[str, Any]) -> str:
+    """Return the line of input for a driver."""
     request = ParseDict(scenario["request"], CreateChatCompletionRequest())
     if "upstream" in scenario:
         request.model = scenario["upstream"]
@@ -140,15 +140,15 @@ def written(scenario: dict[str, Any]) -> str:
         url = f"data:image/png;base64,{b64encode(bytes(scenario['picture_bytes'])).decode()}"
         request.messages[0].content_parts[1].image_url.url = url
     call = {key: scenario[key] for key in ("name", "method", "metadata", "timeout_ms")}
-    call |= {key: scenario[key] for key in ("cancel_after", "pause_ms") if key in scenario}
+    call |= {key: scenario[key] for key in ("cancel_after", "cancel_after_ms", "pause_ms") if key in scenario}
     return json.dumps({**call, "request": b64encode(request.SerializeToString()).decode()}) + "\n"
 
 
-async def driven(language: str, target: str, lines: str, *, within: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """What the driver of a language saw; `within` is a command that runs it."""
+async def drive(language: str, target: str, lines: str, *, wrapper: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run a language's driver and return its results. `wrapper` is a command that runs the driver."""
     folder = built(language)
     process = await asyncio.create_subprocess_exec(
-        *within,
+        *wrapper,
         *LANGUAGES[language].driver,
         target,
         cwd=folder,
@@ -165,61 +165,63 @@ async def driven(language: str, target: str, lines: str, *, within: Sequence[str
     return [json.loads(line) for line in out.splitlines()]
 
 
-_seen: dict[str, dict[str, Any]] = {}
+_results: dict[str, dict[str, Any]] = {}
 
 
-async def seen(language: str) -> dict[str, Any]:
-    """By scenario, what this language's driver saw; driven once."""
-    if language not in _seen:
+async def results(language: str) -> dict[str, Any]:
+    """Return the results of a language's driver by scenario. Runs the driver once."""
+    if language not in _results:
         async with upstreams() as up:
             calls = defaultdict(str)
             for scenario in SCENARIOS.values():
-                calls[kind(scenario)] += written(scenario)
-            saw = await driven(language, str(up.before_quirks.server.address), calls["quirks"])
-            saw += await driven(language, str(up.before_echo.server.address), calls["echo"])
-            model = SCENARIOS["cancel"]["request"]["model"]
-            gone = any(each.disconnected.is_set() for each in up.echo.requests if each.body["model"] == model)
-            drained = asyncio.create_task(drain_once_asked(up))
-            saw += await driven(language, str(up.before_echo.server.address), calls["drain"])
-            await drained
-        _seen[language] = {each["name"]: each for each in saw}
-        _seen[language]["cancel"]["gone"] = gone
-    return _seen[language]
+                calls[kind(scenario)] += encode(scenario)
+            found = await drive(language, str(up.with_quirks.server.address), calls["quirks"])
+            found += await drive(language, str(up.with_echo.server.address), calls["echo"])
+            draining = asyncio.create_task(drain_during_the_call(up))
+            found += await drive(language, str(up.with_echo.server.address), calls["drain"])
+            await draining
+        _results[language] = {each["name"]: each for each in found}
+        for name in CANCELLED:
+            request = SCENARIOS[name]["request"]
+            requests = [each for each in up.echo.requests if request.items() <= each.body.items()]
+            _results[language][name]["upstream_requests"] = len(requests)
+            _results[language][name]["disconnected"] = all(each.disconnected.is_set() for each in requests)
+    return _results[language]
 
 
 def kind(scenario: dict[str, Any]) -> str:
     return "drain" if scenario.get("drains") else "quirks" if "upstream" in scenario else "echo"
 
 
-async def drain_once_asked(up: Upstreams) -> None:
-    """Ends the service as SIGTERM does, once it is in the middle of the call."""
+async def drain_during_the_call(up: Upstreams) -> None:
+    """Stop the service as SIGTERM does, once the call has reached the upstream."""
     before = len(up.echo.requests)
     async with asyncio.timeout(60):
         while len(up.echo.requests) == before:
             await asyncio.sleep(0.02)
     await asyncio.sleep(0.3)
-    await up.before_echo.server.drain()
+    await up.with_echo.server.drain()
 
 
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_as_expected(language: str, name: str) -> None:
-    shown = summary(name, (await seen(language))[name])
+    observed = summary(name, (await results(language))[name])
     for key, value in SCENARIOS[name]["expect"].items():
-        assert shown[key] == value, f"{key} in {shown}"
+        assert observed[key] == value, f"{key} in {observed}"
 
 
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "python"])
 @pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if not scenario.get("disagree")])
 async def test_as_in_python(language: str, name: str) -> None:
-    """All that was seen, to the last field of each message."""
-    assert comparable(name, (await seen(language))[name]) == comparable(name, (await seen("python"))[name])
+    """All results are equal, to the last field of each message."""
+    assert comparable(name, (await results(language))[name]) == comparable(name, (await results("python"))[name])
 
 
 def test_each_reason_has_a_scenario() -> None:
-    """But for those that take another service: one that is full, broken, or asked with no time left."""
+    """The exceptions need another service: one that is full or broken, or a call without time left."""
     reasons = {scenario["expect"].get("reason") for scenario in SCENARIOS.values()}
     assert set(Reason) - reasons == {Reason.IN_FLIGHT_LIMIT, Reason.INTERNAL, Reason.DEADLINE_EXCEEDED}
 
@@ -231,22 +233,22 @@ def messages_of(name: str, result: dict[str, Any]) -> list[Any]:
 
 
 def comparable(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Without what is new each time: ids that the service makes."""
+    """Return the result without the parts that differ between runs, such as ids that the service makes."""
     messages = [MessageToDict(message) for message in messages_of(name, result)]
-    joined = SCENARIOS[name]["metadata"].get("x-chatrpc-coalesce") != "off"
-    if joined:  # how many there are depends on the moment
+    coalesced = SCENARIOS[name]["metadata"].get("x-chatrpc-coalesce") != "off"
+    if coalesced:  # then the number of messages depends on timing
         messages = [{**summary(name, result), "messages": 0, "request_id": ""}]
     return {**result, "messages": messages, "request_id": bool(result["request_id"])}
 
 
 def summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """What scenarios speak of."""
+    """Return the values that scenarios can expect."""
     messages = messages_of(name, result)
     parts = [part for message in messages for part in message.choices]
-    said = [getattr(part, "delta", None) or part.message for part in parts if not part.index]
-    text = "".join(each.content for each in said)
+    deltas = [getattr(part, "delta", None) or part.message for part in parts if not part.index]
+    text = "".join(each.content for each in deltas)
     calls: dict[int, str] = defaultdict(str)
-    for at, call in ((at, call) for each in said for at, call in enumerate(each.tool_calls)):
+    for at, call in ((at, call) for each in deltas for at, call in enumerate(each.tool_calls)):
         calls[getattr(call, "index", at)] += call.function.name + call.function.arguments
     extras = [json.loads(each.extra_json) for message in messages for each in (message, *parts) if each.extra_json]
     return {
@@ -254,11 +256,12 @@ def summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
         "message": result["message"],
         "request_id": result["request_id"],
         "field": result["fields"][0][0] if result["fields"] else "",
-        "gone": result.get("gone"),
+        "upstream_requests": result.get("upstream_requests"),
+        "disconnected": result.get("disconnected"),
         "text": text,
         "characters": len(text),
         "numbers": len(text.split()) if text.split() == [str(n + 1) for n in range(len(text.split()))] else 0,
-        "reasoning": "".join(each.reasoning_content or each.reasoning for each in said),
+        "reasoning": "".join(each.reasoning_content or each.reasoning for each in deltas),
         "finish_reasons": {part.index: part.finish_reason for part in parts if part.HasField("finish_reason")},
         "usage": any(message.HasField("usage") for message in messages),
         "logprobs": any(part.logprobs.content for part in parts),
@@ -269,7 +272,7 @@ def summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-def test_the_stubs_of_go_are_fresh() -> None:
-    """The only ones that are committed, beside Python's, which `make lint` looks at."""
+def test_the_go_stubs_are_fresh() -> None:
+    """Only Go's and Python's stubs are committed; `make lint` checks Python's."""
     done = subprocess.run([built("go") / "generate", "--check"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

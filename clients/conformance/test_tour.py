@@ -1,4 +1,4 @@
-"""Every client's tour shows the same, and says in one line what is wrong."""
+"""Every client's tour prints the same lines, and reports an error in one line."""
 
 import asyncio
 import os
@@ -37,8 +37,8 @@ async def tour(language: str, *arguments: object, **environ: str) -> tuple[int, 
 
 
 @asynccontextmanager
-async def served(folder: Path | None = None) -> AsyncIterator[Service]:
-    """The service, with TLS if there is a folder for the certificates."""
+async def serve(folder: Path | None = None) -> AsyncIterator[Service]:
+    """Run the service, with TLS if there is a folder for the certificates."""
     changes = {}
     if folder:
         authority = trustme.CA()
@@ -53,8 +53,8 @@ async def served(folder: Path | None = None) -> AsyncIterator[Service]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_it_shows_everything(language: str) -> None:
-    async with served() as running:
+async def test_the_tour_runs_all_examples(language: str) -> None:
+    async with serve() as running:
         result = await tour(language, "--target", running.server.address)
         assert result == await tour("python", "--target", running.server.address)
     code, out, err = result
@@ -62,46 +62,50 @@ async def test_it_shows_everything(language: str) -> None:
     names = ["unary", "stream", "deadline", "cancel", "error", "tools", "image"]
     assert [line.split()[0] for line in out.splitlines()] == names
     assert "\ndeadline  DEADLINE_EXCEEDED\ncancel    stopped after 3 messages\n" in out
-    assert "\nerror     RESOURCE_EXHAUSTED UPSTREAM_RATE_LIMITED, again in 7 s, upstream's HTTP status 429\n" in out
+    assert "\nerror     RESOURCE_EXHAUSTED UPSTREAM_RATE_LIMITED, retry in 7 s, upstream's HTTP status 429\n" in out
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_tls(language: str, tmp_path: Path) -> None:
-    async with served(tmp_path) as running:
+    async with serve(tmp_path) as running:
         target = f"localhost:{running.server.address.port}"
         code, out, err = await tour(language, "--target", target, "--ca-file", tmp_path / "ca.pem", "--image-bytes", 9)
         assert (code, err) == (0, "")
         assert len(out.splitlines()) == 7
-        await fails(language, r"UNAVAILABLE: .+", "--target", target, "--ca-file", tmp_path / "another.pem")
-        await fails(language, r"UNAVAILABLE: .+", "--target", target, "--tls")
-        await fails(language, r"UNAVAILABLE: .+", "--target", target)
+        await assert_failure(language, r"UNAVAILABLE: .+", "--target", target, "--ca-file", tmp_path / "another.pem")
+        await assert_failure(language, r"UNAVAILABLE: .+", "--target", target, "--tls")
+        await assert_failure(language, r"UNAVAILABLE: .+", "--target", target)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_nobody_there(language: str) -> None:
-    await fails(language, r"UNAVAILABLE: .+", "--target", "127.0.0.1:1", "--timeout", 10)
+async def test_no_server(language: str) -> None:
+    await assert_failure(language, r"UNAVAILABLE: .+", "--target", "127.0.0.1:1", "--timeout", 10)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_no_such_name(language: str) -> None:
-    await fails(language, r"(UNAVAILABLE|DEADLINE_EXCEEDED): .+", "--target", "nobody.invalid:1", "--timeout", 5)
+async def test_an_unknown_name(language: str) -> None:
+    await assert_failure(
+        language, r"(UNAVAILABLE|DEADLINE_EXCEEDED): .+", "--target", "unknown.invalid:1", "--timeout", 5
+    )
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_no_such_file(language: str) -> None:
-    await fails(language, r".*/nowhere/ca\.pem.*", "--target", "127.0.0.1:1", "--ca-file", "/nowhere/ca.pem")
+async def test_a_missing_file(language: str) -> None:
+    await assert_failure(language, r".*/nowhere/ca\.pem.*", "--target", "127.0.0.1:1", "--ca-file", "/nowhere/ca.pem")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_a_message_that_is_too_large(language: str) -> None:
-    async with served() as running:
-        await fails(language, r"RESOURCE_EXHAUSTED: .+", "--target", running.server.address, "--image-bytes", 25 << 20)
+    async with serve() as running:
+        await assert_failure(
+            language, r"RESOURCE_EXHAUSTED: .+", "--target", running.server.address, "--image-bytes", 25 << 20
+        )
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_a_server_that_ends(language: str) -> None:
-    """In the middle of the stream that is to be cancelled after three messages, which come slowly here."""
-    async with served() as running:
+async def test_a_server_that_stops(language: str) -> None:
+    """The server stops during the stream that the tour cancels after three slow messages."""
+    async with serve() as running:
 
         async def stop() -> None:
             while not running.value("grpc_server_started_total", grpc_method="CreateChatCompletion"):
@@ -109,14 +113,16 @@ async def test_a_server_that_ends(language: str) -> None:
             await running.server.stop()
 
         stopping = asyncio.create_task(stop())
-        await fails(language, r"[A-Z_]+( \([A-Z_]+\))?: .+", "--target", running.server.address, "--timeout", 5)
+        await assert_failure(
+            language, r"[A-Z_]+( \([A-Z_]+\))?: .+", "--target", running.server.address, "--timeout", 5
+        )
         await stopping
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("key", ["secret\n", "s\u00e9cret"])
-async def test_a_key_that_cannot_be_sent_is_not_shown(language: str, key: str) -> None:
-    async with served() as running:
+async def test_an_invalid_key_is_not_shown(language: str, key: str) -> None:
+    async with serve() as running:
         code, out, err = await tour(language, "--target", running.server.address, CHATRPC_API_KEY=key)
     assert (code, out) == (1, "")
     assert re.fullmatch("chatrpc: .+\n", err), err
@@ -124,14 +130,14 @@ async def test_a_key_that_cannot_be_sent_is_not_shown(language: str, key: str) -
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_wrong_use(language: str) -> None:
+async def test_wrong_usage(language: str) -> None:
     code, out, err = await tour(language, "--no-such-flag")
     assert (code, out) == (2, "")
     assert "no-such-flag" in err
 
 
-async def fails(language: str, line: str, *arguments: object) -> None:
-    """Ends with that one line."""
+async def assert_failure(language: str, line: str, *arguments: object) -> None:
+    """Assert that the tour exits with 1 and this one line on standard error."""
     code, _, err = await tour(language, *arguments)
     assert re.fullmatch(f"chatrpc: {line}\n", err), err
     assert code == 1

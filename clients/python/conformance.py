@@ -1,9 +1,10 @@
-"""The driver of clients/conformance, with this client: calls in, a line each; what was seen out, a line each."""
+"""The Python driver of clients/conformance: reads one call per line, writes one result per line."""
 
 import json
 import sys
 import time
 from base64 import b64decode, b64encode
+from threading import Timer
 from typing import Any
 
 import grpc
@@ -15,18 +16,18 @@ from chatrpc_client.errors import from_rpc_error
 
 
 def main() -> int:
-    """Makes all calls."""
+    """Make all calls."""
     if len(sys.argv) != 2:
         print("usage: conformance.py HOST:PORT < calls", file=sys.stderr)
         return 2
     with grpc.insecure_channel(sys.argv[1], OPTIONS) as channel:
         stub = ChatCompletionServiceStub(channel)
         for line in sys.stdin:
-            print(json.dumps(_seen(stub, json.loads(line))), flush=True)
+            print(json.dumps(_result(stub, json.loads(line))), flush=True)
     return 0
 
 
-def _seen(stub: ChatCompletionServiceStub, call: dict[str, Any]) -> dict[str, Any]:
+def _result(stub: ChatCompletionServiceStub, call: dict[str, Any]) -> dict[str, Any]:
     request = CreateChatCompletionRequest.FromString(b64decode(call["request"]))
     options: dict[str, Any] = {
         "timeout": call["timeout_ms"] / 1000 or None,
@@ -46,10 +47,12 @@ def _seen(stub: ChatCompletionServiceStub, call: dict[str, Any]) -> dict[str, An
     }
     try:
         if call["method"] == "CreateChatCompletion":
-            answer, rpc = stub.CreateChatCompletion.with_call(request, **options)
-            _add(result, answer)
+            response, rpc = stub.CreateChatCompletion.with_call(request, **options)
+            _add(result, response)
         else:
             rpc = stub.CreateChatCompletionStream(request, **options)
+            if "cancel_after_ms" in call:
+                Timer(call["cancel_after_ms"] / 1000, rpc.cancel).start()
             _read(rpc, call, result)
         result["request_id"] = dict(rpc.initial_metadata()).get("x-request-id", "")
     except grpc.RpcError as error:

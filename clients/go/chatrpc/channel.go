@@ -1,5 +1,5 @@
-// Package chatrpc is what a caller of chatrpc needs beside the generated stubs: a channel that is set up for chats, and
-// errors with all that the service says about them.
+// Package chatrpc adds to the generated stubs a channel with settings for chats, and errors with all details that the
+// service sends.
 package chatrpc
 
 import (
@@ -18,8 +18,9 @@ const (
 	maxMessageBytes = 20 << 20
 )
 
-// gRPC's default stays with the first address of a name; round_robin spreads the calls over all of them. Only
-// UNAVAILABLE is tried again: all else the service has tried again already, where that was any use.
+// gRPC's default uses only the first address of a name; round_robin spreads the calls over all of them. gRPC retries
+// before the first message only, because the service sends no headers earlier. The
+// service itself has already retried every other error worth a retry.
 const serviceConfig = `{
 	"loadBalancingConfig": [{"round_robin": {}}],
 	"methodConfig": [{
@@ -34,23 +35,23 @@ const serviceConfig = `{
 	}]
 }`
 
-// NewChannel sets up a channel to target, which is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051.
-// It connects at the first call; share one, and close it. The key in CHATRPC_API_KEY goes along with each call.
+// NewChannel returns a channel to target, which is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051.
+// It connects at the first call. Share one channel and close it. Each call sends the key in CHATRPC_API_KEY.
 //
-// As transport take insecure.NewCredentials() for plaintext, credentials.NewTLS(nil) to trust the system's authorities,
+// As transport use insecure.NewCredentials() for plaintext, credentials.NewTLS(nil) to trust the system's authorities,
 // or credentials.NewClientTLSFromFile(file, "") to trust those in a file.
 func NewChannel(target string, transport credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultServiceConfig(serviceConfig),
-		// Else a TXT record of the name is asked for, and could take this one's place.
+		// Because a service config in a TXT record of the name would replace this one.
 		grpc.WithDisableServiceConfig(),
-		// A model may think for minutes, and middleboxes forget what is silent. The service takes a ping each 10 s.
+		// A model may think for minutes, and middleboxes forget silent connections. The service accepts one ping per 10 s.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallSendMsgSize(maxMessageBytes),
 			grpc.MaxCallRecvMsgSize(maxMessageBytes),
-			// Requests above gRPC's own 256 KiB, such as pictures, would not be tried again.
+			// gRPC does not retry requests above this size; its default of 256 KiB is too small for pictures.
 			grpc.MaxRetryRPCBufferSize(maxMessageBytes),
 		),
 	}
@@ -66,5 +67,5 @@ func (key bearer) GetRequestMetadata(context.Context, ...string) (map[string]str
 	return map[string]string{"authorization": "Bearer " + string(key)}, nil
 }
 
-// RequireTransportSecurity says no because inside a cluster TLS is often left to the mesh.
+// RequireTransportSecurity returns false because inside a cluster the mesh often does TLS.
 func (bearer) RequireTransportSecurity() bool { return false }

@@ -13,30 +13,29 @@ import (
 	chatrpcv1 "chatrpc.dev/gen/chatrpc/v1"
 )
 
-// Error is a call that failed, with the details of its status. A detail that was not sent is nil; its getters may be
-// called all the same, and give zero values.
+// Error is the error of a failed call, with the details of its status. A detail that was not sent is nil; its getters
+// return zero values.
 type Error struct {
-	// Info has the reason, a word of the table in chat_error.proto. It is nil if the status is of gRPC itself.
+	// Info has the reason, one of the table in chat_error.proto. It is nil if gRPC itself made the status.
 	Info *errdetails.ErrorInfo
-	// Retry tells when another try may succeed.
+	// Retry has the time after which a retry may succeed.
 	Retry *errdetails.RetryInfo
-	// BadRequest tells which fields of the request are wrong.
+	// BadRequest lists the invalid fields of the request.
 	BadRequest *errdetails.BadRequest
-	// Request has the call's name in the logs of the upstream.
+	// Request has the call's id in the upstream's logs.
 	Request *errdetails.RequestInfo
-	// Upstream is what the upstream said. It is nil if it did not answer.
+	// Upstream is the upstream's error. It is nil if the upstream did not respond.
 	Upstream *chatrpcv1.UpstreamError
-	// RequestID is the call's name in the logs of the service. It is empty if the service was not reached.
+	// RequestID is the call's id in the service's logs. It is empty if the service was not reached.
 	RequestID string
 
 	status *status.Status
 }
 
-// ErrorOf reads the error of a call, and the call's metadata: its header, its trailer, or both. It is never nil: without
-// an error its code is OK.
-func ErrorOf(err error, md ...metadata.MD) *Error {
-	// gRPC wraps the status of the last of several tries, and status.Convert would put words of its own before the
-	// service's.
+// FromError returns the error of a call, and reads the call's metadata: its header, its trailer, or both. The result is
+// never nil: without an error its code is OK.
+func FromError(err error, md ...metadata.MD) *Error {
+	// After several attempts gRPC wraps the last status, and status.Convert would put its own words before the message.
 	if sent, ok := errors.AsType[interface {
 		error
 		GRPCStatus() *status.Status
@@ -61,22 +60,22 @@ func ErrorOf(err error, md ...metadata.MD) *Error {
 	return e
 }
 
-// Code is the kind of failure; Reason is the case within it.
+// Code returns the status code; Reason tells the cases of one code apart.
 func (e *Error) Code() codes.Code { return e.status.Code() }
 
-// CodeName is the code as the contract spells it: DEADLINE_EXCEEDED, where Code prints as DeadlineExceeded.
+// CodeName returns the code in the spelling of the contract: DEADLINE_EXCEEDED, while Code prints as DeadlineExceeded.
 func (e *Error) CodeName() string { return code.Code(e.Code()).String() }
 
-// Reason is such as UPSTREAM_RATE_LIMITED, or empty.
+// Reason returns a reason such as UPSTREAM_RATE_LIMITED, or "".
 func (e *Error) Reason() string { return e.Info.GetReason() }
 
-// MappedReason is what an error inside a stream (UPSTREAM_ERROR_BODY) amounts to, or empty.
+// MappedReason returns the reason to which an error in a 200 response (UPSTREAM_ERROR_BODY) maps, or "".
 func (e *Error) MappedReason() string { return e.Info.GetMetadata()["mapped_reason"] }
 
-// Message is what went wrong, in words.
+// Message returns the status's message.
 func (e *Error) Message() string { return e.status.Message() }
 
-// GRPCStatus lets status.FromError and status.Code read an Error too.
+// GRPCStatus lets status.FromError and status.Code read an Error.
 func (e *Error) GRPCStatus() *status.Status { return e.status }
 
 func (e *Error) Error() string {
@@ -86,7 +85,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s (%s): %s", e.CodeName(), e.Reason(), e.Message())
 }
 
-// RequestID is the x-request-id in the metadata of a call, or empty.
+// RequestID returns the x-request-id in the metadata of a call, or "".
 func RequestID(md ...metadata.MD) string {
 	for _, each := range md {
 		if values := each.Get("x-request-id"); len(values) > 0 {

@@ -1,5 +1,5 @@
-//! How a channel is set up for chats. gRPC's service config does not exist in tonic, so that this does what other
-//! languages only declare: round robin, names resolved anew, retries, and a deadline that binds streams too.
+//! The client and its channels. Because tonic has no service config, this module implements the features that other
+//! languages declare: round robin, repeated name resolution, retries, and a deadline that applies to streams too.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use tower::{
 };
 
 use crate::{
-    error::{told, words},
+    error::{grpc_status, message_chain},
     v1::{
         CreateChatCompletionRequest, CreateChatCompletionResponse,
         CreateChatCompletionStreamResponse,
@@ -40,12 +40,13 @@ use crate::{
 
 const DEFAULT_TARGET: &str = "127.0.0.1:50051";
 const MAX_MESSAGE_BYTES: usize = 20 << 20;
-/// The service takes a ping each 10 s; more often it ends the connection.
+/// The service accepts one ping per 10 s and closes the connection if pings come more often.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// As long as names live in Kubernetes, unless told otherwise.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
+/// The default TTL of names in Kubernetes.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+const RETRYABLE: [Code; 1] = [Code::Unavailable];
 const MAX_ATTEMPTS: usize = 3;
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
@@ -54,7 +55,7 @@ const JITTER: f64 = 0.2;
 type Stub = ChatCompletionServiceClient<Channel>;
 type Channels = BTreeMap<SocketAddr, Channel>;
 
-/// Whom to trust: nobody is asked with `Off`, which is plaintext.
+/// The authorities to trust. `Off` is plaintext.
 #[derive(Clone, Debug, Default)]
 pub enum Tls {
     #[default]
@@ -63,7 +64,7 @@ pub enum Tls {
     CaFile(PathBuf),
 }
 
-/// A connection to each address of the service. Clones share them.
+/// A client with a connection to each address of the service. Clones share the connections.
 #[derive(Clone)]
 pub struct ChatClient {
     channels: watch::Receiver<Channels>,
@@ -72,8 +73,8 @@ pub struct ChatClient {
 }
 
 impl ChatClient {
-    /// `target` is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. The key is that of the variable
-    /// CHATRPC_API_KEY, if it is set. Fails if no address of the name can be connected to.
+    /// Connects to `target`: host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. Each call sends the key
+    /// in the variable CHATRPC_API_KEY, if it is set. Fails if no address of the name accepts a connection.
     pub async fn connect(target: Option<String>, tls: &Tls) -> Result<Self, Status> {
         let target = target
             .or_else(|| variable("CHATRPC_TARGET"))
@@ -89,7 +90,7 @@ impl ChatClient {
         })
     }
 
-    /// The whole answer. `timeout` binds the call with all its attempts, up to the model; None leaves it to the service.
+    /// Returns the complete response. `timeout` applies to all attempts, up to the model; if None, the service sets it.
     pub async fn complete(
         &self,
         request: impl IntoRequest<CreateChatCompletionRequest>,
@@ -104,7 +105,7 @@ impl ChatClient {
         .await
     }
 
-    /// The answer as it comes. To drop it cancels the call, and the model stops.
+    /// Returns the response as a stream. Dropping it cancels the call, and the model stops.
     pub async fn stream(
         &self,
         request: impl IntoRequest<CreateChatCompletionRequest>,
@@ -121,8 +122,8 @@ impl ChatClient {
         Ok(response.map(|inner| Chunks { inner, deadline }))
     }
 
-    /// UNAVAILABLE is tried again, each time at the next address. The service sends no headers before its first message,
-    /// so that what has begun to answer is never asked twice.
+    /// Makes a call and retries UNAVAILABLE, each time at the next address. A response that has begun is
+    /// never retried, because the service sends no headers before its first message.
     async fn call<T>(
         &self,
         request: Request<CreateChatCompletionRequest>,
@@ -131,19 +132,19 @@ impl ChatClient {
     ) -> Result<Response<T>, Status> {
         let (mut metadata, _, message) = request.into_parts();
         if message.encoded_len() > MAX_MESSAGE_BYTES {
-            // tonic's own limit would say OUT_OF_RANGE, where all others say this.
+            // Because tonic's own limit reports OUT_OF_RANGE, unlike the other languages.
             return Err(Status::resource_exhausted(format!(
-                "the request has {} bytes, and may have {MAX_MESSAGE_BYTES}",
+                "request: {} bytes exceed the limit of {MAX_MESSAGE_BYTES}; send less",
                 message.encoded_len()
             )));
         }
         if let Some(authorization) = &self.authorization {
             metadata.insert("authorization", authorization.clone());
         }
-        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut backoff =
             ExponentialBackoffMaker::new(MIN_BACKOFF, MAX_BACKOFF, JITTER, HasherRng::default())
-                .expect("constants that fit together")
+                .expect("the constants are valid")
                 .make_backoff();
         let mut attempt = 0;
         within(deadline, async {
@@ -153,12 +154,12 @@ impl ChatClient {
                 if let Some(deadline) = deadline {
                     request.set_timeout(deadline.saturating_duration_since(Instant::now()));
                 }
-                let result = method(self.stub(first + attempt), request)
+                let result = method(self.stub(turn + attempt), request)
                     .await
-                    .map_err(told);
+                    .map_err(grpc_status);
                 attempt += 1;
                 match result {
-                    Err(status) if status.code() == Code::Unavailable && attempt < MAX_ATTEMPTS => {
+                    Err(status) if RETRYABLE.contains(&status.code()) && attempt < MAX_ATTEMPTS => {
                         backoff.next_backoff().await;
                     }
                     result => return result,
@@ -171,23 +172,24 @@ impl ChatClient {
     fn stub(&self, turn: usize) -> Stub {
         let channels = self.channels.borrow();
         let channel = channels.values().nth(turn % channels.len());
-        Stub::new(channel.expect("never without an address").clone())
+        Stub::new(channel.expect("at least one address").clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 }
 
-/// The messages of an answer.
+/// The messages of a response.
 pub struct Chunks {
     inner: Streaming<CreateChatCompletionStreamResponse>,
     deadline: Option<Instant>,
 }
 
 impl Chunks {
-    /// The next one; None only if the answer is whole. tonic's own timeout ends with the headers, so it is kept here.
+    /// Returns the next message, or None if the response is complete. Enforces the deadline, because tonic's own
+    /// timeout covers the headers only.
     pub async fn message(&mut self) -> Result<Option<CreateChatCompletionStreamResponse>, Status> {
         within(self.deadline, self.inner.message())
             .await
-            .map_err(told)
+            .map_err(grpc_status)
     }
 }
 
@@ -199,11 +201,11 @@ async fn within<T>(
         None => call.await,
         Some(deadline) => timeout_at(deadline, call)
             .await
-            .unwrap_or_else(|_| Err(Status::deadline_exceeded("the deadline has passed"))),
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("deadline exceeded"))),
     }
 }
 
-/// The name of the service, and how its addresses are connected to.
+/// The address of the service and its TLS settings.
 struct Service {
     uri: Uri,
     tls: Option<ClientTlsConfig>,
@@ -222,7 +224,7 @@ impl Service {
             .ok()
             .filter(|uri: &Uri| uri.port().is_some() && uri.path() == "/")
             .ok_or_else(|| {
-                Status::invalid_argument(format!("the target is host:port, and not {target:?}"))
+                Status::invalid_argument(format!("target: {target:?} is invalid; use host:port"))
             })?;
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let config = ClientTlsConfig::new().domain_name(host);
@@ -239,15 +241,15 @@ impl Service {
         Ok(Self { uri, tls })
     }
 
-    /// A channel for each address of the name that answers; those that are known stay. tonic's `balance_channel` would
-    /// pick at random, and again and again one that refuses.
+    /// Returns a channel for each address of the name that accepts a connection; known channels stay. tonic's
+    /// `balance_channel` would choose at random, including an address that refuses connections.
     async fn connect(&self, known: &Channels) -> Result<Channels, Status> {
         let name = self
             .uri
             .authority()
             .map_or("", |authority| authority.as_str());
         let mut channels = Channels::new();
-        let mut failure = Status::unavailable(format!("{name} has no address"));
+        let mut failure = Status::unavailable(format!("{name}: no address"));
         let addresses = lookup_host(name)
             .await
             .map_err(|error| Status::unavailable(format!("{name}: {error}")))?;
@@ -259,7 +261,7 @@ impl Service {
             match connected {
                 Ok(channel) => drop(channels.insert(address, channel)),
                 Err(error) => {
-                    failure = Status::unavailable(format!("{address}: {}", words(&error)))
+                    failure = Status::unavailable(format!("{address}: {}", message_chain(&error)))
                 }
             }
         }
@@ -271,10 +273,10 @@ impl Service {
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Endpoint, Status> {
-        let wrong = |error| Status::invalid_argument(words(&error));
+        let invalid = |error| Status::invalid_argument(message_chain(&error));
         let scheme = self.uri.scheme_str().unwrap_or_default();
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-            .map_err(wrong)?
+            .map_err(invalid)?
             .origin(self.uri.clone())
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
@@ -282,13 +284,13 @@ impl Service {
             .keep_alive_while_idle(false);
         match &self.tls {
             None => Ok(endpoint),
-            Some(tls) => endpoint.tls_config(tls.clone()).map_err(wrong),
+            Some(tls) => endpoint.tls_config(tls.clone()).map_err(invalid),
         }
     }
 
-    /// Pods come and go: asks for the name's addresses until all clients are gone.
+    /// Resolves the name repeatedly, because pods come and go, until all clients are dropped.
     async fn follow(self, channels: watch::Sender<Channels>) {
-        while timeout(RESOLVE_AGAIN, channels.closed()).await.is_err() {
+        while timeout(RESOLVE_INTERVAL, channels.closed()).await.is_err() {
             let known = channels.borrow().clone();
             if let Ok(now) = self.connect(&known).await {
                 channels.send_replace(now);
@@ -305,7 +307,11 @@ fn bearer(key: String) -> Result<AsciiMetadataValue, Status> {
     let mut value = AsciiMetadataValue::try_from(format!("Bearer {key}"))
         .ok()
         .filter(|_| key.is_ascii())
-        .ok_or_else(|| Status::invalid_argument("CHATRPC_API_KEY cannot be sent as a header"))?;
+        .ok_or_else(|| {
+            Status::invalid_argument(
+                "CHATRPC_API_KEY: invalid header value; use printable ASCII only",
+            )
+        })?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -1,4 +1,4 @@
-//! What a failed call says, out of its status: the reasons are those of the table in chat_error.proto.
+//! Typed errors of failed calls. The table in chat_error.proto lists the reasons.
 
 use std::{error::Error, fmt, iter::successors, time::Duration};
 
@@ -8,24 +8,24 @@ use tonic_types::{StatusExt, pb};
 
 use crate::v1::UpstreamError;
 
-/// A status with its details read.
+/// The error of a failed call: its status with the decoded details.
 #[derive(Clone, Debug)]
 pub struct ChatError {
     pub code: Code,
     pub message: String,
-    /// Such as `UPSTREAM_RATE_LIMITED`. Empty if the status is of gRPC itself, which gives no details.
+    /// A reason such as `UPSTREAM_RATE_LIMITED`. Empty if gRPC itself made the status, since it sends no details.
     pub reason: String,
-    /// For `UPSTREAM_ERROR_BODY` what the upstream's error amounts to, if it is known.
+    /// For `UPSTREAM_ERROR_BODY`, the reason to which the upstream's error maps. Empty if that is unknown.
     pub mapped_reason: String,
-    /// So much later another try may succeed. None: nobody said.
+    /// The time after which a retry may succeed. None if the response did not contain one.
     pub retry_after: Option<Duration>,
-    /// What is wrong with the request: the field's path, and what would be right.
+    /// The invalid fields of the request: path and description of each.
     pub fields: Vec<(String, String)>,
-    /// The call's name in the logs of the service. Empty if it was not reached.
+    /// The call's id in the service's logs. Empty if the service was not reached.
     pub request_id: String,
-    /// The call's name in the logs of the upstream. Empty: it gave none.
+    /// The call's id in the upstream's logs. Empty if the upstream sent none.
     pub upstream_request_id: String,
-    /// What the upstream said. None: it did not answer.
+    /// The upstream's error. None if the upstream did not respond.
     pub upstream: Option<UpstreamError>,
 }
 
@@ -70,7 +70,7 @@ impl From<Status> for ChatError {
 }
 
 impl ChatError {
-    /// `DEADLINE_EXCEEDED`, as gRPC writes it; tonic has only `DeadlineExceeded`.
+    /// Returns the code in gRPC's spelling, such as `DEADLINE_EXCEEDED`; tonic has only `DeadlineExceeded`.
     pub fn code_name(&self) -> String {
         let mut name = String::new();
         for letter in format!("{:?}", self.code).chars() {
@@ -95,23 +95,23 @@ impl fmt::Display for ChatError {
 
 impl Error for ChatError {}
 
-/// The status as gRPC has it. One with a source is of the connection, not of the service: tonic then says UNKNOWN or
-/// CANCELLED, also when its own clock was first.
-pub(crate) fn told(status: Status) -> Status {
+/// Converts tonic's status to the one of gRPC's other libraries. A status with a source comes from the connection, not
+/// from the service: tonic reports it as UNKNOWN or CANCELLED, also if its own timeout has expired.
+pub(crate) fn grpc_status(status: Status) -> Status {
     match status.source() {
         None => status,
         Some(source) if causes(source).any(|cause| cause.is::<TimeoutExpired>()) => {
-            Status::deadline_exceeded("the deadline has passed")
+            Status::deadline_exceeded("deadline exceeded")
         }
-        Some(source) => Status::unavailable(words(source)),
+        Some(source) => Status::unavailable(message_chain(source)),
     }
 }
 
-/// The error with its causes, which say more than it does.
-pub(crate) fn words(error: &(dyn Error + 'static)) -> String {
-    let mut words: Vec<_> = causes(error).map(ToString::to_string).collect();
-    words.dedup();
-    words.join(": ")
+/// Returns the messages of the error and its causes, which are more specific.
+pub(crate) fn message_chain(error: &(dyn Error + 'static)) -> String {
+    let mut messages: Vec<_> = causes(error).map(ToString::to_string).collect();
+    messages.dedup();
+    messages.join(": ")
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

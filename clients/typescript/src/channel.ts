@@ -1,10 +1,11 @@
 /**
- * How a channel to chatrpc is set up.
+ * Channel settings for chats.
  *
- * - **Round robin** over all addresses of the name. gRPC's default stays with the first.
- * - **Retry of UNAVAILABLE only**, and only before the first message. All else the service has tried again already.
- * - **Keepalive** while calls run. A model may think for minutes, and middleboxes forget what is silent.
- * - **20 MiB** a message, as the service takes. gRPC's own 4 MiB are too few for pictures.
+ * - **Round robin** over all addresses of the name. gRPC's default is the first address only.
+ * - **Retry of UNAVAILABLE**, by gRPC and only before the first message: the service sends no headers
+ *   earlier. The service itself has already retried every other error worth a retry.
+ * - **Keepalive** while calls run, because a model may think for minutes and middleboxes forget silent connections.
+ * - **20 MiB** per message, the service's own limit; gRPC's default of 4 MiB is too small for pictures.
  */
 
 import { X509Certificate } from "node:crypto";
@@ -32,51 +33,57 @@ const SERVICE_CONFIG = {
 };
 const OPTIONS: ChannelOptions = {
   "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
-  // Else each look-up of the name also asks DNS for a service config, which would win over this one.
+  // Because a service config in a TXT record of the name would replace this one.
   "grpc.service_config_disable_resolution": 1,
-  // The service takes a ping each 10 s. More often it ends the connection.
+  // The service accepts one ping per 10 s and closes the connection if pings come more often.
   "grpc.keepalive_time_ms": 30_000,
   "grpc.keepalive_timeout_ms": 10_000,
   "grpc.keepalive_permit_without_calls": 0,
   "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
   "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-  // Only what fits is tried again, and grpc-js keeps but 1 MiB of a call.
+  // grpc-js can retry only a buffered request, and its default of 1 MiB is too small for pictures.
   "grpc.per_rpc_retry_buffer_size": MAX_MESSAGE_BYTES,
   "grpc.retry_buffer_size": 10 * MAX_MESSAGE_BYTES,
 };
 
-export interface Trust {
-  /** TLS by the authorities that Node trusts. */
+export interface TlsOptions {
+  /** Use TLS and trust the authorities that Node trusts. */
   tls?: boolean;
-  /** TLS by the authorities in this PEM file. */
+  /** Use TLS and trust the authorities in this PEM file. */
   caFile?: string;
 }
 
-/** Throws if the file cannot be read, or holds no certificate. */
-export function credentialsOf({ tls, caFile }: Trust): ChannelCredentials {
+/** Return the credentials for these authorities. Throws if the file cannot be read or has no certificate. */
+export function makeCredentials({
+  tls,
+  caFile,
+}: TlsOptions): ChannelCredentials {
   if (caFile) {
-    return ChannelCredentials.createSsl(authoritiesIn(caFile));
+    return ChannelCredentials.createSsl(readAuthorities(caFile));
   }
   return tls
     ? ChannelCredentials.createSsl()
     : ChannelCredentials.createInsecure();
 }
 
-/** Node would take a file without certificates, and then trust nobody. */
-function authoritiesIn(file: string): Buffer {
+/** Read a CA file. Node would accept a file without certificates and then trust no server. */
+function readAuthorities(file: string): Buffer {
   try {
     const pem = readFileSync(file);
     new X509Certificate(pem);
     return pem;
   } catch (error) {
     const { message } = error as Error;
-    throw new Error(`no certificate can be read from ${file}: ${message}`, {
+    throw new Error(`${file}: no certificate: ${message}; use a PEM file`, {
       cause: error,
     });
   }
 }
 
-/** `target` is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. Share one client, and close it. */
+/**
+ * Open a channel to `target`: host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. Share one client and
+ * close it.
+ */
 export function connect(
   credentials: ChannelCredentials,
   target?: string,

@@ -1,4 +1,4 @@
-/** Calls as promises and async iterables, and the error that they end with. */
+/** Calls as promises and async iterables, and their error. */
 
 import {
   type ClientReadableStream,
@@ -28,17 +28,17 @@ import { Status } from "./gen/google/rpc/status.js";
 export type ChatRequest = DeepPartial<CreateChatCompletionRequest>;
 
 export interface CallOptions {
-  /** The deadline, from now. It binds up to the model. Infinity: the service sets its own. */
+  /** The deadline from now. It applies up to the model. If Infinity, the service sets its own. */
   timeoutMs: number;
-  /** Cancels the call, and the model stops. */
+  /** A signal that cancels the call; then the model stops. */
   signal?: AbortSignal;
-  /** Metadata to send along, such as `x-request-id`. */
+  /** Metadata of the request, such as `x-request-id`. */
   headers?: Record<string, string>;
-  /** Gets the metadata that comes before the answer: `x-request-id`, `x-ratelimit-*`. */
+  /** A callback for the metadata before the first message: `x-request-id`, `x-ratelimit-*`. */
   onMetadata?: (metadata: Metadata) => void;
 }
 
-/** The whole answer. Rejects with `ChatError`. */
+/** Return the complete response. Rejects with `ChatError`. */
 export async function complete(
   client: ChatCompletionServiceClient,
   request: ChatRequest,
@@ -48,18 +48,18 @@ export async function complete(
   return new Promise((resolve, reject) => {
     const call = client.createChatCompletion(
       CreateChatCompletionRequest.fromPartial(request),
-      metadataOf(options),
+      makeMetadata(options),
       { deadline: Date.now() + options.timeoutMs },
-      (error, answer) =>
-        error ? reject(new ChatError(error)) : resolve(answer),
+      (error, response) =>
+        error ? reject(new ChatError(error)) : resolve(response),
     );
-    follow(call, options);
+    watch(call, options);
   });
 }
 
 /**
- * The answer as it comes; the call begins with the first read. Throws `ChatError`, and ends without only if the answer
- * is whole. Leaving the loop cancels the call.
+ * Yield the messages of the response. The first read starts the call. Throws `ChatError`, and ends without an error
+ * only if the response is complete. Leaving the loop cancels the call.
  */
 export async function* stream(
   client: ChatCompletionServiceClient,
@@ -69,10 +69,10 @@ export async function* stream(
   options.signal?.throwIfAborted();
   const call = client.createChatCompletionStream(
     CreateChatCompletionRequest.fromPartial(request),
-    metadataOf(options),
+    makeMetadata(options),
     { deadline: Date.now() + options.timeoutMs },
   );
-  follow(call, options);
+  watch(call, options);
   try {
     yield* call as AsyncIterable<CreateChatCompletionStreamResponse>;
   } catch (error) {
@@ -82,15 +82,15 @@ export async function* stream(
   }
 }
 
-/** The key goes with each call: gRPC's own call credentials are refused without TLS. */
-function metadataOf({ headers = {} }: CallOptions): Metadata {
+/** Return a call's metadata with the key, because gRPC rejects call credentials without TLS. */
+function makeMetadata({ headers = {} }: CallOptions): Metadata {
   const metadata = new Metadata();
   const key = process.env.CHATRPC_API_KEY;
   if (key) {
-    // grpc-js refuses such a key too, but with the key in its message.
+    // grpc-js rejects such a key too, but its error message contains the key.
     if (!/^[\x20-\x7e]+$/.test(key)) {
       throw new Error(
-        "CHATRPC_API_KEY has characters that metadata cannot carry",
+        "CHATRPC_API_KEY: the key has characters that metadata cannot carry; use printable ASCII only",
       );
     }
     metadata.set("authorization", `Bearer ${key}`);
@@ -101,7 +101,7 @@ function metadataOf({ headers = {} }: CallOptions): Metadata {
   return metadata;
 }
 
-function follow(
+function watch(
   call: ClientUnaryCall | ClientReadableStream<unknown>,
   { signal, onMetadata }: CallOptions,
 ): void {
@@ -113,38 +113,38 @@ function follow(
   call.on("status", () => signal?.removeEventListener("abort", cancel));
 }
 
-/** The service's name for a call, in its logs. Empty: there is none in this metadata. */
-export function requestIdOf(metadata: Metadata): string {
+/** Return the call's id in the service's logs, or "" if the metadata has none. */
+export function readRequestId(metadata: Metadata): string {
   return metadata.get("x-request-id").join();
 }
 
-/** A call that failed. Its message is `CODE (REASON): details`. The reasons stand in chatrpc/v1/chat_error.proto. */
+/** The error of a failed call: `CODE (REASON): details`. The reasons are those of chatrpc/v1/chat_error.proto. */
 export class ChatError extends Error {
   override readonly name = "ChatError";
   readonly code: status;
-  /** What went wrong, in words. */
+  /** The status's message. */
   readonly details: string;
-  /** Such as `UPSTREAM_RATE_LIMITED`. Empty if the status is of gRPC itself. */
+  /** A reason such as `UPSTREAM_RATE_LIMITED`. Empty if gRPC itself made the status. */
   readonly reason: string = "";
-  /** For `UPSTREAM_ERROR_BODY` what the upstream's error amounts to, if it is known. */
+  /** For `UPSTREAM_ERROR_BODY`, the reason to which the upstream's error maps. Empty if that is unknown. */
   readonly mappedReason: string = "";
-  /** After this time another try may succeed. Unset: nobody said. */
+  /** Milliseconds after which a retry may succeed. Unset if the response did not contain a time. */
   readonly retryAfterMs?: number;
-  /** What is wrong with the request: the field's path, and what would be right. */
+  /** The invalid fields of the request: path and description of each. */
   readonly fields: BadRequest["fieldViolations"] = [];
-  /** The call's name in the logs of the service. Empty if the service was not reached. */
+  /** The call's id in the service's logs. Empty if the service was not reached. */
   readonly requestId: string;
-  /** The call's name in the logs of the upstream. Empty: it gave none. */
+  /** The call's id in the upstream's logs. Empty if the upstream sent none. */
   readonly upstreamRequestId: string = "";
-  /** What the upstream said. Unset: it did not answer. */
+  /** The upstream's error. Unset if the upstream did not respond. */
   readonly upstream?: UpstreamError;
 
   constructor(error: ServiceError) {
     super(error.message, { cause: error });
     this.code = error.code;
     this.details = error.details;
-    this.requestId = requestIdOf(error.metadata);
-    for (const { typeUrl, value } of detailsOf(error.metadata)) {
+    this.requestId = readRequestId(error.metadata);
+    for (const { typeUrl, value } of readDetails(error.metadata)) {
       switch (typeUrl.slice(typeUrl.lastIndexOf("/") + 1)) {
         case "google.rpc.ErrorInfo": {
           const info = ErrorInfo.decode(value);
@@ -177,11 +177,11 @@ export class ChatError extends Error {
   }
 }
 
-function detailsOf(metadata: Metadata): Status["details"] {
+function readDetails(metadata: Metadata): Status["details"] {
   const [bytes] = metadata.get("grpc-status-details-bin");
   try {
     return bytes ? Status.decode(bytes as Buffer).details : [];
   } catch {
-    return []; // somebody else's
+    return []; // details of another service
   }
 }

@@ -1,14 +1,14 @@
-/** The driver of clients/conformance, with this client: calls in, a line each; what was seen out, a line each. */
+/** The TypeScript driver of clients/conformance: reads one call per line, writes one result per line. */
 
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { status } from "@grpc/grpc-js";
-import { connect, credentialsOf } from "./channel.js";
+import { connect, makeCredentials } from "./channel.js";
 import {
   type CallOptions,
   ChatError,
   complete,
-  requestIdOf,
+  readRequestId,
   stream,
 } from "./chat.js";
 import { CreateChatCompletionRequest } from "./gen/chatrpc/v1/chat_request.js";
@@ -25,27 +25,31 @@ interface Call {
   metadata: Record<string, string>;
   timeout_ms: number;
   cancel_after?: number;
+  cancel_after_ms?: number;
   pause_ms?: number;
 }
 
-async function seen(client: ChatCompletionServiceClient, call: Call) {
+async function makeCall(client: ChatCompletionServiceClient, call: Call) {
   const messages: string[] = [];
   let requestId = "";
   let failed: ChatError | undefined;
-  const cancelling = new AbortController();
+  const cancellation = new AbortController();
   const options: CallOptions = {
     timeoutMs: call.timeout_ms || Infinity,
-    signal: cancelling.signal,
+    signal: cancellation.signal,
     headers: call.metadata,
     onMetadata: (metadata) => {
-      requestId = requestIdOf(metadata);
+      requestId = readRequestId(metadata);
     },
   };
+  if (call.cancel_after_ms) {
+    setTimeout(() => cancellation.abort(), call.cancel_after_ms);
+  }
   try {
-    for await (const message of answers(client, call, options)) {
+    for await (const message of responses(client, call, options)) {
       messages.push(Buffer.from(message).toString("base64"));
       if (messages.length === call.cancel_after) {
-        cancelling.abort();
+        cancellation.abort();
       }
     }
   } catch (error) {
@@ -70,8 +74,8 @@ async function seen(client: ChatCompletionServiceClient, call: Call) {
   };
 }
 
-/** The messages as bytes, written anew from what was read of them. */
-async function* answers(
+/** Yield the decoded messages, encoded again. */
+async function* responses(
   client: ChatCompletionServiceClient,
   call: Call,
   options: CallOptions,
@@ -80,8 +84,8 @@ async function* answers(
     Buffer.from(call.request, "base64"),
   );
   if (call.method === "CreateChatCompletion") {
-    const answer = await complete(client, request, options);
-    yield CreateChatCompletionResponse.encode(answer).finish();
+    const response = await complete(client, request, options);
+    yield CreateChatCompletionResponse.encode(response).finish();
     return;
   }
   for await (const message of stream(client, request, options)) {
@@ -96,10 +100,12 @@ async function main(): Promise<number> {
     console.error("usage: conformance HOST:PORT < calls");
     return 2;
   }
-  const client = connect(credentialsOf({}), target);
+  const client = connect(makeCredentials({}), target);
   try {
     for await (const line of createInterface({ input: process.stdin })) {
-      console.log(JSON.stringify(await seen(client, JSON.parse(line) as Call)));
+      console.log(
+        JSON.stringify(await makeCall(client, JSON.parse(line) as Call)),
+      );
     }
   } catch (error) {
     console.error(`conformance: ${(error as Error).message}`);

@@ -1,8 +1,8 @@
-/** What one does with chatrpc, one thing after the other. Against `make serve`: node build/tour.js */
+/** Examples of each use of chatrpc. Run it against `make serve`: node build/tour.js */
 
 import { parseArgs } from "node:util";
 import { logVerbosity, setLogVerbosity, status } from "@grpc/grpc-js";
-import { connect, credentialsOf, type Trust } from "./channel.js";
+import { connect, makeCredentials, type TlsOptions } from "./channel.js";
 import {
   ChatError,
   type ChatRequest,
@@ -15,7 +15,7 @@ const USAGE =
   "tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--model NAME] [--image-bytes N] [--timeout SECONDS]";
 const HELLO = [{ role: "user", content: "Hello!" }];
 
-interface Flags extends Trust {
+interface Flags extends TlsOptions {
   target?: string;
   model: string;
   imageBytes: number;
@@ -27,9 +27,9 @@ type Client = ChatCompletionServiceClient;
 async function main(): Promise<number> {
   let flags: Flags;
   try {
-    flags = flagsOf(process.argv.slice(2));
-  } catch (wrong) {
-    console.error(`chatrpc: ${oneLine(wrong)}; usage: ${USAGE}`);
+    flags = parseFlags(process.argv.slice(2));
+  } catch (error) {
+    console.error(`chatrpc: ${oneLine(error)}; usage: ${USAGE}`);
     return 2;
   }
   let client: Client | undefined;
@@ -51,30 +51,30 @@ async function main(): Promise<number> {
   return 0;
 }
 
-/** Keepalive, round robin, retries and 20 MiB: see channel.ts. */
+/** Open a channel. channel.ts sets keepalive, round robin, retries and 20 MiB. */
 function channel(flags: Flags): Client {
   return connect(credentials(flags), flags.target);
 }
 
-/** TLS: not at all, by Node's authorities, or by a file's. The key comes from CHATRPC_API_KEY by itself: see chat.ts. */
+/** Choose no TLS, Node's authorities or a CA file. chat.ts reads the key from CHATRPC_API_KEY. */
 function credentials(flags: Flags) {
-  return credentialsOf(flags);
+  return makeCredentials(flags);
 }
 
-/** One question, one answer. */
+/** Send a request and receive the complete response. */
 async function unary(client: Client, { model, timeoutMs }: Flags) {
   const request = { model, messages: HELLO, temperature: 0.2 };
-  const answer = await complete(client, request, { timeoutMs });
-  show("unary", answer.choices[0]?.message?.content);
+  const response = await complete(client, request, { timeoutMs });
+  show("unary", response.choices[0]?.message?.content);
 }
 
-/** The same, piece by piece. It ends without an exception only if the answer is whole. */
+/** Receive the response piece by piece. The stream ends without an error only if it is complete. */
 async function stream(client: Client, { model, timeoutMs }: Flags) {
   const request = { model, messages: HELLO };
-  let tokens = "no usage told";
+  let tokens = "usage not reported";
   process.stdout.write("stream".padEnd(10));
-  const answer = streamed(client, request, { timeoutMs });
-  for await (const { choices, usage } of answer) {
+  const response = streamed(client, request, { timeoutMs });
+  for await (const { choices, usage } of response) {
     for (const { index, delta } of choices) {
       if (index === 0 && delta?.content) {
         process.stdout.write(delta.content);
@@ -87,14 +87,14 @@ async function stream(client: Client, { model, timeoutMs }: Flags) {
   console.log(` (${tokens})`);
 }
 
-/** It binds up to the model: what is not there in time is given up, everywhere. */
+/** Set a deadline. It applies up to the model: after it, the call stops everywhere. */
 async function deadline(client: Client) {
   const request = { model: "echo:delay=30", messages: HELLO };
-  const late = await failure(complete(client, request, { timeoutMs: 300 }));
-  show("deadline", status[late.code]);
+  const failed = await failure(complete(client, request, { timeoutMs: 300 }));
+  show("deadline", status[failed.code]);
 }
 
-/** Leaving the stream cancels the call, and the model stops. An AbortSignal does so from elsewhere. */
+/** Leave a stream early: this cancels the call, and the model stops. An AbortSignal does the same from elsewhere. */
 async function cancel(client: Client, { timeoutMs }: Flags) {
   const request = { model: "echo:pieces=999,pace=0.02", messages: HELLO };
   const received = [];
@@ -106,21 +106,21 @@ async function cancel(client: Client, { timeoutMs }: Flags) {
   show("cancel", `stopped after ${received.length} messages`);
 }
 
-/** The status says what kind of failure it is, its details which one, and what can be done. */
+/** Read an error: its code, its reason, the time to wait before a retry and the upstream's HTTP status. */
 async function error(client: Client) {
   const request = { model: "echo:status=429,retry_after=7", messages: HELLO };
   const failed = await failure(complete(client, request, { timeoutMs: 5000 }));
-  const again =
+  const retry =
     failed.retryAfterMs === undefined
       ? ""
-      : `, again in ${failed.retryAfterMs / 1000} s`;
+      : `, retry in ${failed.retryAfterMs / 1000} s`;
   show(
     "error",
-    `${status[failed.code]} ${failed.reason}${again}, upstream's HTTP status ${failed.upstream?.httpStatus}`,
+    `${status[failed.code]} ${failed.reason}${retry}, upstream's HTTP status ${failed.upstream?.httpStatus}`,
   );
 }
 
-/** The model asks for a function to be called; what it returned goes back with the rest of the chat. */
+/** Let the model call a function, then send the function's result with the rest of the chat. */
 async function tools(client: Client, { model, timeoutMs }: Flags) {
   const parametersJson = JSON.stringify({
     type: "object",
@@ -132,7 +132,7 @@ async function tools(client: Client, { model, timeoutMs }: Flags) {
     messages: HELLO,
     tools: [{ function: { name: "weather", parametersJson } }],
   };
-  const answer = await complete(
+  const response = await complete(
     client,
     {
       ...request,
@@ -140,21 +140,23 @@ async function tools(client: Client, { model, timeoutMs }: Flags) {
     },
     { timeoutMs },
   );
-  const asked = answer.choices[0]?.message;
-  const call = asked?.toolCalls[0];
-  if (!asked || !call?.function) {
-    throw new Error("the model called no function");
+  const message = response.choices[0]?.message;
+  const call = message?.toolCalls[0];
+  if (!message || !call?.function) {
+    throw new Error(
+      "tools: the model called no function; use a model that supports tools",
+    );
   }
   const result = { role: "tool", toolCallId: call.id, content: "sunny" };
   await complete(
     client,
-    { ...request, messages: [...HELLO, asked, result] },
+    { ...request, messages: [...HELLO, message, result] },
     { timeoutMs },
   );
   show("tools", `${call.function.name}(${call.function.arguments})`);
 }
 
-/** A picture goes as a data URL. gRPC's usual limit, 4 MiB, would be too little for it. */
+/** Send a picture as a data URL, which can exceed gRPC's default limit of 4 MiB. */
 async function image(client: Client, { model, imageBytes, timeoutMs }: Flags) {
   const url = `data:image/png;base64,${Buffer.alloc(imageBytes).toString("base64")}`;
   const request: ChatRequest = {
@@ -169,11 +171,11 @@ async function image(client: Client, { model, imageBytes, timeoutMs }: Flags) {
       },
     ],
   };
-  const answer = await complete(client, request, { timeoutMs });
-  show("image", answer.choices[0]?.message?.content);
+  const response = await complete(client, request, { timeoutMs });
+  show("image", response.choices[0]?.message?.content);
 }
 
-/** The error of a call that is to fail. */
+/** Return the error of a call that must fail. */
 async function failure(call: Promise<unknown>): Promise<ChatError> {
   try {
     await call;
@@ -183,18 +185,20 @@ async function failure(call: Promise<unknown>): Promise<ChatError> {
     }
     throw error;
   }
-  throw new Error("a call that was to fail did not");
+  throw new Error(
+    "tour: a call that must fail succeeded; run it against `make serve`",
+  );
 }
 
-function show(name: string, what = "") {
-  console.log(name.padEnd(10) + what);
+function show(name: string, result = "") {
+  console.log(name.padEnd(10) + result);
 }
 
 function oneLine(error: unknown): string {
   return (error as Error).message.replace(/\s+/g, " ").trim();
 }
 
-function flagsOf(args: string[]): Flags {
+function parseFlags(args: string[]): Flags {
   const { values } = parseArgs({
     args,
     options: {
@@ -209,12 +213,12 @@ function flagsOf(args: string[]): Flags {
   const imageBytes = Number(values["image-bytes"]);
   const timeoutMs = Number(values.timeout) * 1000;
   if (!/^\d+$/.test(values["image-bytes"])) {
-    throw new Error("--image-bytes is a number of bytes");
+    throw new Error("--image-bytes: invalid; use a number of bytes");
   }
-  // grpc-js throws where nobody can catch it if a deadline is too far away.
+  // Because grpc-js throws an uncatchable error if a deadline is too far away.
   if (!(timeoutMs > 0 && timeoutMs < 1e12)) {
     throw new Error(
-      "--timeout is a number of seconds, more than 0 and below 1e9",
+      "--timeout: invalid; use a number of seconds, more than 0 and below 1e9",
     );
   }
   const { target, tls, model } = values;
@@ -228,7 +232,7 @@ function flagsOf(args: string[]): Flags {
   };
 }
 
-// Else grpc-js and Node write warnings of their own to standard error.
+// Because grpc-js and Node would write warnings to standard error.
 setLogVerbosity(logVerbosity.NONE);
 process.noDeprecation = true;
 process.exitCode = await main();

@@ -1,4 +1,4 @@
-"""clients/python against the live service: what callers do with it, and what they see when it goes wrong."""
+"""clients/python against a running service: its calls, its errors and its arguments."""
 
 import asyncio
 import base64
@@ -6,17 +6,14 @@ import copy
 import json
 import pickle
 from collections.abc import AsyncIterator, Iterator
-from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import grpc
 import pytest
 import trustme
 from google.protobuf.message import Message
 
-from chatrpc.v1.chat_message_pb2 import ChatMessage, FunctionCall, ToolCall
+from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc_client import (
     AsyncClient,
     CancelledError,
@@ -32,9 +29,7 @@ from chatrpc_client import (
     Snapshot,
     UnavailableError,
 )
-from chatrpc_client import requests as client_requests
 from chatrpc_echo import Echo
-from chatrpc_server.core.openai import requests as service_requests
 from chatrpc_server.core.openai.assemble import assemble
 from chatrpc_server.core.openai.responses import StreamReader
 from support import Script, Service, collect, http, service
@@ -72,11 +67,11 @@ async def test_complete(client: Client, async_client: AsyncClient) -> None:
 
 
 async def test_stream(client: Client, async_client: AsyncClient) -> None:
-    def texts() -> list[str]:
+    def pieces() -> list[str]:
         with client.stream(model="echo:pieces=3", messages=HELLO) as stream:
             return [*stream.text_stream()]
 
-    assert "".join(await asyncio.to_thread(texts)) == "1 2 3"
+    assert "".join(await asyncio.to_thread(pieces)) == "1 2 3"
     async with async_client.stream(model="echo:pieces=3", messages=HELLO) as stream:
         assert "".join([text async for text in stream.text_stream()]) == "1 2 3"
     assert (stream.snapshot.text, stream.snapshot.finish_reasons) == ("1 2 3", {0: "stop"})
@@ -85,36 +80,36 @@ async def test_stream(client: Client, async_client: AsyncClient) -> None:
     assert stream.snapshot.message == ChatMessage(role="assistant", content="1 2 3")
 
 
-async def test_a_stream_amounts_to_the_whole_answer(client: Client) -> None:
+async def test_a_stream_assembles_to_the_unary_response(client: Client) -> None:
     arguments = {"model": "echo", "messages": HELLO, "n": 2, "logprobs": True, "reasoning_effort": "low"}
-    whole = await asyncio.to_thread(client.complete, **arguments)
-    streamed_whole = (await asyncio.to_thread(streamed, client, **arguments)).response
-    streamed_whole.id = whole.id
-    assert streamed_whole == whole
+    unary = await asyncio.to_thread(client.complete, **arguments)
+    assembled = (await asyncio.to_thread(streamed, client, **arguments)).response
+    assembled.id = unary.id
+    assert assembled == unary
 
 
 @pytest.mark.parametrize("quirk", QUIRKS, ids=[quirk.stem for quirk in QUIRKS])
-def test_what_any_stream_amounts_to(quirk: Path) -> None:
-    """The service puts together streams that it did not ask for: both are to come to the same."""
+def test_client_and_service_assemble_streams_alike(quirk: Path) -> None:
+    """The service assembles a stream that it received for a unary call. Both results must be equal."""
     reader = StreamReader(1 << 20)
-    transcript = Snapshot()
-    transcript.chunks += [*reader.feed(quirk.read_bytes()), *reader.finish()]
-    expected, seen = assemble(transcript.chunks), transcript.response
+    snapshot = Snapshot()
+    snapshot.chunks += [*reader.feed(quirk.read_bytes()), *reader.finish()]
+    expected, seen = assemble(snapshot.chunks), snapshot.response
     expected.choices.sort(key=lambda choice: choice.index)
     expected.object = seen.object
-    assert same_form(seen) == same_form(expected)
+    assert normalised(seen) == normalised(expected)
 
 
-def same_form(message: Message) -> Message:
-    """With the JSON in it always written in one way."""
+def normalised(message: Message) -> Message:
+    """Return the message with its JSON texts in one normal form."""
     for field, value in message.ListFields():
         if field.name == "extra_json":
             message.extra_json = json.dumps(json.loads(value))  # type: ignore[attr-defined]
         elif isinstance(value, Message):
-            same_form(value)
+            normalised(value)
         elif field.is_repeated and field.message_type:
             for item in value:
-                same_form(item)
+                normalised(item)
     return message
 
 
@@ -134,7 +129,7 @@ async def test_a_conversation_with_tools(client: Client) -> None:
     assert answer.choices[0].message.content
 
 
-async def test_a_picture_of_five_mebibytes(client: Client, echo: Echo) -> None:
+async def test_a_picture_of_5_mib(client: Client, echo: Echo) -> None:
     url = f"data:image/png;base64,{base64.b64encode(bytes(5 << 20)).decode()}"
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
     await asyncio.to_thread(client.complete, model="echo", messages=[{"role": "user", "content": parts}])
@@ -195,7 +190,7 @@ async def test_errors_are_typed(client: Client, async_client: AsyncClient, model
         assert "\n" not in str(error)
 
 
-async def test_an_error_says_which_field(client: Client) -> None:
+async def test_an_error_names_the_invalid_field(client: Client) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         await asyncio.to_thread(client.complete, model="echo", messages=[{"role": "", "content": "?"}])
     assert raised.value.fields
@@ -203,7 +198,7 @@ async def test_an_error_says_which_field(client: Client) -> None:
     assert raised.value.upstream_status is None
 
 
-async def test_what_came_before_a_truncation_stays(client: Client) -> None:
+async def test_a_truncated_stream_keeps_its_messages(client: Client) -> None:
     with client.stream(model="echo:pieces=9,truncate=3", messages=HELLO) as stream:
         with pytest.raises(UnavailableError) as raised:
             await asyncio.to_thread(list, stream)
@@ -218,7 +213,7 @@ async def test_an_error_in_the_stream(client: Client) -> None:
     assert raised.value.upstream_status == 200
 
 
-async def test_the_deadline_binds(client: Client, async_client: AsyncClient) -> None:
+async def test_the_deadline_applies(client: Client, async_client: AsyncClient) -> None:
     with pytest.raises(DeadlineError):
         await asyncio.to_thread(client.complete, model="echo:delay=30", messages=HELLO, timeout=0.2)
     async with async_client.stream(model="echo:pieces=9,gap=30", messages=HELLO, timeout=0.5) as stream:
@@ -242,22 +237,22 @@ async def test_leaving_a_stream_cancels_it(
             await asyncio.sleep(0.01)
 
 
-async def test_an_async_stream_that_broke_stays_broken(async_client: AsyncClient) -> None:
-    """grpc.aio itself would say at the next read that it is over, as if the answer were whole."""
+async def test_a_failed_async_stream_keeps_failing(async_client: AsyncClient) -> None:
+    """grpc.aio itself would end the iteration at the next read, as if the response were complete."""
     stream = async_client.stream(model="echo:pieces=9,gap=30", messages=HELLO)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             _ = [chunk async for chunk in stream]
     with pytest.raises(CancelledError) as raised:
         await anext(stream)
-    assert raised.value.request_id  # it came before the answer: there are no trailers to read it from
+    assert raised.value.request_id  # from the initial metadata, because a cancelled call has no trailers
     stream = async_client.stream(model="echo:pieces=9,truncate=2", messages=HELLO)
     for _ in range(2):
         with pytest.raises(UnavailableError, match="UPSTREAM_TRUNCATED"):
             _ = [chunk async for chunk in stream]
 
 
-async def test_who_waits_for_what_is_closed_is_not_cancelled(chat: Service) -> None:
+async def test_closing_from_another_task_is_no_task_cancellation(chat: Service) -> None:
     client = AsyncClient(str(chat.server.address))
     stream = client.stream(model="echo:pieces=9,gap=30", messages=HELLO)
     await anext(stream)
@@ -273,7 +268,7 @@ async def test_who_waits_for_what_is_closed_is_not_cancelled(chat: Service) -> N
             await reader
 
 
-async def test_who_is_cancelled_is_cancelled(chat: Service, async_client: AsyncClient) -> None:
+async def test_cancelling_the_task_cancels_the_call(chat: Service, async_client: AsyncClient) -> None:
     calls = [
         asyncio.create_task(async_client.complete(model="echo:delay=30", messages=HELLO)),
         asyncio.create_task(collect(async_client.stream(model="echo:delay=30", messages=HELLO))),
@@ -288,7 +283,7 @@ async def test_who_is_cancelled_is_cancelled(chat: Service, async_client: AsyncC
             await asyncio.sleep(0.01)
 
 
-async def test_a_closed_client_says_so(chat: Service) -> None:
+async def test_a_closed_client_rejects_calls(chat: Service) -> None:
     client, async_client = Client(str(chat.server.address)), AsyncClient(str(chat.server.address))
     client.close()
     await async_client.close()
@@ -299,16 +294,16 @@ async def test_a_closed_client_says_so(chat: Service) -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-async def test_errors_can_be_passed_on(client: Client, copied: Any) -> None:
+async def test_errors_can_be_copied_and_pickled(client: Client, copied: Any) -> None:
     with pytest.raises(RateLimitError) as raised:
         await asyncio.to_thread(client.complete, model="echo:status=429,retry_after=7", messages=HELLO, timeout=5)
-    again = copied(raised.value)
-    assert type(again) is RateLimitError
+    copy_ = copied(raised.value)
+    assert type(copy_) is RateLimitError
     for name in ("code", "message", "reason", "retry_after", "request_id", "upstream", "upstream_status"):
-        assert getattr(again, name) == getattr(raised.value, name)
+        assert getattr(copy_, name) == getattr(raised.value, name)
 
 
-async def test_calls_spread_and_one_server_less_is_survived(echo: Echo) -> None:
+async def test_calls_spread_and_survive_the_stop_of_one_server(echo: Echo) -> None:
     async with service(echo.base_url) as one, service(echo.base_url) as two:
         addresses = f"ipv4:{one.server.address},{two.server.address}"
         async with AsyncClient(addresses, timeout=5) as client:
@@ -323,10 +318,10 @@ async def test_calls_spread_and_one_server_less_is_survived(echo: Echo) -> None:
                 await client.complete(model="echo", messages=HELLO)
 
 
-async def test_a_call_that_finds_the_server_unavailable_is_tried_again(script: Script) -> None:
-    """Also by gRPC: the upstream cannot be reached at first, and the service itself does not retry."""
+async def test_grpc_retries_an_unavailable_service(script: Script) -> None:
+    """The service itself does not retry here, so that gRPC retries after the upstream's 503."""
     body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}}]}).encode()
-    long = [{"role": "user", "content": "x" * (2 << 20)}]  # by itself gRPC keeps 256 KiB for another try
+    long = [{"role": "user", "content": "x" * (2 << 20)}]  # above 256 KiB, gRPC's default retry buffer
     script.answers(http(b"{}", status="503 Service Unavailable"), http(body))
     async with service(script.base_url, upstream={"max_retries": 0}) as running:
         async with AsyncClient(str(running.server.address), timeout=5) as client:
@@ -335,7 +330,7 @@ async def test_a_call_that_finds_the_server_unavailable_is_tried_again(script: S
         assert running.value("grpc_server_handled_total", grpc_code="Unavailable") == 1
 
 
-async def test_nobody_there() -> None:
+async def test_no_server() -> None:
     with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(UnavailableError) as raised:
         await asyncio.to_thread(client.complete, model="echo", messages=HELLO)
     assert (raised.value.reason, raised.value.request_id) == ("", "")
@@ -357,153 +352,3 @@ async def test_tls(echo: Echo, tmp_path: Path) -> None:
         async with AsyncClient(target, tls=tmp_path / "other.pem", timeout=5) as client:
             with pytest.raises(UnavailableError, match=r"(?i)certificate|ssl|handshake"):
                 await client.complete(model="echo", messages=HELLO)
-
-
-async def test_the_environment_says_where_and_who(chat: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHATRPC_TARGET", str(chat.server.address))
-    monkeypatch.setenv("CHATRPC_API_KEY", "from-the-environment")
-    async with AsyncClient(timeout=5) as client:
-        assert await client.complete(model="echo", messages=HELLO)
-        assert ("authorization", "Bearer from-the-environment") in client._calls.options(None, None)["metadata"]
-    with Client(api_key="given") as other:
-        assert other._calls.options(None, None)["metadata"] == [("authorization", "Bearer given")]
-    with Client(api_key="") as nobody:
-        assert nobody._calls.options(None, None)["metadata"] == []
-
-
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "messages is a text": ({"messages": "Hello!"}, "messages is to be a list"),
-    "a message is a text": ({"messages": ["Hello!"]}, r"messages\[0\] is to be a dict or a ChatMessage, not str"),
-    "model is none": ({"model": None}, "model is to be the model's name, not NoneType"),
-    "no JSON": ({"top_k": {1, 2}}, "top_k cannot be sent as JSON"),
-    "no JSON within": ({"messages": [{"role": "user", "x": b""}]}, r"messages\[0\].x cannot be sent as JSON"),
-    "no number": ({"x": float("nan")}, "x cannot be sent as JSON"),
-    "twice": ({"temperature": 1, "extra_body": {"temperature": 1}}, "given twice.*temperature"),
-    "messages twice": ({"extra_body": {"messages": HELLO}}, "given twice.*messages"),
-    "a query": ({"extra_query": {"a": "b"}}, "extra_query has no place"),
-    "no JSON in a tool": (
-        {"tools": [{"function": {"name": "f", "parameters": {"x": float("inf")}}}]},
-        r"tools\[0\].function.parameters cannot be sent as JSON",
-    ),
-    "extra_body is a list": ({"extra_body": []}, ""),
-    "extra_body is a text": ({"extra_body": "x"}, "extra_body is to be a dict, not str"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "complaint"), BAD.values(), ids=BAD)
-def test_what_cannot_be_sent_is_said(arguments: dict[str, Any], complaint: str) -> None:
-    given = {"model": "echo", "messages": HELLO, **arguments}
-    model, messages = given.pop("model"), given.pop("messages")
-    if not complaint:
-        assert client_requests.build_request(model, messages, given)
-        return
-    with pytest.raises(TypeError, match=complaint):
-        client_requests.build_request(model, messages, given)
-
-
-@pytest.mark.parametrize("key", ["secret\n", "sécret"])
-def test_a_key_that_cannot_be_sent_is_not_shown(key: str) -> None:
-    with pytest.raises(ValueError, match="cannot be sent") as raised:
-        Client(api_key=key)
-    assert key.strip() not in str(raised.value)
-
-
-class Role(StrEnum):
-    USER = "user"
-
-
-ASKED = ChatMessage(role="assistant", tool_calls=[ToolCall(id="1", function=FunctionCall(name="f", arguments="{}"))])
-ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "an enum": ({"role": Role.USER, "content": "?"}, {"role": "user", "content": "?"}),
-    "an enum of a part": (
-        {"role": "user", "content": [{"type": StrEnum("Kind", {"TEXT": "text"}).TEXT, "text": "?"}]},  # type: ignore[attr-defined]
-        {"role": "user", "content": [{"type": "text", "text": "?"}]},
-    ),
-    "calls of an answer": (
-        {"role": "assistant", "tool_calls": ASKED.tool_calls},
-        {
-            "role": "assistant",
-            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-        },
-    ),
-    "a part with two payloads": (
-        {"role": "user", "content": [{"refusal": "", "type": "text", "text": "?"}]},
-        {"role": "user", "content": [{"refusal": "", "type": "text", "text": "?"}]},
-    ),
-    "half a pair": ({"role": "user", "content": "\ud83d"}, {"role": "user", "content": "\ud83d"}),
-    "a mapping": (
-        {"role": "user", "content": "?", "x": MappingProxyType({"y": (1, 2)})},
-        {"role": "user", "content": "?", "x": {"y": [1, 2]}},
-    ),
-    "null": ({"role": "user", "content": "?", "name": None}, {"role": "user", "content": "?", "name": None}),
-}
-
-
-@pytest.mark.parametrize(("given", "sent"), ALIKE.values(), ids=ALIKE)
-def test_messages_arrive_as_they_were_given(given: dict[str, Any], sent: dict[str, Any]) -> None:
-    request = client_requests.build_request("m", [given], {"temperature": 10**400})
-    body = json.loads(service_requests.unary_body(request))
-    assert body == {"model": "m", "messages": [sent], "temperature": 10**400}
-
-
-def test_of_two_payloads_the_one_that_the_type_names_counts() -> None:
-    part = {"image_url": {"url": "https://pictures.test/1"}, "type": "text", "text": "?"}
-    request = client_requests.build_request("m", [{"role": "user", "content": [part]}], {})
-    assert request.messages[0].content_parts[0].text == "?"
-
-
-ODD = {"max_tokens": True, "temperature": True, "logprobs": 1, "seed": "1", "tool_choice": "\ud83d", "user": ["\ud83d"]}
-
-
-def test_odd_values_arrive_as_they_were_given() -> None:
-    request = client_requests.build_request("m", HELLO, ODD)
-    body = json.loads(service_requests.unary_body(request))
-    assert {key: (type(body[key]), body[key]) for key in ODD} == {key: (type(ODD[key]), ODD[key]) for key in ODD}
-
-
-FORCED = {"type": "function", "function": {"name": "f"}}
-SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FORCED]}}
-
-
-@pytest.mark.parametrize("choice", ["auto", FORCED, SOME, {"type": "another", "x": 1}, 5])
-@pytest.mark.parametrize("kind", [lambda value: value, lambda value: MappingProxyType(dict(value))])
-def test_a_choice_of_tools_arrives_in_any_form(choice: Any, kind: Any) -> None:
-    given = kind(choice) if isinstance(choice, dict) else choice
-    request = client_requests.build_request("m", HELLO, {"tool_choice": given})
-    body = json.loads(service_requests.unary_body(request))
-    assert body["tool_choice"] == choice
-
-
-@pytest.mark.parametrize("headers", [{"x-a": "b\n"}, {"x-a": "é"}, {"x a": "b"}])
-def test_a_header_that_cannot_be_sent_is_said(headers: dict[str, str]) -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="cannot be sent"):
-        client.complete(model="echo", messages=HELLO, extra_headers=headers)
-
-
-def test_an_authorization_of_its_own() -> None:
-    with Client(api_key="ours") as client:
-        metadata = client._calls.options(None, {"Authorization": "Bearer mine"})["metadata"]
-    assert metadata == [("authorization", "Bearer mine")]
-
-
-@pytest.mark.parametrize("target", ["http://127.0.0.1:50051", "https://a:1", "grpc://a:1"])
-def test_an_address_is_no_url(target: str) -> None:
-    with pytest.raises(ValueError, match="host:port"):
-        Client(target)
-
-
-@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
-def test_a_timeout_is_positive_and_finite(timeout: float) -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="more than 0 and finite"):
-        client.complete(model="echo", messages=HELLO, timeout=timeout)
-
-
-async def test_a_deadline_may_be_far_away(async_client: AsyncClient) -> None:
-    assert await async_client.complete(model="echo", messages=HELLO, timeout=1e12)
-
-
-def test_one_may_bring_credentials() -> None:
-    with Client("127.0.0.1:1", tls=grpc.ssl_channel_credentials()) as client:
-        assert client
-    with pytest.raises(FileNotFoundError):
-        Client("127.0.0.1:1", tls="/nowhere/ca.pem")

@@ -1,4 +1,4 @@
-"""The command `chatrpc` as a user meets it: once, in a pipe, and as a conversation in a terminal."""
+"""The command `chatrpc` as a process: one prompt, a pipe, and a conversation in a terminal."""
 
 import asyncio
 import json
@@ -26,13 +26,13 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 async def run(
-    *arguments: str, target: object = None, said: str = "", **environ: str
+    *arguments: str, target: object = None, stdin: str = "", **environ: str
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(target or "")} | environ
     return await asyncio.to_thread(
         subprocess.run,
         [*COMMAND, *arguments],
-        input=said,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=30,
@@ -41,13 +41,13 @@ async def run(
     )
 
 
-async def test_one_answer(chat: Service) -> None:
+async def test_one_response(chat: Service) -> None:
     result = await run("--model", "echo", "Hello,", "world!", target=chat.server.address)
     assert (result.returncode, result.stdout, result.stderr) == (0, "You said: Hello, world!\n", "")
 
 
 async def test_standard_input_and_a_system_message(chat: Service, echo: Echo) -> None:
-    result = await run("--system", "Be brief.", target=chat.server.address, said="Hello!\n", CHATRPC_MODEL="echo")
+    result = await run("--system", "Be brief.", target=chat.server.address, stdin="Hello!\n", CHATRPC_MODEL="echo")
     assert (result.returncode, result.stdout) == (0, "You said: Hello!\n")
     assert [message["content"] for message in echo.requests[-1].body["messages"]] == ["Be brief.", "Hello!"]
 
@@ -65,7 +65,7 @@ async def test_json(chat: Service) -> None:
     [
         (
             "echo:status=429,retry_after=7",
-            r"RESOURCE_EXHAUSTED \(UPSTREAM_RATE_LIMITED\): .*; try again in 7 s; .*429; .*",
+            r"RESOURCE_EXHAUSTED \(UPSTREAM_RATE_LIMITED\): .*; retry in 7 s; .*429; .*",
         ),
         ("echo:pieces=9,truncate=2", r"UNAVAILABLE \(UPSTREAM_TRUNCATED\): .*"),
         ("echo:delay=9", r"DEADLINE_EXCEEDED.*"),
@@ -77,12 +77,12 @@ async def test_a_failure_is_one_line(chat: Service, model: str, line: str) -> No
     assert re.fullmatch(f"chatrpc: {line}\n", result.stderr), result.stderr
 
 
-async def test_what_came_before_a_failure_is_shown(chat: Service) -> None:
+async def test_the_text_before_a_failure_is_shown(chat: Service) -> None:
     result = await run("--model", "echo:pieces=9,truncate=2", "?", target=chat.server.address)
     assert (result.returncode, result.stdout) == (1, "1 2\n")
 
 
-async def test_nobody_reads_on(chat: Service) -> None:
+async def test_a_reader_that_closes_the_pipe(chat: Service) -> None:
     command = [sys.executable, "-m", "chatrpc_cli", "--model", "echo:pieces=2000,pace=0.001", "?"]
     environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}
     process = await asyncio.create_subprocess_exec(
@@ -95,62 +95,65 @@ async def test_nobody_reads_on(chat: Service) -> None:
     assert (await process.stderr.read(), await process.wait()) == (b"", 1)
 
 
-async def test_nobody_there() -> None:
+async def test_no_server() -> None:
     result = await run("--model", "echo", "--timeout", "5", "?", target="127.0.0.1:1")
     assert result.returncode == 1
     assert re.fullmatch(r"chatrpc: UNAVAILABLE: .*127\.0\.0\.1:1.*\n", result.stderr), result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said", "complaint"),
+    ("arguments", "stdin", "message"),
     [
-        ([], "Hello!", "which model?"),
-        (["--model", "echo"], "", "nothing to say"),
+        ([], "Hello!", "model: missing"),
+        (["--model", "echo"], "", "prompt: missing"),
         (["--model", "echo", "--ca-file", "/nowhere", "?"], "", "/nowhere"),
-        (["--model", "echo", "--ca-file", "", "?"], "", "an empty path"),
+        (["--model", "echo", "--ca-file", "", "?"], "", "the path is empty"),
         (["--model", "echo", "--target", "http://a:1", "?"], "", "host:port"),
         (["--model", "echo", "--timeout", "-1", "?"], "", "more than 0"),
     ],
 )
-async def test_wrong_use_is_said(arguments: list[str], said: str, complaint: str) -> None:
-    result = await run(*arguments, said=said)
+async def test_wrong_usage_is_reported(arguments: list[str], stdin: str, message: str) -> None:
+    result = await run(*arguments, stdin=stdin)
     assert result.returncode == 2
-    assert complaint in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-async def test_what_is_no_utf_8_is_replaced(chat: Service) -> None:
+async def test_invalid_utf_8_is_replaced(chat: Service) -> None:
     environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}
-    for arguments, said in ((["a\udcff"], b""), ([], b"a\xff")):
+    for arguments, stdin in ((["a\udcff"], b""), ([], b"a\xff")):
         result = await asyncio.to_thread(
-            subprocess.run, [*COMMAND, "-m", "echo", *arguments], input=said, capture_output=True, env=environment
+            subprocess.run, [*COMMAND, "-m", "echo", *arguments], input=stdin, capture_output=True, env=environment
         )
         assert (result.returncode, result.stderr) == (0, b"")
         assert result.stdout.decode() in ("You said: a?\n", "You said: a\ufffd\n")
 
 
-async def test_a_terminal_that_knows_less(chat: Service) -> None:
+async def test_an_output_encoding_without_the_character(chat: Service) -> None:
     result = await run("--model", "echo", "日", target=chat.server.address, PYTHONIOENCODING="latin-1")
     assert (result.returncode, result.stdout) == (0, "You said: ?\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-async def test_a_full_disk_is_said(chat: Service) -> None:
+async def test_a_full_disk_is_reported(chat: Service) -> None:
     environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}
     full = os.open("/dev/full", os.O_WRONLY)
     result = await asyncio.to_thread(
         subprocess.run, [*COMMAND, "-m", "echo", "?"], stdout=full, stderr=subprocess.PIPE, env=environment
     )
     os.close(full)
-    assert (result.returncode, result.stderr) == (1, b"chatrpc: cannot write: No space left on device\n")
+    assert (result.returncode, result.stderr) == (
+        1,
+        b"chatrpc: standard output: No space left on device; the response is incomplete\n",
+    )
 
 
 class Terminal:
-    """A conversation in a terminal of its own."""
+    """A conversation in a pseudo-terminal."""
 
     def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
         self.process = process
-        self.seen = ""
+        self.output = ""
         self._master = master
         self._decoder = getincrementaldecoder("utf-8")()
 
@@ -158,11 +161,11 @@ class Terminal:
         os.write(self._master, text.encode())
 
     async def shows(self, pattern: str) -> re.Match[str]:
-        """Waits for this; what was seen up to its end is done with."""
+        """Wait for output that matches, and discard it and all before it."""
         async with asyncio.timeout(20):
-            while not (match := re.search(pattern, self.seen)):
-                self.seen += ANSI.sub("", (await asyncio.to_thread(self._read)).replace("\r", ""))
-        self.seen = self.seen[match.end() :]
+            while not (match := re.search(pattern, self.output)):
+                self.output += ANSI.sub("", (await asyncio.to_thread(self._read)).replace("\r", ""))
+        self.output = self.output[match.end() :]
         return match
 
     def _read(self) -> str:
@@ -177,12 +180,12 @@ def terminal(chat: Service, *arguments: str) -> Iterator[Terminal]:
         [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
     )
     os.close(slave)
-    last_resort = Timer(40, process.kill)
-    last_resort.start()
+    watchdog = Timer(40, process.kill)
+    watchdog.start()
     try:
         yield Terminal(master, process)
     finally:
-        last_resort.cancel()
+        watchdog.cancel()
         process.kill()
         process.wait()
         os.close(master)
@@ -214,7 +217,7 @@ async def test_a_conversation(chat: Service, echo: Echo) -> None:
         assert await asyncio.to_thread(screen.process.wait, 10) == 0
 
 
-async def test_ctrl_c_stops_an_answer_and_no_more(chat: Service, echo: Echo) -> None:
+async def test_ctrl_c_stops_the_response_only(chat: Service, echo: Echo) -> None:
     with terminal(chat, "--model", "echo:pieces=500,pace=0.05") as screen:
         await screen.shows("› ")
         screen.type("count\n")

@@ -1,5 +1,4 @@
-// Command conformance is the driver of clients/conformance for this client: calls in, a line each; what was seen out,
-// a line each.
+// Command conformance is the Go driver of clients/conformance: it reads a call per line and writes a result per line.
 package main
 
 import (
@@ -21,13 +20,14 @@ import (
 )
 
 type call struct {
-	Name        string            `json:"name"`
-	Method      string            `json:"method"`
-	Request     []byte            `json:"request"`
-	Metadata    map[string]string `json:"metadata"`
-	TimeoutMS   int64             `json:"timeout_ms"`
-	CancelAfter int               `json:"cancel_after"`
-	PauseMS     int64             `json:"pause_ms"`
+	Name          string            `json:"name"`
+	Method        string            `json:"method"`
+	Request       []byte            `json:"request"`
+	Metadata      map[string]string `json:"metadata"`
+	TimeoutMS     int64             `json:"timeout_ms"`
+	CancelAfter   int               `json:"cancel_after"`
+	CancelAfterMS int64             `json:"cancel_after_ms"`
+	PauseMS       int64             `json:"pause_ms"`
 }
 
 type result struct {
@@ -70,17 +70,17 @@ func drive(target string) error {
 		} else if err != nil {
 			return err
 		}
-		seen, err := next.make(chat)
+		res, err := next.make(chat)
 		if err != nil {
 			return err
 		}
-		if err := out.Encode(seen); err != nil {
+		if err := out.Encode(res); err != nil {
 			return err
 		}
 	}
 }
 
-// make fails where the driver cannot go on. A call that fails is no such case.
+// make returns an error only if the driver cannot continue. The error of a failed call is part of the result.
 func (c call) make(chat chatrpcv1.ChatCompletionServiceClient) (*result, error) {
 	request := &chatrpcv1.CreateChatCompletionRequest{}
 	if err := proto.Unmarshal(c.Request, request); err != nil {
@@ -99,16 +99,16 @@ func (c call) make(chat chatrpcv1.ChatCompletionServiceClient) (*result, error) 
 	var failed error
 	switch c.Method {
 	case "CreateChatCompletion":
-		var answer proto.Message
-		if answer, failed = chat.CreateChatCompletion(ctx, request, options...); failed == nil {
-			messages = append(messages, answer)
+		var response proto.Message
+		if response, failed = chat.CreateChatCompletion(ctx, request, options...); failed == nil {
+			messages = append(messages, response)
 		}
 	case "CreateChatCompletionStream":
 		messages, failed = c.read(ctx, chat, request, options)
 	default:
-		return nil, fmt.Errorf("no such method: %q", c.Method)
+		return nil, fmt.Errorf("method: %q is unknown; use CreateChatCompletion or CreateChatCompletionStream", c.Method)
 	}
-	return c.seen(messages, chatrpc.ErrorOf(failed, header, trailer))
+	return c.result(messages, chatrpc.FromError(failed, header, trailer))
 }
 
 func (c call) read(
@@ -119,6 +119,9 @@ func (c call) read(
 ) (messages []proto.Message, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if c.CancelAfterMS > 0 {
+		time.AfterFunc(time.Duration(c.CancelAfterMS)*time.Millisecond, cancel)
+	}
 	stream, err := chat.CreateChatCompletionStream(ctx, request, options...)
 	if err != nil {
 		return nil, err
@@ -137,8 +140,8 @@ func (c call) read(
 	}
 }
 
-func (c call) seen(messages []proto.Message, e *chatrpc.Error) (*result, error) {
-	seen := &result{
+func (c call) result(messages []proto.Message, e *chatrpc.Error) (*result, error) {
+	res := &result{
 		Name:         c.Name,
 		Code:         e.CodeName(),
 		Message:      e.Message(),
@@ -149,20 +152,20 @@ func (c call) seen(messages []proto.Message, e *chatrpc.Error) (*result, error) 
 		Messages:     [][]byte{},
 	}
 	if e.Retry != nil {
-		seen.RetryAfterMS = proto.Int64(e.Retry.GetRetryDelay().AsDuration().Milliseconds())
+		res.RetryAfterMS = proto.Int64(e.Retry.GetRetryDelay().AsDuration().Milliseconds())
 	}
 	for _, violation := range e.BadRequest.GetFieldViolations() {
-		seen.Fields = append(seen.Fields, [2]string{violation.GetField(), violation.GetDescription()})
+		res.Fields = append(res.Fields, [2]string{violation.GetField(), violation.GetDescription()})
 	}
 	if e.Upstream != nil {
-		seen.UpstreamStatus = proto.Int32(e.Upstream.GetHttpStatus())
+		res.UpstreamStatus = proto.Int32(e.Upstream.GetHttpStatus())
 	}
 	for _, message := range messages {
 		bytes, err := proto.Marshal(message)
 		if err != nil {
 			return nil, err
 		}
-		seen.Messages = append(seen.Messages, bytes)
+		res.Messages = append(res.Messages, bytes)
 	}
-	return seen, nil
+	return res, nil
 }

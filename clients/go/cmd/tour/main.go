@@ -1,4 +1,4 @@
-// Command tour shows what one does with chatrpc, from Go, one thing after the other.
+// Command tour runs an example of each use of chatrpc from Go.
 package main
 
 import (
@@ -69,11 +69,11 @@ func parse(arguments []string) (*tour, error) {
 	t.timeout = time.Duration(*seconds * float64(time.Second))
 	switch {
 	case flags.NArg() > 0:
-		return nil, fmt.Errorf("unexpected argument: %s", flags.Arg(0))
+		return nil, fmt.Errorf("%s: unexpected argument; remove it", flags.Arg(0))
 	case t.imageBytes < 0:
-		return nil, errors.New("--image-bytes is less than 0")
+		return nil, errors.New("--image-bytes: less than 0; use a number of bytes")
 	case t.timeout <= 0:
-		return nil, errors.New("--timeout is not a time that a call may take")
+		return nil, errors.New("--timeout: not more than 0; use a number of seconds")
 	}
 	return t, nil
 }
@@ -85,10 +85,10 @@ func (t *tour) run() error {
 	}
 	defer channel.Close()
 	t.chat = chatrpcv1.NewChatCompletionServiceClient(channel)
-	for _, show := range []func() error{t.unary, t.stream, t.deadline, t.cancel, t.error, t.tools, t.image} {
-		err := show()
+	for _, example := range []func() error{t.unary, t.stream, t.deadline, t.cancel, t.error, t.tools, t.image} {
+		err := example()
 		if status.Code(err) == codes.Unavailable {
-			// gRPC does not always say who: a name without addresses is "no children to pick from" to it.
+			// Because gRPC's message may lack the target, such as "no children to pick from" for a name without addresses.
 			return fmt.Errorf("%w (target %s)", err, channel.Target())
 		} else if err != nil {
 			return err
@@ -97,7 +97,7 @@ func (t *tour) run() error {
 	return nil
 }
 
-// channel: keepalive, round robin, retries and 20 MiB are set in chatrpc/channel.go.
+// channel opens a channel. chatrpc/channel.go sets keepalive, round robin, retries and 20 MiB.
 func (t *tour) channel() (*grpc.ClientConn, error) {
 	transport, err := t.credentials()
 	if err != nil {
@@ -106,7 +106,7 @@ func (t *tour) channel() (*grpc.ClientConn, error) {
 	return chatrpc.NewChannel(t.target, transport)
 }
 
-// credentials: no TLS, or by the system's authorities, or by a file's. The key comes from CHATRPC_API_KEY by itself.
+// credentials chooses no TLS, the system's authorities or a CA file. The channel reads the key from CHATRPC_API_KEY.
 func (t *tour) credentials() (credentials.TransportCredentials, error) {
 	switch {
 	case t.caFile != "":
@@ -118,23 +118,23 @@ func (t *tour) credentials() (credentials.TransportCredentials, error) {
 	}
 }
 
-// unary: one question, one answer.
+// unary sends a request and receives the complete response.
 func (t *tour) unary() error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
 	defer cancel()
-	answer, err := t.chat.CreateChatCompletion(ctx, &chatrpcv1.CreateChatCompletionRequest{
+	response, err := t.chat.CreateChatCompletion(ctx, &chatrpcv1.CreateChatCompletionRequest{
 		Model:       t.model,
 		Messages:    []*chatrpcv1.ChatMessage{hello},
 		Temperature: proto.Float64(0.2),
 	})
 	if err != nil {
-		return chatrpc.ErrorOf(err)
+		return chatrpc.FromError(err)
 	}
-	show("unary", message(answer).GetContent())
+	show("unary", message(response).GetContent())
 	return nil
 }
 
-// stream: the same, piece by piece. It ends with io.EOF only if the answer is whole.
+// stream receives the response piece by piece. It ends with io.EOF only if the response is complete.
 func (t *tour) stream() error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
 	defer cancel()
@@ -143,7 +143,7 @@ func (t *tour) stream() error {
 		Messages: []*chatrpcv1.ChatMessage{hello},
 	})
 	if err != nil {
-		return chatrpc.ErrorOf(err)
+		return chatrpc.FromError(err)
 	}
 	fmt.Printf("%-10s", "stream")
 	var usage *chatrpcv1.Usage
@@ -152,7 +152,7 @@ func (t *tour) stream() error {
 		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return chatrpc.ErrorOf(err)
+			return chatrpc.FromError(err)
 		}
 		for _, choice := range chunk.GetChoices() {
 			if choice.GetIndex() == 0 {
@@ -164,14 +164,14 @@ func (t *tour) stream() error {
 		}
 	}
 	if usage == nil {
-		fmt.Println(" (no usage told)")
+		fmt.Println(" (usage not reported)")
 	} else {
 		fmt.Printf(" (%d tokens in, %d out)\n", usage.GetPromptTokens(), usage.GetCompletionTokens())
 	}
 	return nil
 }
 
-// deadline: it binds up to the model. What is not there in time is given up, everywhere.
+// deadline sets a deadline. It applies up to the model: after it, the call stops everywhere.
 func (t *tour) deadline() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
@@ -179,11 +179,11 @@ func (t *tour) deadline() error {
 		Model:    "echo:delay=30",
 		Messages: []*chatrpcv1.ChatMessage{hello},
 	})
-	show("deadline", chatrpc.ErrorOf(err).CodeName())
+	show("deadline", chatrpc.FromError(err).CodeName())
 	return nil
 }
 
-// cancel: who leaves a stream cancels its context, and the model stops.
+// cancel leaves a stream early: it cancels the context, and the model stops.
 func (t *tour) cancel() error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
 	defer cancel()
@@ -192,11 +192,11 @@ func (t *tour) cancel() error {
 		Messages: []*chatrpcv1.ChatMessage{hello},
 	})
 	if err != nil {
-		return chatrpc.ErrorOf(err)
+		return chatrpc.FromError(err)
 	}
 	for range 3 {
 		if _, err := stream.Recv(); err != nil {
-			return chatrpc.ErrorOf(err)
+			return chatrpc.FromError(err)
 		}
 	}
 	cancel()
@@ -204,7 +204,7 @@ func (t *tour) cancel() error {
 	return nil
 }
 
-// error: the status says what kind of failure it is, its details which one, and what can be done.
+// error reads an error: its code, its reason, the time to wait before a retry and the upstream's HTTP status.
 func (t *tour) error() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -212,17 +212,17 @@ func (t *tour) error() error {
 		Model:    "echo:status=429,retry_after=7",
 		Messages: []*chatrpcv1.ChatMessage{hello},
 	})
-	failed := chatrpc.ErrorOf(err)
-	again := ""
+	failed := chatrpc.FromError(err)
+	retry := ""
 	if failed.Retry != nil {
-		again = fmt.Sprintf(", again in %g s", failed.Retry.GetRetryDelay().AsDuration().Seconds())
+		retry = fmt.Sprintf(", retry in %g s", failed.Retry.GetRetryDelay().AsDuration().Seconds())
 	}
 	show("error", fmt.Sprintf("%s %s%s, upstream's HTTP status %d",
-		failed.CodeName(), failed.Reason(), again, failed.Upstream.GetHttpStatus()))
+		failed.CodeName(), failed.Reason(), retry, failed.Upstream.GetHttpStatus()))
 	return nil
 }
 
-// tools: the model asks for a function to be called; what it returned goes back with the rest of the chat.
+// tools lets the model call a function, then sends the function's result with the rest of the chat.
 func (t *tour) tools() error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
 	defer cancel()
@@ -237,31 +237,31 @@ func (t *tour) tools() error {
 		Tools:      []*chatrpcv1.Tool{weather},
 		ToolChoice: &chatrpcv1.ToolChoice{Choice: &chatrpcv1.ToolChoice_Mode{Mode: "required"}},
 	}
-	answer, err := t.chat.CreateChatCompletion(ctx, request)
+	response, err := t.chat.CreateChatCompletion(ctx, request)
 	if err != nil {
-		return chatrpc.ErrorOf(err)
+		return chatrpc.FromError(err)
 	}
-	asked := message(answer)
-	if len(asked.GetToolCalls()) == 0 {
-		return errors.New("the model did not ask for the tool")
+	reply := message(response)
+	if len(reply.GetToolCalls()) == 0 {
+		return errors.New("tools: the model called no function; use a model that supports tools")
 	}
-	call := asked.GetToolCalls()[0]
+	call := reply.GetToolCalls()[0]
 	result := &chatrpcv1.ChatMessage{Role: "tool", ToolCallId: proto.String(call.GetId()), Content: proto.String("sunny")}
-	request.Messages = append(request.Messages, asked, result)
+	request.Messages = append(request.Messages, reply, result)
 	request.ToolChoice = nil
 	if _, err := t.chat.CreateChatCompletion(ctx, request); err != nil {
-		return chatrpc.ErrorOf(err)
+		return chatrpc.FromError(err)
 	}
 	show("tools", fmt.Sprintf("%s(%s)", call.GetFunction().GetName(), call.GetFunction().GetArguments()))
 	return nil
 }
 
-// image: a picture goes as a data URL. gRPC's usual limit, 4 MiB, would be too little for it.
+// image sends a picture as a data URL, which can exceed gRPC's default limit of 4 MiB.
 func (t *tour) image() error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
 	defer cancel()
 	url := "data:image/png;base64," + base64.StdEncoding.EncodeToString(make([]byte, t.imageBytes))
-	answer, err := t.chat.CreateChatCompletion(ctx, &chatrpcv1.CreateChatCompletionRequest{
+	response, err := t.chat.CreateChatCompletion(ctx, &chatrpcv1.CreateChatCompletionRequest{
 		Model: t.model,
 		Messages: []*chatrpcv1.ChatMessage{{
 			Role: "user",
@@ -272,18 +272,18 @@ func (t *tour) image() error {
 		}},
 	})
 	if err != nil {
-		return chatrpc.ErrorOf(err)
+		return chatrpc.FromError(err)
 	}
-	show("image", message(answer).GetContent())
+	show("image", message(response).GetContent())
 	return nil
 }
 
-// message is that of the first choice. An answer without choices has none, and getters take that too.
-func message(answer *chatrpcv1.CreateChatCompletionResponse) *chatrpcv1.ChatMessage {
-	if len(answer.GetChoices()) == 0 {
+// message returns the first choice's message, or nil if there are no choices; getters accept nil.
+func message(response *chatrpcv1.CreateChatCompletionResponse) *chatrpcv1.ChatMessage {
+	if len(response.GetChoices()) == 0 {
 		return nil
 	}
-	return answer.GetChoices()[0].GetMessage()
+	return response.GetChoices()[0].GetMessage()
 }
 
-func show(name, what string) { fmt.Printf("%-10s%s\n", name, what) }
+func show(name, result string) { fmt.Printf("%-10s%s\n", name, result) }

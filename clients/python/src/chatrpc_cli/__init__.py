@@ -1,4 +1,4 @@
-"""The command `chatrpc`. gRPC's core, when it is imported, asks here whether to write to standard error by itself."""
+"""The command `chatrpc`. Silences gRPC's core before its import, because it writes to standard error by itself."""
 
 import os
 

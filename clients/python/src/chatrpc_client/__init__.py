@@ -1,4 +1,4 @@
-"""chatrpc from Python: a typed, streaming chat API over gRPC, with keyword arguments that read like OpenAI's SDK.
+"""Client of chatrpc: a typed, streaming chat API over gRPC with the keyword arguments of OpenAI's SDK.
 
 from chatrpc_client import Client
 

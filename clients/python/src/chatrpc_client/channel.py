@@ -1,13 +1,13 @@
-"""How a channel is to be set up for chats: what holds for either of grpc's two stacks, in one place.
+"""Channel settings for chats, shared by the `grpc` and `grpc.aio` clients.
 
-- **Round robin** over all addresses of the name. gRPC's default stays with the first; behind a Kubernetes Service with
-  `clusterIP: None` each pod is an address, and calls spread. Names are resolved anew when a connection ends: the
-  service ends each after ten minutes, and lets the calls on it finish.
-- **Health** of each address is watched, so that one that is about to stop gets no more calls (gRFC A17).
-- **Retry of UNAVAILABLE only**, and by gRPC only until the first message: the service sends no headers before. All else
-  the service has tried again already, where that was any use.
-- **Keepalive** while calls run: a model may think for minutes, and middleboxes forget what is silent.
-- **20 MiB** a message, as the service takes; gRPC's own 4 MiB are too few for pictures.
+- **Round robin** over all addresses of the name. gRPC's default is the first address only; behind a Kubernetes Service
+  with `clusterIP: None` each pod is an address, so calls spread over the pods. gRPC resolves the name again if a
+  connection closes: the service closes each connection after ten minutes and lets its calls finish.
+- **Health watch** of each address (gRFC A17), so that a stopping instance gets no more calls.
+- **Retry of UNAVAILABLE**, by gRPC and only before the first message: the service sends no headers
+  earlier. The service itself has already retried every other error worth a retry.
+- **Keepalive** while calls run, because a model may think for minutes and middleboxes forget silent connections.
+- **20 MiB** per message, the service's own limit; gRPC's default of 4 MiB is too small for pictures.
 """
 
 import json
@@ -25,7 +25,7 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 _MAX_MESSAGE_BYTES = 20 * 1024 * 1024
 _KEEPALIVE_MILLISECONDS = 30_000
-"""The service takes a ping each 10 s; more often it ends the connection."""
+"""The service accepts one ping per 10 s and closes the connection if pings come more often."""
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -46,7 +46,7 @@ _SERVICE_CONFIG = {
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
-    # Only what is kept can be tried again; gRPC's own 256 KiB are too little for pictures.
+    # gRPC can retry only a buffered request, and its default of 256 KiB is too small for pictures.
     ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MILLISECONDS),
@@ -56,46 +56,49 @@ OPTIONS: list[tuple[str, Any]] = [
 
 
 def choose_target(target: str | None) -> str:
-    """The address: what was given, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. Raises ValueError."""
+    """Return `target`, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. Raises ValueError for a URL."""
     chosen = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
     if "://" in chosen or not chosen.strip():
         scheme = chosen.partition("://")[0]
         if scheme in ("http", "https", "grpc", "grpcs", ""):
-            raise ValueError(f"the target is host:port, such as {DEFAULT_TARGET}, and no URL: {chosen!r}")
+            raise ValueError(f"target: {chosen!r} is not an address; use host:port, such as {DEFAULT_TARGET}")
     return chosen
 
 
 def make_credentials(tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials) -> grpc.ChannelCredentials | None:
-    """Credentials for `tls`: False none, True the system's authorities, a path the file with the authorities to trust.
+    """Return the credentials for `tls`: False for none, True for the system's authorities, a path for a CA file.
 
-    Raises OSError for a file that cannot be read.
+    Raises OSError if the file cannot be read, ValueError for an empty path.
     """
     if isinstance(tls, grpc.ChannelCredentials):
         return tls
     if tls is False:
         return None
     if tls == "":
-        raise ValueError("tls is an empty path: it is to be True, or a file with the authorities to trust")
+        raise ValueError("tls: the path is empty; use True, or the path of a file with the authorities to trust")
     return grpc.ssl_channel_credentials(None if tls is True else Path(tls).read_bytes())
 
 
 def make_authorization(api_key: str | None) -> list[tuple[str, str]]:
-    """Metadata with the key: what was given, else the variable CHATRPC_API_KEY, else none. Raises ValueError.
+    """Return metadata with `api_key`, else with the variable CHATRPC_API_KEY, else none. Raises ValueError.
 
-    gRPC refuses a key that cannot be sent, too, but with the key in its message.
+    gRPC rejects an invalid key too, but its error message contains the key.
     """
     key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE, "")
     if not (key.isascii() and key.isprintable()):
         raise ValueError(
-            f"the API key (api_key or {KEY_VARIABLE}) has characters that cannot be sent, such as a line end"
+            f"api_key or {KEY_VARIABLE}: the key has characters that metadata cannot carry; use printable ASCII only"
         )
     return [("authorization", f"Bearer {key}")] if key else []
 
 
 def make_metadata(headers: Mapping[str, str] | None, authorization: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The metadata of a call; `authorization` among the headers takes the place of the client's. Raises ValueError."""
+    """Return the metadata of a call; `authorization` in `headers` replaces the client's. Raises ValueError."""
     metadata = [(key.lower(), value) for key, value in (headers or {}).items()]
     for key, value in metadata:
         if not re.fullmatch("[a-z0-9_.-]+", key) or not (value.isascii() and value.isprintable()):
-            raise ValueError(f"the header {key!r} has characters that cannot be sent")
+            raise ValueError(
+                f"extra_headers: metadata cannot carry the header {key!r}; use a-z, 0-9, '_', '.' and '-' in its name,"
+                " and printable ASCII in its value"
+            )
     return metadata if "authorization" in dict(metadata) else [*authorization, *metadata]

@@ -1,4 +1,4 @@
-"""The two clients, for threads and for asyncio. What they have in common stands in the modules beside this one."""
+"""The two clients, for threads and for asyncio. The modules beside this one hold the code that both share."""
 
 import asyncio
 import math
@@ -22,11 +22,11 @@ Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 _LONGEST_SECONDS = 1e8
-"""gRPC takes what is too far away for a deadline that has passed."""
+"""A cap, because gRPC treats a deadline that is too far away as one that has passed."""
 
 
-class _Calls:
-    """What every call of one client takes along."""
+class _CallDefaults:
+    """Target, credentials, key and timeout of one client, for each of its calls."""
 
     def __init__(self, target: str | None, api_key: str | None, tls: Tls, timeout: float) -> None:
         self.target = channel.choose_target(target)
@@ -35,33 +35,33 @@ class _Calls:
         self._timeout = _seconds(timeout)
         self.closed = False
 
-    def channel(self, kind: Any) -> Any:
-        """A channel of `grpc` or `grpc.aio`."""
+    def open_channel(self, library: Any) -> Any:
+        """Return a new channel of the module `grpc` or `grpc.aio`."""
         if self._credentials is None:
-            return kind.insecure_channel(self.target, channel.OPTIONS)
-        return kind.secure_channel(self.target, self._credentials, channel.OPTIONS)
+            return library.insecure_channel(self.target, channel.OPTIONS)
+        return library.secure_channel(self.target, self._credentials, channel.OPTIONS)
 
     def options(self, timeout: float | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
-        """What grpc wants beside the request. Raises ValueError."""
+        """Return a call's deadline and metadata. Raises ValueError if one is invalid or the client is closed."""
         if self.closed:
-            raise ValueError("the client is closed")
+            raise ValueError("client: it is closed; create a new one")
         seconds = self._timeout if timeout is None else _seconds(timeout)
         return {"timeout": seconds, "metadata": channel.make_metadata(headers, self._authorization)}
 
 
 def _seconds(timeout: float) -> float:
     if not 0 < timeout < math.inf:
-        raise ValueError(f"timeout is the seconds that a call may take, more than 0 and finite: {timeout!r}")
+        raise ValueError(f"timeout: {timeout!r} is invalid; use seconds, more than 0 and finite")
     return min(timeout, _LONGEST_SECONDS)
 
 
 class Client:
-    """A connection to chatrpc, for threads: share one, it may be used by many at once. Close it, or use it with `with`.
+    """A thread-safe connection to chatrpc. Share one between threads; close it, or use it with `with`.
 
     `target` is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. `api_key`, else the variable
-    CHATRPC_API_KEY, goes as `authorization: Bearer …`. `tls`: True trusts the system's authorities, a path those in
-    that file, or give credentials of your own. `timeout` is in seconds, for each call. Raises ValueError for a target,
-    a key or a timeout that cannot be, OSError for a file that cannot be read.
+    CHATRPC_API_KEY, is sent as `authorization: Bearer …`. `tls`: True trusts the system's authorities, a path those in
+    that file; or pass credentials of your own. `timeout` is in seconds, for each call. Raises ValueError if the
+    target, the key or the timeout is invalid, OSError if a file cannot be read.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Client:
         tls: Tls = False,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._calls = _Calls(target, api_key, tls, timeout)
-        self._channel = self._calls.channel(grpc)
+        self._defaults = _CallDefaults(target, api_key, tls, timeout)
+        self._channel = self._defaults.open_channel(grpc)
         self._stub = ChatCompletionServiceStub(self._channel)
 
     def complete(
@@ -85,14 +85,14 @@ class Client:
         extra_headers: Mapping[str, str] | None = None,
         **parameters: Any,
     ) -> CreateChatCompletionResponse:
-        """The whole answer. Raises `ChatError`.
+        """Return the complete response. Raises `ChatError`.
 
-        `parameters` are those of OpenAI's `chat.completions.create`; what is unknown there goes through too.
+        `parameters` are those of OpenAI's `chat.completions.create`; unknown ones reach the upstream too.
         """
         request = requests.build_request(model, messages, parameters)
         try:
             response: CreateChatCompletionResponse = self._stub.CreateChatCompletion(
-                request, **self._calls.options(timeout, extra_headers)
+                request, **self._defaults.options(timeout, extra_headers)
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
@@ -107,13 +107,13 @@ class Client:
         extra_headers: Mapping[str, str] | None = None,
         **parameters: Any,
     ) -> "Stream":
-        """The answer as it comes. Takes what `complete` takes."""
+        """Return the response as a stream. Accepts the arguments of `complete`."""
         request = requests.build_request(model, messages, parameters)
-        return Stream(self._stub.CreateChatCompletionStream(request, **self._calls.options(timeout, extra_headers)))
+        return Stream(self._stub.CreateChatCompletionStream(request, **self._defaults.options(timeout, extra_headers)))
 
     def close(self) -> None:
-        """Ends the connection, and the calls on it."""
-        self._calls.closed = True
+        """Close the connection and cancel its calls."""
+        self._defaults.closed = True
         self._channel.close()
 
     def __enter__(self) -> "Client":
@@ -126,23 +126,23 @@ class Client:
 
 
 class Stream:
-    """The messages of an answer as they come, once; `snapshot` is all that they said. Close it, or use it with `with`.
+    """An iterator over the messages of one response. Close it, or use it with `with`.
 
-    It ends without an exception only if the answer is whole. Leaving it early cancels the call, up to the model.
+    It ends without an exception only if the response is complete. Closing it early cancels the call, up to the model.
     """
 
     def __init__(self, call: Any) -> None:
         self.snapshot = Snapshot()
-        """The answer so far: its text, its usage, its message for the next turn."""
+        """The response received so far: its text, its usage, its message for the next turn."""
         self._call = call
 
     def text_stream(self) -> Iterator[str]:
-        """The pieces of the first choice's text, for who wants nothing else."""
+        """Yield the pieces of the first choice's text."""
         for chunk in self:
             yield from text_deltas(chunk)
 
     def close(self) -> None:
-        """Cancels what is still to come."""
+        """Cancel the call."""
         self._call.cancel()
 
     def __iter__(self) -> "Stream":
@@ -166,7 +166,7 @@ class Stream:
 
 
 class AsyncClient:
-    """`Client` for asyncio; to be made inside the running loop."""
+    """`Client` for asyncio; create it inside the running loop."""
 
     def __init__(
         self,
@@ -176,8 +176,8 @@ class AsyncClient:
         tls: Tls = False,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._calls = _Calls(target, api_key, tls, timeout)
-        self._channel = self._calls.channel(grpc.aio)
+        self._defaults = _CallDefaults(target, api_key, tls, timeout)
+        self._channel = self._defaults.open_channel(grpc.aio)
         self._stub: Any = ChatCompletionServiceStub(self._channel)
 
     async def complete(
@@ -185,13 +185,13 @@ class AsyncClient:
         *,
         model: str,
         messages: Messages,
-        timeout: float | None = None,  # gRPC's deadline, which travels
+        timeout: float | None = None,  # becomes gRPC's deadline, which the service receives
         extra_headers: Mapping[str, str] | None = None,
         **parameters: Any,
     ) -> CreateChatCompletionResponse:
-        """The whole answer. Raises `ChatError`. Takes what `Client.complete` takes."""
+        """Return the complete response. Raises `ChatError`. Accepts the arguments of `Client.complete`."""
         request = requests.build_request(model, messages, parameters)
-        call = self._stub.CreateChatCompletion(request, **self._calls.options(timeout, extra_headers))
+        call = self._stub.CreateChatCompletion(request, **self._defaults.options(timeout, extra_headers))
         async with _typed_errors(call):
             response: CreateChatCompletionResponse = await call
         return response
@@ -205,14 +205,14 @@ class AsyncClient:
         extra_headers: Mapping[str, str] | None = None,
         **parameters: Any,
     ) -> "AsyncStream":
-        """The answer as it comes. Takes what `Client.complete` takes."""
+        """Return the response as a stream. Accepts the arguments of `Client.complete`."""
         request = requests.build_request(model, messages, parameters)
-        options = self._calls.options(timeout, extra_headers)
+        options = self._defaults.options(timeout, extra_headers)
         return AsyncStream(self._stub.CreateChatCompletionStream(request, **options))
 
     async def close(self) -> None:
-        """Ends the connection, and the calls on it."""
-        self._calls.closed = True
+        """Close the connection and cancel its calls."""
+        self._defaults.closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> "AsyncClient":
@@ -229,18 +229,18 @@ class AsyncStream:
 
     def __init__(self, call: Any) -> None:
         self.snapshot = Snapshot()
-        """The answer so far: its text, its usage, its message for the next turn."""
+        """The response received so far: its text, its usage, its message for the next turn."""
         self._call = call
         self._chunks = aiter(call)
 
     async def text_stream(self) -> AsyncIterator[str]:
-        """The pieces of the first choice's text, for who wants nothing else."""
+        """Yield the pieces of the first choice's text."""
         async for chunk in self:
             for piece in text_deltas(chunk):
                 yield piece
 
     async def close(self) -> None:
-        """Cancels what is still to come."""
+        """Cancel the call."""
         self._call.cancel()
 
     def __aiter__(self) -> "AsyncStream":
@@ -251,7 +251,7 @@ class AsyncStream:
             try:
                 chunk: CreateChatCompletionStreamResponse = await anext(self._chunks)
             except StopAsyncIteration:
-                # grpc.aio says so, too, of a call that had failed or was cancelled before.
+                # grpc.aio also stops the iteration of a call that has failed or was cancelled before.
                 if await self._call.code() is not grpc.StatusCode.OK:
                     raise await _failure(self._call) from None
                 raise
@@ -269,13 +269,13 @@ class AsyncStream:
 
 @asynccontextmanager
 async def _typed_errors(call: Any) -> AsyncIterator[None]:
-    """Around waiting for a call: its failures are `ChatError`."""
+    """Context manager around the wait for a call; raises the call's failure as `ChatError`."""
     try:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error) from None
     except asyncio.CancelledError:
-        # grpc.aio raises this also where somebody else has closed the call, and nobody has cancelled this task.
+        # grpc.aio raises this also if another task has closed the call. Then this task is not being cancelled.
         task = asyncio.current_task()
         if not call.cancelled() or (task and task.cancelling()):
             raise
@@ -283,7 +283,7 @@ async def _typed_errors(call: Any) -> AsyncIterator[None]:
 
 
 async def _failure(call: Any) -> grpc.aio.AioRpcError:
-    """How a call has failed."""
+    """Return the error of a call that has failed."""
     return grpc.aio.AioRpcError(
         await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
     )

@@ -1,7 +1,7 @@
-"""What a failed call raises: the gRPC status with all that chatrpc says in its details.
+"""Typed errors of failed calls: the gRPC status with all details that chatrpc sends.
 
-The details are those of `google.rpc.Status` (google/rpc/error_details.proto); reasons are the table in
-chatrpc/v1/chat_error.proto.
+The details are those of `google.rpc.Status` (google/rpc/error_details.proto). The table in chatrpc/v1/chat_error.proto
+lists the reasons.
 """
 
 from contextlib import suppress
@@ -19,39 +19,39 @@ _REQUEST_ID_KEY = "x-request-id"
 
 
 class ChatError(Exception):
-    """A call that failed. The subclass follows from `code`, the case within it from `reason`."""
+    """A failed call. `code` determines the subclass; `reason` tells the cases of one code apart."""
 
     def __init__(self, code: grpc.StatusCode, message: str, details: Status, request_id: str) -> None:
         self.code = code
         """The gRPC status code."""
         self.message = message
-        """What went wrong, in words."""
+        """The status's message."""
         self.reason = ""
-        """Such as `UPSTREAM_RATE_LIMITED`. Empty if the status is of gRPC itself, which gives no details."""
+        """A reason such as `UPSTREAM_RATE_LIMITED`. Empty if gRPC itself made the status, since it sends no details."""
         self.mapped_reason = ""
-        """For `UPSTREAM_ERROR_BODY` what the upstream's error amounts to, if it is known."""
+        """For `UPSTREAM_ERROR_BODY`, the reason to which the upstream's error maps. Empty if that is unknown."""
         self.retry_after: float | None = None
-        """So many seconds later another try may succeed. None: nobody said."""
+        """Seconds after which a retry may succeed. None if the response did not contain a time."""
         self.fields: list[tuple[str, str]] = []
-        """What is wrong with the request: the field's path, and what would be right."""
+        """The invalid fields of the request: path and description of each."""
         self.request_id = request_id
-        """The call's name in the logs of the service. Empty if nothing of the service had arrived."""
+        """The call's id in the service's logs. Empty if nothing arrived from the service."""
         self.upstream_request_id = ""
-        """The call's name in the logs of the upstream. Empty: it gave none."""
+        """The call's id in the upstream's logs. Empty if the upstream sent none."""
         self.upstream: UpstreamError | None = None
-        """What the upstream said. None: it did not answer."""
-        self._made_of = (code, message, details, request_id)
-        with suppress(DecodeError):  # of somebody else's details
+        """The upstream's error. None if the upstream did not respond."""
+        self._arguments = (code, message, details, request_id)
+        with suppress(DecodeError):  # details of another service
             self._read(details)
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """So that it passes from process to process."""
-        return type(self), self._made_of
+        """Make the error picklable, so that it passes between processes."""
+        return type(self), self._arguments
 
     @property
     def upstream_status(self) -> int | None:
-        """The HTTP status of the upstream; None if it did not answer."""
+        """The upstream's HTTP status. None if the upstream did not respond."""
         return self.upstream.http_status if self.upstream else None
 
     def __str__(self) -> str:
@@ -75,11 +75,11 @@ class ChatError(Exception):
 
 
 class InvalidRequestError(ChatError):
-    """INVALID_ARGUMENT: the request is at fault, `fields` may say where."""
+    """INVALID_ARGUMENT: the request is invalid; `fields` may name the fields."""
 
 
 class NotFoundError(ChatError):
-    """NOT_FOUND: no such model, or no such address at the upstream."""
+    """NOT_FOUND: the model is unknown, or the upstream has no such path."""
 
 
 class PermissionDeniedError(ChatError):
@@ -87,7 +87,7 @@ class PermissionDeniedError(ChatError):
 
 
 class PreconditionError(ChatError):
-    """FAILED_PRECONDITION or ABORTED: the account or the state of something stands against it."""
+    """FAILED_PRECONDITION or ABORTED: the account or a conflicting state prevents the call."""
 
 
 class RateLimitError(ChatError):
@@ -103,18 +103,18 @@ class CancelledError(ChatError):
 
 
 class UnavailableError(ChatError):
-    """UNAVAILABLE: not reached, draining, overloaded, or a stream that broke off. Another try may succeed."""
+    """UNAVAILABLE: not reached, draining, overloaded, or a truncated stream. A retry may succeed."""
 
 
 class UnimplementedError(ChatError):
-    """UNIMPLEMENTED: the service or its upstream does not know this."""
+    """UNIMPLEMENTED: the service or its upstream does not support this."""
 
 
 class InternalError(ChatError):
-    """INTERNAL and all that is left: nothing that the caller could mend."""
+    """INTERNAL and every other code: the caller cannot correct the cause."""
 
 
-_KINDS: dict[grpc.StatusCode, type[ChatError]] = {
+_ERROR_TYPES: dict[grpc.StatusCode, type[ChatError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
@@ -131,13 +131,13 @@ _KINDS: dict[grpc.StatusCode, type[ChatError]] = {
 
 
 def from_rpc_error(error: Any) -> ChatError:
-    """The typed error for a `grpc.RpcError`, of either of grpc's two stacks."""
+    """Return the typed error for a `grpc.RpcError` of `grpc` or `grpc.aio`."""
     code = error.code() or grpc.StatusCode.UNKNOWN
     metadata: dict[str, Any] = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}
     details = Status()
     try:
         details.ParseFromString(metadata.get(_DETAILS_KEY, b""))
     except DecodeError:
-        details = Status()  # somebody else's
+        details = Status()  # details of another service
     message = error.details() or "no message"
-    return _KINDS.get(code, InternalError)(code, message, details, str(metadata.get(_REQUEST_ID_KEY, "")))
+    return _ERROR_TYPES.get(code, InternalError)(code, message, details, str(metadata.get(_REQUEST_ID_KEY, "")))

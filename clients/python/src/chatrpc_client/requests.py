@@ -1,8 +1,8 @@
-"""Keyword arguments, as OpenAI's SDK takes them, to the request message; in short, JSON to the contract.
+"""Conversion of OpenAI's keyword arguments to the request message: JSON to protobuf.
 
-The rules are those of chatrpc/v1/chat_service.proto, read from the other side. A value with the form of its field goes
-into the field. Any other goes into the `extra_json` of the message where it stands, and reaches the upstream as it is:
-null, a key that nobody has heard of, a text where a number was expected. What is right is for the upstream to judge.
+The rules are those of chatrpc/v1/chat_service.proto in reverse. A value that fits its field goes into the field. Every
+other value goes into `extra_json` of its message and reaches the upstream unchanged: null, an unknown key, text instead
+of a number. The upstream decides whether such a value is valid.
 """
 
 import json
@@ -17,13 +17,13 @@ from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 
 _Put = Callable[[Any, Any], bool]
-"""Puts a JSON value into a message; False if it has another form."""
+"""Function that puts a JSON value into a message and returns False if the value does not fit."""
 _BITS = {FieldDescriptor.TYPE_INT32: 31, FieldDescriptor.TYPE_INT64: 63}
 _LARGEST_DOUBLE = 2**1023
 
 
 class _NotJsonError(Exception):
-    """A value that JSON has no form for, and its path."""
+    """A value that JSON cannot represent, with its path."""
 
     def __init__(self, path: str, why: str) -> None:
         self.path, self.why = path, why
@@ -32,45 +32,45 @@ class _NotJsonError(Exception):
 def build_request(
     model: str, messages: Iterable[ChatMessage | Mapping[str, Any]], parameters: Mapping[str, Any]
 ) -> CreateChatCompletionRequest:
-    """The request for these parameters. Raises TypeError where no message can be made of them.
+    """Return the request for these parameters. Raises TypeError if an argument is invalid.
 
-    Parameters are those of `POST /v1/chat/completions`; None is as good as not given. `extra_body` is an object whose
-    keys are sent along, as with OpenAI's SDK.
+    The parameters are those of `POST /v1/chat/completions`; None means unset. `extra_body` is an object with further
+    keys of the request, as in OpenAI's SDK.
     """
     if not _is_text(model):
-        raise TypeError(f"model is to be the model's name, not {type(model).__name__}")
+        raise TypeError(f"model: {type(model).__name__} is invalid; use the model's name")
     if isinstance(messages, str | Mapping | ChatMessage):
-        raise TypeError("messages is to be a list of messages, such as [{'role': 'user', 'content': 'Hello!'}]")
+        raise TypeError("messages: one value is invalid; use a list such as [{'role': 'user', 'content': 'Hello!'}]")
     given = {key: value for key, value in parameters.items() if value is not None and key != "extra_body"}
     extra = parameters.get("extra_body") or {}
     if not isinstance(extra, Mapping):
-        raise TypeError(f"extra_body is to be a dict, not {type(extra).__name__}")
+        raise TypeError(f"extra_body: {type(extra).__name__} is invalid; use a dict")
     if "extra_query" in given:
-        raise TypeError("extra_query has no place here: there is no URL")
+        raise TypeError("extra_query: gRPC has no URL; remove it")
     if twice := sorted({"model", "messages", *given} & extra.keys()):
-        raise TypeError(f"given twice, as a parameter and in extra_body: {', '.join(twice)}")
+        raise TypeError(f"extra_body: {', '.join(twice)} is a parameter too; pass it once")
     chat = list(messages)
     for position, message in enumerate(chat):
         if not isinstance(message, ChatMessage | Mapping):
-            raise TypeError(f"messages[{position}] is to be a dict or a ChatMessage, not {type(message).__name__}")
-    # An empty list has no form of its own in protobuf: the service refuses a request without messages.
+            raise TypeError(f"messages[{position}]: {type(message).__name__} is invalid; use a dict or a ChatMessage")
+    # Protobuf cannot tell an empty list from an unset one; the service rejects a request without messages.
     return from_json({"model": model, **({"messages": chat} if chat else {}), **given, **extra})
 
 
 def from_json(body: Mapping[str, Any]) -> CreateChatCompletionRequest:
-    """The request whose JSON, as OpenAI's API takes it, this is. Raises TypeError where it is none."""
+    """Return the request for a JSON body of OpenAI's API. Raises TypeError if a value is no JSON."""
     out = CreateChatCompletionRequest()
     try:
         _read(out, body)
     except _NotJsonError as error:
-        raise TypeError(f"{error.path} cannot be sent as JSON: {error.why}") from None
+        raise TypeError(f"{error.path}: {error.why}; use values that JSON can represent") from None
     return out
 
 
 def _read(message: Any, source: Mapping[str, Any]) -> Any:
-    """Fills an empty message."""
+    """Fill an empty message from JSON and return it."""
     extras = {}
-    # Of the keys that exclude each other the one that `type` names counts, and the others are extras.
+    # Of the members of a oneof, the one that `type` names goes into the field and the others become extras.
     for key in sorted(source, key=lambda key: key != source.get("type")):
         try:
             if not _put(message, key, source[key]):
@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if _is_list(value):
         return list(value)
-    raise TypeError(f"{type(value).__name__} is none of its types")
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
 def _is_list(value: Any) -> bool:
@@ -106,7 +106,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Half a surrogate pair is none: JSON can have it, protobuf cannot."""
+    """Return whether protobuf can carry the text. It rejects half a surrogate pair, which JSON allows."""
     if not isinstance(value, str):
         return False
     try:
@@ -118,7 +118,7 @@ def _is_text(value: Any) -> bool:
 
 @cache
 def _fields(kind: Any) -> dict[str, Any]:
-    """By name. `fields_by_name` itself takes no key with half a surrogate pair, which JSON may have."""
+    """Return the fields by name. `fields_by_name` rejects a key with half a surrogate pair, which JSON allows."""
     return {field.name: field for field in kind.fields}
 
 
@@ -204,7 +204,7 @@ def _put_messages(message: Any, field: Any, value: Any) -> bool:
     return True
 
 
-# The shapes that differ from the JSON.
+# The fields whose form differs from the JSON.
 
 
 def _put_stop(message: Any, value: Any) -> bool:
@@ -271,13 +271,13 @@ def _put_voice(message: Any, value: Any) -> bool:
 
 
 def _put_user_location(message: Any, value: Any) -> bool:
-    """What is inside of `approximate` is one level up; `type` is beside it."""
+    """The members of `approximate` move up one level, beside `type`."""
     match value:
         case {"type": str(kind), "approximate": Mapping() as approximate, **others} if not others:
             inner = {key: item for key, item in approximate.items() if key != "type"}
             location = _read(message.user_location, inner)
             location.type = kind
-            if "type" in approximate:  # not the field, which is the outer one
+            if "type" in approximate:  # an extra, because the field holds the outer `type`
                 extras = json.loads(location.extra_json or "{}")
                 location.extra_json = _dumps({key: approximate[key] for key in approximate if key in {"type", *extras}})
             return True
@@ -287,7 +287,7 @@ def _put_user_location(message: Any, value: Any) -> bool:
 
 
 def _put_policy(message: Any, value: Any) -> bool:
-    """The modes are two levels up."""
+    """The modes move up two levels."""
     if not isinstance(value, Mapping) or not value or not all(_is_mode(key, item) for key, item in value.items()):
         return False
     for key, item in value.items():
@@ -296,7 +296,7 @@ def _put_policy(message: Any, value: Any) -> bool:
 
 
 def _is_mode(key: str, value: Any) -> bool:
-    """`"input": {"mode": "block"}`, say."""
+    """Return whether this is a mode alone, such as `"input": {"mode": "block"}`."""
     return (
         key in ("input", "output")
         and isinstance(value, Mapping)
@@ -306,7 +306,7 @@ def _is_mode(key: str, value: Any) -> bool:
 
 
 def _never(_: Any, __: Any) -> bool:
-    """A field's name that is no key of the JSON."""
+    """Reject a field whose name is no key of the JSON."""
     return False
 
 

@@ -1,7 +1,7 @@
-"""What a stream has said so far, put together: the answer that the unary call would have given.
+"""The received part of a stream, assembled into the response that the unary call would return.
 
-By the rules of chatrpc/v1/chat_service.proto: text concatenates, a delta's lists grow, of all else the newest counts;
-choices and tool calls go by their `index`.
+The rules are those of chatrpc/v1/chat_service.proto: text concatenates, the lists of a delta grow, of every other field
+the newest value counts. `index` identifies choices and tool calls.
 """
 
 import json
@@ -25,54 +25,54 @@ _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
 def text_deltas(chunk: CreateChatCompletionStreamResponse) -> list[str]:
-    """The pieces of the first choice's text."""
+    """Return the pieces of the first choice's text."""
     return [part.delta.content for part in chunk.choices if not part.index and part.delta.content]
 
 
 class Snapshot:
-    """The messages of one stream; what is asked of it is put together when it is asked for."""
+    """The messages of one stream so far. Each property is computed when it is read."""
 
     def __init__(self) -> None:
         self.chunks: list[CreateChatCompletionStreamResponse] = []
-        """The messages, as they came."""
+        """The messages in the order of arrival."""
 
     @property
     def text(self) -> str:
-        """The text of the first choice."""
+        """The first choice's text."""
         return "".join(piece for chunk in self.chunks for piece in text_deltas(chunk))
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens spent; None while nobody has told."""
+        """The token usage. None until the upstream has reported it."""
         return next((chunk.usage for chunk in reversed(self.chunks) if chunk.HasField("usage")), None)
 
     @property
     def finish_reasons(self) -> dict[int, str]:
-        """Why each choice that has ended did so, by its index."""
+        """The finish reason of each finished choice, by its index."""
         parts = (part for chunk in self.chunks for part in chunk.choices)
         return {part.index: part.finish_reason for part in parts if part.HasField("finish_reason")}
 
     @property
     def message(self) -> ChatMessage:
-        """The message of the first choice: append it to the chat, calls of tools and all."""
+        """The first choice's message, tool calls included, for the next turn of the chat."""
         message = next((choice.message for choice in self.response.choices if not choice.index), ChatMessage())
         message.role = message.role or "assistant"
         return message
 
     @property
     def response(self) -> CreateChatCompletionResponse:
-        """The whole answer."""
+        """The response as far as it has arrived."""
         response = CreateChatCompletionResponse(object="chat.completion")
         choices: dict[int, Choice] = {}
         calls: dict[tuple[int, int], ToolCall] = {}
         for chunk in self.chunks:
-            _take_newest(response, chunk, _HEAD)
+            _copy_newest(response, chunk, _HEAD)
             _merge_extras(response, chunk)
             if chunk.HasField("usage"):
                 response.usage.CopyFrom(chunk.usage)
             for part in chunk.choices:
                 choice = choices.setdefault(part.index, Choice(index=part.index))
-                _take_newest(choice, part, ("finish_reason",))
+                _copy_newest(choice, part, ("finish_reason",))
                 _merge_extras(choice, part)
                 if part.HasField("logprobs"):
                     choice.logprobs.MergeFrom(part.logprobs)
@@ -88,14 +88,14 @@ class Snapshot:
 
 def _add_delta(message: ChatMessage, delta: Delta) -> None:
     message.SetInParent()
-    _take_newest(message, delta, ("role",))
+    _copy_newest(message, delta, ("role",))
     _add_parts(message, delta)
     _concatenate(message, delta, _TEXTS)
     message.annotations.extend(delta.annotations)
     if delta.HasField("function_call"):
         _add_named(message.function_call, delta.function_call, "arguments")
     if delta.HasField("audio"):
-        _take_newest(message.audio, delta.audio, ("id", "expires_at"))
+        _copy_newest(message.audio, delta.audio, ("id", "expires_at"))
         if delta.audio.HasField("data"):
             message.audio.data = _add_base64(message.audio.data, delta.audio.data)
         _concatenate(message.audio, delta.audio, ("transcript",))
@@ -104,7 +104,7 @@ def _add_delta(message: ChatMessage, delta: Delta) -> None:
 
 
 def _add_parts(message: ChatMessage, delta: Delta) -> None:
-    """Once content has come as an array, all of it is in the parts, also what came as text."""
+    """Add content parts. Once content has arrived as an array, the parts hold all content, earlier text included."""
     if delta.content_parts:
         if message.content and not message.content_parts:
             message.content_parts.add(type="text", text=message.content)
@@ -116,7 +116,7 @@ def _add_parts(message: ChatMessage, delta: Delta) -> None:
 
 
 def _add_base64(known: str, more: str) -> str:
-    """Each piece is encoded for itself, so that padding may stand between them."""
+    """Join base64 texts. Each piece is encoded on its own, so padding may occur between them."""
     if known.endswith("="):
         try:
             return b64encode(b64decode(known) + b64decode(more)).decode()
@@ -126,7 +126,7 @@ def _add_base64(known: str, more: str) -> str:
 
 
 def _add_call(call: ToolCall, delta: ToolCallDelta) -> None:
-    _take_newest(call, delta, ("id", "type"))
+    _copy_newest(call, delta, ("id", "type"))
     _merge_extras(call, delta)
     if delta.HasField("function"):
         _add_named(call.function, delta.function, "arguments")
@@ -135,12 +135,12 @@ def _add_call(call: ToolCall, delta: ToolCallDelta) -> None:
 
 
 def _add_named(into: Any, delta: Any, text: str) -> None:
-    _take_newest(into, delta, ("name",))
+    _copy_newest(into, delta, ("name",))
     _concatenate(into, delta, (text,))
     _merge_extras(into, delta)
 
 
-def _take_newest(into: Message, source: Message, names: tuple[str, ...]) -> None:
+def _copy_newest(into: Message, source: Message, names: tuple[str, ...]) -> None:
     for field, value in source.ListFields():
         if field.name in names:
             setattr(into, field.name, value)
@@ -153,7 +153,10 @@ def _concatenate(into: Message, source: Message, names: tuple[str, ...]) -> None
 
 
 def _merge_extras(into: Any, source: Any, *, grow: bool = False) -> None:
-    """`grow`: lists such as reasoning_details come in parts; others, such as citations, whole in every chunk."""
+    """Merge `extra_json`. With `grow` lists are concatenated.
+
+    A delta's lists, such as reasoning_details, come in parts; other lists, such as citations, are whole in every chunk.
+    """
     if not source.extra_json:
         return
     if not into.extra_json:

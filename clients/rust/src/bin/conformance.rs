@@ -1,4 +1,4 @@
-//! The driver of clients/conformance, with this client: calls in, a line each; what was seen out, a line each.
+//! The Rust driver of clients/conformance: reads one call per line, writes one result per line.
 
 use std::{collections::HashMap, env, error::Error, io, process::ExitCode, time::Duration};
 
@@ -20,12 +20,13 @@ struct Call {
     metadata: HashMap<String, String>,
     timeout_ms: u64,
     cancel_after: Option<usize>,
+    cancel_after_ms: Option<u64>,
     #[serde(default)]
     pause_ms: u64,
 }
 
 #[derive(Default, Serialize)]
-struct Seen {
+struct Outcome {
     name: String,
     code: String,
     message: String,
@@ -58,17 +59,17 @@ async fn drive(target: String) -> Result<(), Box<dyn Error>> {
         .await
         .map_err(ChatError::from)?;
     for line in io::stdin().lines() {
-        let seen = see(&client, serde_json::from_str(&line?)?).await?;
-        println!("{}", serde_json::to_string(&seen)?);
+        let outcome = make(&client, serde_json::from_str(&line?)?).await?;
+        println!("{}", serde_json::to_string(&outcome)?);
     }
     Ok(())
 }
 
-async fn see(client: &ChatClient, call: Call) -> Result<Seen, Box<dyn Error>> {
-    let mut seen = Seen {
+async fn make(client: &ChatClient, call: Call) -> Result<Outcome, Box<dyn Error>> {
+    let mut outcome = Outcome {
         name: call.name.clone(),
         code: "OK".into(),
-        ..Seen::default()
+        ..Outcome::default()
     };
     let request = CreateChatCompletionRequest::decode(&*BASE64_STANDARD.decode(&call.request)?)?;
     let mut request = Request::new(request);
@@ -77,49 +78,56 @@ async fn see(client: &ChatClient, call: Call) -> Result<Seen, Box<dyn Error>> {
             .metadata_mut()
             .insert(key.parse::<AsciiMetadataKey>()?, value.parse()?);
     }
-    if let Err(status) = make(client, &call, request, &mut seen).await {
+    if let Err(status) = perform(client, &call, request, &mut outcome).await {
         let error = ChatError::from(status);
-        seen.code = error.code_name();
-        seen.message = error.message;
-        seen.reason = error.reason;
-        seen.mapped_reason = error.mapped_reason;
-        seen.retry_after_ms = error.retry_after.map(|after| after.as_millis());
-        seen.fields = error.fields;
-        seen.upstream_status = error.upstream.map(|upstream| upstream.http_status);
-        if seen.request_id.is_empty() {
-            seen.request_id = error.request_id;
+        outcome.code = error.code_name();
+        outcome.message = error.message;
+        outcome.reason = error.reason;
+        outcome.mapped_reason = error.mapped_reason;
+        outcome.retry_after_ms = error.retry_after.map(|after| after.as_millis());
+        outcome.fields = error.fields;
+        outcome.upstream_status = error.upstream.map(|upstream| upstream.http_status);
+        if outcome.request_id.is_empty() {
+            outcome.request_id = error.request_id;
         }
     }
-    Ok(seen)
+    Ok(outcome)
 }
 
-async fn make(
+async fn perform(
     client: &ChatClient,
     call: &Call,
     request: Request<CreateChatCompletionRequest>,
-    seen: &mut Seen,
+    outcome: &mut Outcome,
 ) -> Result<(), Status> {
     let timeout = (call.timeout_ms > 0).then(|| Duration::from_millis(call.timeout_ms));
     if call.method == "CreateChatCompletion" {
         let response = client.complete(request, timeout).await?;
-        seen.request_id = request_id(response.metadata());
-        seen.messages.push(encoded(response.get_ref()));
+        outcome.request_id = request_id(response.metadata());
+        outcome.messages.push(encoded(response.get_ref()));
         return Ok(());
     }
-    let response = client.stream(request, timeout).await?;
-    seen.request_id = request_id(response.metadata());
-    read(response.into_inner(), call, seen).await
+    let starting = client.stream(request, timeout);
+    let response = match call.cancel_after_ms.map(Duration::from_millis) {
+        None => starting.await?,
+        // The call must not start to respond before that, so that dropping this future cancels it.
+        Some(limit) => tokio::time::timeout(limit, starting)
+            .await
+            .map_err(|_| Status::cancelled("dropped"))??,
+    };
+    outcome.request_id = request_id(response.metadata());
+    read(response.into_inner(), call, outcome).await
 }
 
-async fn read(mut chunks: Chunks, call: &Call, seen: &mut Seen) -> Result<(), Status> {
+async fn read(mut chunks: Chunks, call: &Call, outcome: &mut Outcome) -> Result<(), Status> {
     loop {
         sleep(Duration::from_millis(call.pause_ms)).await;
         let Some(chunk) = chunks.message().await? else {
             return Ok(());
         };
-        seen.messages.push(encoded(&chunk));
-        if call.cancel_after == Some(seen.messages.len()) {
-            // A stream that is dropped is cancelled, and can tell no status any more.
+        outcome.messages.push(encoded(&chunk));
+        if call.cancel_after == Some(outcome.messages.len()) {
+            // Dropping the stream cancels the call; after that no status can be read.
             return Err(Status::cancelled("dropped"));
         }
     }

@@ -1,4 +1,4 @@
-//! What one does with chatrpc, from Rust, one thing after the other. Against `make serve`.
+//! Examples of each use of chatrpc from Rust. Run it against `make serve`.
 
 use std::{
     error::Error,
@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match show_everything(args).await.map_err(ChatError::from) {
+    match run_examples(args).await.map_err(ChatError::from) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let line: Vec<_> = error
@@ -71,11 +71,11 @@ fn parse(mut arguments: Arguments) -> Result<Args, Box<dyn Error>> {
     };
     match arguments.finish().first() {
         None => Ok(args),
-        Some(unknown) => Err(format!("what is {}?", unknown.display()).into()),
+        Some(unknown) => Err(format!("{}: unknown argument; remove it", unknown.display()).into()),
     }
 }
 
-async fn show_everything(args: Args) -> Result<(), Status> {
+async fn run_examples(args: Args) -> Result<(), Status> {
     let (model, timeout) = (args.model.as_str(), args.timeout);
     let client = channel(args.target, &credentials(args.tls, args.ca_file)).await?;
     unary(&client, model, timeout).await?;
@@ -87,12 +87,12 @@ async fn show_everything(args: Args) -> Result<(), Status> {
     image(&client, model, timeout, args.image_bytes).await
 }
 
-/// Keepalive, round robin, retries and 20 MiB are set up in src/client.rs.
+/// Opens a channel. src/client.rs sets keepalive, round robin, retries and 20 MiB.
 async fn channel(target: Option<String>, tls: &Tls) -> Result<ChatClient, Status> {
     ChatClient::connect(target, tls).await
 }
 
-/// TLS: not at all, by the system's authorities, or by a file's. The key comes from CHATRPC_API_KEY by itself.
+/// Chooses no TLS, the system's authorities or a CA file. The client reads the key from CHATRPC_API_KEY.
 fn credentials(tls: bool, ca_file: Option<PathBuf>) -> Tls {
     match ca_file {
         Some(file) => Tls::CaFile(file),
@@ -101,17 +101,17 @@ fn credentials(tls: bool, ca_file: Option<PathBuf>) -> Tls {
     }
 }
 
-/// One question, one answer.
+/// Sends a request and receives the complete response.
 async fn unary(client: &ChatClient, model: &str, timeout: Duration) -> Result<(), Status> {
     let request = CreateChatCompletionRequest {
         temperature: Some(0.2),
         ..request(model, vec![hello()])
     };
-    let answer = client.complete(request, Some(timeout)).await?.into_inner();
-    show("unary", message(answer)?.content())
+    let response = client.complete(request, Some(timeout)).await?.into_inner();
+    show("unary", message(response)?.content())
 }
 
-/// The same, piece by piece. It ends without an error only if the answer is whole.
+/// Receives the response piece by piece. It ends without an error only if the response is complete.
 async fn stream(client: &ChatClient, model: &str, timeout: Duration) -> Result<(), Status> {
     let request = request(model, vec![hello()]);
     let mut chunks = client.stream(request, Some(timeout)).await?.into_inner();
@@ -135,24 +135,24 @@ async fn stream(client: &ChatClient, model: &str, timeout: Duration) -> Result<(
             " ({} tokens in, {} out)",
             usage.prompt_tokens, usage.completion_tokens
         )?,
-        None => writeln!(out, " (no usage told)")?,
+        None => writeln!(out, " (usage not reported)")?,
     }
     Ok(())
 }
 
-/// It binds up to the model: what is not there in time is given up, everywhere.
+/// Sets a deadline. It applies up to the model: after it, the call stops everywhere.
 async fn deadline(client: &ChatClient) -> Result<(), Status> {
     let request = request("echo:delay=30", vec![hello()]);
     match client
         .complete(request, Some(Duration::from_millis(300)))
         .await
     {
-        Err(late) => show("deadline", ChatError::from(late).code_name()),
+        Err(status) => show("deadline", ChatError::from(status).code_name()),
         Ok(_) => Ok(()),
     }
 }
 
-/// Dropping the stream cancels the call, and the model stops.
+/// Leaves a stream early: dropping it cancels the call, and the model stops.
 async fn cancel(client: &ChatClient, timeout: Duration) -> Result<(), Status> {
     let request = request("echo:pieces=999,pace=0.02", vec![hello()]);
     let mut chunks = client.stream(request, Some(timeout)).await?.into_inner();
@@ -164,7 +164,7 @@ async fn cancel(client: &ChatClient, timeout: Duration) -> Result<(), Status> {
     show("cancel", format!("stopped after {messages} messages"))
 }
 
-/// The status says what kind of failure it is, its details which one, and what can be done.
+/// Reads an error: its code, its reason, the time to wait before a retry and the upstream's HTTP status.
 async fn error(client: &ChatClient) -> Result<(), Status> {
     let request = request("echo:status=429,retry_after=7", vec![hello()]);
     let Err(status) = client.complete(request, Some(Duration::from_secs(5))).await else {
@@ -173,7 +173,7 @@ async fn error(client: &ChatClient) -> Result<(), Status> {
     let failed = ChatError::from(status);
     let mut line = format!("{} {}", failed.code_name(), failed.reason);
     if let Some(after) = failed.retry_after {
-        line += &format!(", again in {} s", after.as_secs_f64());
+        line += &format!(", retry in {} s", after.as_secs_f64());
     }
     if let Some(upstream) = failed.upstream {
         line += &format!(", upstream's HTTP status {}", upstream.http_status);
@@ -181,7 +181,7 @@ async fn error(client: &ChatClient) -> Result<(), Status> {
     show("error", line)
 }
 
-/// The model asks for a function to be called; what it returned goes back with the rest of the chat.
+/// Lets the model call a function, then sends the function's result with the rest of the chat.
 async fn tools(client: &ChatClient, model: &str, timeout: Duration) -> Result<(), Status> {
     let parameters =
         r#"{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}"#;
@@ -193,26 +193,31 @@ async fn tools(client: &ChatClient, model: &str, timeout: Duration) -> Result<()
         }),
         ..Default::default()
     };
-    let question = CreateChatCompletionRequest {
+    let request_with_tools = CreateChatCompletionRequest {
         tools: vec![weather.clone()],
         tool_choice: Some(ToolChoice {
             choice: Some(Choice::Mode("required".into())),
         }),
         ..request(model, vec![hello()])
     };
-    let asked = message(client.complete(question, Some(timeout)).await?.into_inner())?;
-    let call = asked.tool_calls.first().cloned().unwrap_or_default();
+    let reply = message(
+        client
+            .complete(request_with_tools, Some(timeout))
+            .await?
+            .into_inner(),
+    )?;
+    let call = reply.tool_calls.first().cloned().unwrap_or_default();
     let result = ChatMessage {
         role: "tool".into(),
         tool_call_id: Some(call.id),
         content: Some("sunny".into()),
         ..Default::default()
     };
-    let answered = CreateChatCompletionRequest {
+    let request_with_result = CreateChatCompletionRequest {
         tools: vec![weather],
-        ..request(model, vec![hello(), asked, result])
+        ..request(model, vec![hello(), reply, result])
     };
-    client.complete(answered, Some(timeout)).await?;
+    client.complete(request_with_result, Some(timeout)).await?;
     let function = call.function.unwrap_or_default();
     show(
         "tools",
@@ -220,7 +225,7 @@ async fn tools(client: &ChatClient, model: &str, timeout: Duration) -> Result<()
     )
 }
 
-/// A picture goes as a data URL. gRPC's usual limit, 4 MiB, would be too little for it.
+/// Sends a picture as a data URL, which can exceed gRPC's default limit of 4 MiB.
 async fn image(
     client: &ChatClient,
     model: &str,
@@ -235,7 +240,7 @@ async fn image(
         ..Default::default()
     };
     let parts = [Part::Text("What is this?".into()), Part::ImageUrl(picture)];
-    let look = ChatMessage {
+    let user_message = ChatMessage {
         role: "user".into(),
         content_parts: parts
             .map(|part| ContentPart {
@@ -245,11 +250,11 @@ async fn image(
             .into(),
         ..Default::default()
     };
-    let answer = client
-        .complete(request(model, vec![look]), Some(timeout))
+    let response = client
+        .complete(request(model, vec![user_message]), Some(timeout))
         .await?
         .into_inner();
-    show("image", message(answer)?.content())
+    show("image", message(response)?.content())
 }
 
 fn request(model: &str, messages: Vec<ChatMessage>) -> CreateChatCompletionRequest {
@@ -268,13 +273,13 @@ fn hello() -> ChatMessage {
     }
 }
 
-fn message(answer: CreateChatCompletionResponse) -> Result<ChatMessage, Status> {
-    let choice = answer.choices.into_iter().next();
+fn message(response: CreateChatCompletionResponse) -> Result<ChatMessage, Status> {
+    let choice = response.choices.into_iter().next();
     choice
         .and_then(|choice| choice.message)
-        .ok_or_else(|| Status::internal("the answer has no message"))
+        .ok_or_else(|| Status::internal("response: no message; use another model"))
 }
 
-fn show(name: &str, what: impl Display) -> Result<(), Status> {
-    Ok(writeln!(io::stdout(), "{name:<10}{what}")?)
+fn show(name: &str, result: impl Display) -> Result<(), Status> {
+    Ok(writeln!(io::stdout(), "{name:<10}{result}")?)
 }

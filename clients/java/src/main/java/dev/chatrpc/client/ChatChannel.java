@@ -17,27 +17,29 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * How a channel is to be set up for chats.
+ * Channel settings for chats.
  *
  * <ul>
- *   <li><b>Round robin</b> over all addresses of the name. gRPC's default stays with the first.
- *   <li><b>Retry of UNAVAILABLE only</b>, and by gRPC only until the first message. All else the
- *       service has tried again already, where that was any use.
- *   <li><b>Keepalive</b> while calls run: a model may think for minutes, and middleboxes forget
- *       what is silent.
- *   <li><b>20 MiB</b> a message, as the service takes. gRPC's own 4 MiB are too few for pictures.
+ *   <li><b>Round robin</b> over all addresses of the name. gRPC's default is the first address
+ *       only.
+ *   <li><b>Retry of UNAVAILABLE</b>, by gRPC and only before the first message: the
+ *       service sends no headers earlier. The service itself has already retried every other error worth a retry.
+ *   <li><b>Keepalive</b> while calls run, because a model may think for minutes and middleboxes
+ *       forget silent connections.
+ *   <li><b>20 MiB</b> per message, the service's own limit; gRPC's default of 4 MiB is too small
+ *       for pictures.
  * </ul>
  */
 public final class ChatChannel {
   private static final String DEFAULT_TARGET = "127.0.0.1:50051";
   private static final int MAX_MESSAGE_BYTES = 20 * 1024 * 1024;
 
-  /** The service takes a ping each 10 s. If they come more often, it ends the connection. */
+  /** The service accepts one ping per 10 s and closes the connection if they come more often. */
   private static final long KEEPALIVE_SECONDS = 30;
 
   private static final long KEEPALIVE_TIMEOUT_SECONDS = 10;
 
-  /** The limit for requests is here too: of a builder's own options, none sets it. */
+  /** Includes the limit for requests, because the channel builder has no option for it. */
   private static final Map<String, ?> SERVICE_CONFIG =
       Map.of(
           "loadBalancingConfig",
@@ -52,7 +54,7 @@ public final class ChatChannel {
                   "retryPolicy",
                   Map.of(
                       "maxAttempts",
-                      3.0, // gRPC wants each number as a Double
+                      3.0, // gRPC requires each number to be a Double
                       "initialBackoff",
                       "0.2s",
                       "maxBackoff",
@@ -65,65 +67,67 @@ public final class ChatChannel {
   private ChatChannel() {}
 
   /**
-   * Opens a channel. It connects with the first call. Share one in the whole process, and end it
+   * Opens a channel. It connects at the first call. Share one in the whole process and close it
    * with {@link ManagedChannel#shutdown}.
    *
-   * @param target {@code host:port}, or null: then CHATRPC_TARGET, else 127.0.0.1:50051
-   * @throws IllegalArgumentException if the target, the key or the authorities are not usable
+   * @param target {@code host:port}; if null, CHATRPC_TARGET, else 127.0.0.1:50051
+   * @throws IllegalArgumentException if the target, the key or the authorities are invalid
    */
   public static ManagedChannel open(String target, ChannelCredentials credentials) {
-    return Grpc.newChannelBuilder(checked(target), credentials)
+    return Grpc.newChannelBuilder(chooseTarget(target), credentials)
         .defaultServiceConfig(SERVICE_CONFIG)
         .maxInboundMessageSize(MAX_MESSAGE_BYTES)
-        // Only what is kept can be tried again; the default, 1 MiB, is too little for pictures.
+        // gRPC can retry only a buffered request; the default of 1 MiB is too small for pictures.
         .perRpcBufferLimit(MAX_MESSAGE_BYTES)
         .retryBufferSize(10L * MAX_MESSAGE_BYTES)
         .keepAliveTime(KEEPALIVE_SECONDS, TimeUnit.SECONDS)
         .keepAliveTimeout(KEEPALIVE_TIMEOUT_SECONDS, TimeUnit.SECONDS)
-        .intercept(MetadataUtils.newAttachHeadersInterceptor(key()))
+        .intercept(MetadataUtils.newAttachHeadersInterceptor(authorization()))
         .build();
   }
 
-  /** Without encryption. */
+  /** Returns credentials without encryption. */
   public static ChannelCredentials plaintext() {
     return InsecureChannelCredentials.create();
   }
 
-  /** TLS, by the authorities that the JVM trusts. */
+  /** Returns TLS credentials that trust the authorities of the JVM. */
   public static ChannelCredentials tls() {
     return TlsChannelCredentials.create();
   }
 
-  /** TLS, by the authorities in a PEM file. */
+  /** Returns TLS credentials that trust the authorities in a PEM file. */
   public static ChannelCredentials tls(File authorities) throws IOException {
     return TlsChannelCredentials.newBuilder().trustManager(authorities).build();
   }
 
-  private static String checked(String target) {
+  private static String chooseTarget(String target) {
     String chosen =
         Optional.ofNullable(target)
             .or(() -> Optional.ofNullable(System.getenv("CHATRPC_TARGET")))
             .filter(given -> !given.isBlank())
             .orElse(DEFAULT_TARGET);
-    // With a port out of range gRPC's resolver dies, and a call waits for its deadline.
+    // Because a port out of range stops gRPC's resolver, and then calls wait for their deadline.
     Matcher port = Pattern.compile(":0*(\\d+)$").matcher(chosen);
     if (chosen.matches("(https?|grpcs?)://.*")
         || port.find()
             && (port.group(1).length() > 5 || Integer.parseInt(port.group(1)) > 65_535)) {
       throw new IllegalArgumentException(
-          "the target is host:port, such as %s, and not %s".formatted(DEFAULT_TARGET, chosen));
+          "target: %s is invalid; use host:port, such as %s".formatted(chosen, DEFAULT_TARGET));
     }
     return chosen;
   }
 
-  private static Metadata key() {
+  private static Metadata authorization() {
     Metadata metadata = new Metadata();
     String key = System.getenv("CHATRPC_API_KEY");
     if (key == null || key.isEmpty()) {
       return metadata;
     }
-    if (!key.matches("[ -~]+")) { // gRPC would drop it, and write it to the log
-      throw new IllegalArgumentException("CHATRPC_API_KEY has characters that no header can carry");
+    if (!key.matches("[ -~]+")) { // gRPC would drop it and log it
+      throw new IllegalArgumentException(
+          "CHATRPC_API_KEY: the key has characters that metadata cannot carry;"
+              + " use printable ASCII only");
     }
     metadata.put(
         Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER), "Bearer " + key);

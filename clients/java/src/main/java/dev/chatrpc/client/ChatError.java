@@ -18,16 +18,17 @@ import java.util.List;
 import java.util.Optional;
 
 /**
- * What a failed call says: its status with all the details that chatrpc gives.
+ * The error of a failed call: its status with all details that chatrpc sends.
  *
- * @param message what went wrong, in words; what gRPC itself says comes with its cause
- * @param reason such as {@code UPSTREAM_RATE_LIMITED}; empty if the status is of gRPC itself
- * @param mappedReason for {@code UPSTREAM_ERROR_BODY} what the upstream's error amounts to, if known
- * @param retryAfter when another try may succeed, if anybody said
- * @param fields what is wrong with the request
- * @param requestId the call's name in the logs of the service; empty if it was not reached
- * @param upstreamRequestId the call's name in the logs of the upstream; empty if it gave none
- * @param upstream what the upstream said, if it answered
+ * @param message the status's message, with its cause if gRPC itself made the status
+ * @param reason such as {@code UPSTREAM_RATE_LIMITED}; empty if gRPC itself made the status
+ * @param mappedReason for {@code UPSTREAM_ERROR_BODY}, the reason to which the upstream's error
+ *     maps; empty if that is unknown
+ * @param retryAfter the time after which a retry may succeed, if the response contained one
+ * @param fields the invalid fields of the request
+ * @param requestId the call's id in the service's logs; empty if the service was not reached
+ * @param upstreamRequestId the call's id in the upstream's logs; empty if the upstream sent none
+ * @param upstream the upstream's error, if the upstream responded
  */
 public record ChatError(
     Status.Code code,
@@ -44,11 +45,11 @@ public record ChatError(
       Metadata.Key.of("x-request-id", Metadata.ASCII_STRING_MARSHALLER);
 
   /** Reads the status of a failed call. */
-  public static ChatError of(StatusRuntimeException failed) {
-    // If a request is over the limit, gRPC cancels the call, and why is only in the cause.
+  public static ChatError from(StatusRuntimeException failed) {
+    // If a request exceeds the limit, gRPC cancels the call; only the cause has the reason.
     if (failed.getStatus().getCode() == Status.Code.CANCELLED
         && failed.getCause() instanceof StatusRuntimeException refused) {
-      return of(refused);
+      return from(refused);
     }
     List<Any> details =
         Optional.ofNullable(StatusProto.fromThrowable(failed))
@@ -74,19 +75,19 @@ public record ChatError(
         detail(details, UpstreamError.class));
   }
 
-  /** Reads as {@code CODE (REASON): message}. */
+  /** Returns {@code CODE (REASON): message}. */
   @Override
   public String toString() {
     return code + (reason.isEmpty() ? "" : " (" + reason + ")") + ": " + message;
   }
 
   private static String message(Status status) {
-    String words = Optional.ofNullable(status.getDescription()).orElse("no message");
+    String text = Optional.ofNullable(status.getDescription()).orElse("no message");
     Throwable cause = status.getCause();
     while (cause != null && cause.getCause() != null) {
       cause = cause.getCause();
     }
-    return cause == null ? words : words + ": " + cause.getMessage();
+    return cause == null ? text : text + ": " + cause.getMessage();
   }
 
   private static <T extends Message> Optional<T> detail(List<Any> details, Class<T> type) {
@@ -97,7 +98,7 @@ public record ChatError(
         }
       }
     } catch (InvalidProtocolBufferException e) {
-      // Somebody else's: the status alone has to do.
+      // Details of another service: use the status alone.
     }
     return Optional.empty();
   }

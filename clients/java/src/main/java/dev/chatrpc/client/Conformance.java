@@ -23,10 +23,14 @@ import java.util.Iterator;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.stream.Stream;
 
-/** The driver of clients/conformance: calls in, a line each; what was seen out, a line each. */
+/**
+ * The Java driver of clients/conformance: reads one call per line, writes one result per line.
+ */
 public final class Conformance {
   private static final Gson GSON =
       new GsonBuilder()
@@ -41,9 +45,10 @@ public final class Conformance {
       Map<String, String> metadata,
       long timeoutMs,
       int cancelAfter,
+      long cancelAfterMs,
       long pauseMs) {}
 
-  private record Seen(
+  private record Result(
       String name,
       Status.Code code,
       String message,
@@ -77,10 +82,10 @@ public final class Conformance {
       var stub = ChatCompletionServiceGrpc.newBlockingStub(channel);
       var calls = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
       for (String line; (line = calls.readLine()) != null; ) {
-        byte[] seen =
-            GSON.toJson(seen(stub, GSON.fromJson(line, Call.class)))
+        byte[] result =
+            GSON.toJson(make(stub, GSON.fromJson(line, Call.class)))
                 .getBytes(StandardCharsets.UTF_8);
-        System.out.writeBytes(seen);
+        System.out.writeBytes(result);
         System.out.println();
       }
     } finally {
@@ -88,7 +93,7 @@ public final class Conformance {
     }
   }
 
-  private static Seen seen(ChatCompletionServiceBlockingStub stub, Call call) throws Exception {
+  private static Result make(ChatCompletionServiceBlockingStub stub, Call call) throws Exception {
     Metadata metadata = new Metadata();
     call.metadata()
         .forEach(
@@ -109,11 +114,11 @@ public final class Conformance {
     try (var context = Context.current().withCancellation()) {
       context.call(
           () -> {
-            make(call, timed, context, messages);
+            read(call, timed, context, messages);
             return null;
           });
     } catch (StatusRuntimeException failed) {
-      error = ChatError.of(failed);
+      error = ChatError.from(failed);
     }
     String requestId =
         Stream.of(headers, trailers)
@@ -124,10 +129,10 @@ public final class Conformance {
             .findFirst()
             .orElse("");
     if (error == null) {
-      return new Seen(
+      return new Result(
           call.name(), Status.Code.OK, "", "", "", null, List.of(), null, requestId, messages);
     }
-    return new Seen(
+    return new Result(
         call.name(),
         error.code(),
         error.message(),
@@ -142,23 +147,27 @@ public final class Conformance {
         messages);
   }
 
-  private static void make(
+  private static void read(
       Call call,
       ChatCompletionServiceBlockingStub stub,
       Context.CancellableContext context,
       List<String> messages)
       throws Exception {
     var request = CreateChatCompletionRequest.parseFrom(Base64.getDecoder().decode(call.request()));
-    Iterator<? extends MessageLite> answer =
+    if (call.cancelAfterMs() > 0) {
+      var later = CompletableFuture.delayedExecutor(call.cancelAfterMs(), TimeUnit.MILLISECONDS);
+      later.execute(() -> context.cancel(null));
+    }
+    Iterator<? extends MessageLite> response =
         call.method().equals("CreateChatCompletion")
             ? List.of(stub.createChatCompletion(request)).iterator()
             : stub.createChatCompletionStream(request);
     while (true) {
       Thread.sleep(call.pauseMs());
-      if (!answer.hasNext()) {
+      if (!response.hasNext()) {
         return;
       }
-      messages.add(Base64.getEncoder().encodeToString(answer.next().toByteArray()));
+      messages.add(Base64.getEncoder().encodeToString(response.next().toByteArray()));
       if (messages.size() == call.cancelAfter()) {
         context.cancel(null);
       }

@@ -33,12 +33,12 @@ import java.util.Objects;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.logging.LogManager;
 
-/** What one does with chatrpc, from Java, one thing after the other. */
+/** Examples of each use of chatrpc from Java. */
 public final class Tour {
   private static final ChatMessage HELLO =
       ChatMessage.newBuilder().setRole("user").setContent("Hello!").build();
 
-  /** UTF-8 whatever the locale: models answer in all languages. */
+  /** UTF-8 in every locale, because models respond in all languages. */
   private static final PrintStream OUT =
       new PrintStream(new FileOutputStream(FileDescriptor.out), true, StandardCharsets.UTF_8);
 
@@ -52,9 +52,9 @@ public final class Tour {
     this.timeout = timeout;
   }
 
-  /** Shows everything; 1 with one line on standard error where something fails that should not. */
+  /** Runs all examples; exits with 1 and one line on standard error if a call fails. */
   public static void main(String[] args) {
-    LogManager.getLogManager().reset(); // else gRPC writes its warnings to standard error
+    LogManager.getLogManager().reset(); // gRPC would write to standard error
     System.exit(run(args));
   }
 
@@ -62,8 +62,8 @@ public final class Tour {
     Arguments arguments;
     try {
       arguments = Arguments.parse(args);
-    } catch (IllegalArgumentException wrong) {
-      return fail(wrong.getMessage() + "; " + Arguments.USAGE, 2);
+    } catch (IllegalArgumentException invalid) {
+      return fail(invalid.getMessage() + "; " + Arguments.USAGE, 2);
     }
     try {
       ManagedChannel channel = channel(arguments.target(), credentials(arguments));
@@ -82,18 +82,18 @@ public final class Tour {
       }
       return 0;
     } catch (StatusRuntimeException failed) {
-      return fail(ChatError.of(failed).toString(), 1);
-    } catch (IOException | RuntimeException wrong) {
-      return fail(Objects.requireNonNullElse(wrong.getMessage(), wrong.toString()), 1);
+      return fail(ChatError.from(failed).toString(), 1);
+    } catch (IOException | RuntimeException e) {
+      return fail(Objects.requireNonNullElse(e.getMessage(), e.toString()), 1);
     }
   }
 
-  /** Keepalive, round robin, retries and 20 MiB: see {@link ChatChannel}. */
+  /** Opens a channel. {@link ChatChannel} sets keepalive, round robin, retries and 20 MiB. */
   private static ManagedChannel channel(String target, ChannelCredentials credentials) {
     return ChatChannel.open(target, credentials);
   }
 
-  /** Of the server. The caller's own, CHATRPC_API_KEY, is in each call of the channel. */
+  /** Chooses no TLS, the JVM's authorities or a CA file. The channel reads CHATRPC_API_KEY. */
   private static ChannelCredentials credentials(Arguments arguments) throws IOException {
     if (arguments.authorities() != null) {
       return ChatChannel.tls(arguments.authorities());
@@ -101,21 +101,21 @@ public final class Tour {
     return arguments.tls() ? ChatChannel.tls() : ChatChannel.plaintext();
   }
 
-  /** One question, one answer. */
+  /** Sends a request and receives the complete response. */
   private void unary() {
-    var request = asking(model).addMessages(HELLO).setTemperature(0.2).build();
-    show("unary", said(within(timeout).createChatCompletion(request)).getContent());
+    var request = newRequest(model).addMessages(HELLO).setTemperature(0.2).build();
+    show("unary", messageOf(within(timeout).createChatCompletion(request)).getContent());
   }
 
-  /** The same, piece by piece. It ends without an exception only if the answer is whole. */
+  /** Receives the response piece by piece. It ends without an exception only if complete. */
   private void stream() {
-    var request = asking(model).addMessages(HELLO).build();
-    Iterator<CreateChatCompletionStreamResponse> answer =
+    var request = newRequest(model).addMessages(HELLO).build();
+    Iterator<CreateChatCompletionStreamResponse> response =
         within(timeout).createChatCompletionStream(request);
     OUT.printf("%-10s", "stream");
     Usage usage = null;
-    while (answer.hasNext()) {
-      var message = answer.next();
+    while (response.hasNext()) {
+      var message = response.next();
       message.getChoicesList().stream()
           .filter(choice -> choice.getIndex() == 0)
           .forEach(choice -> OUT.print(choice.getDelta().getContent()));
@@ -123,31 +123,31 @@ public final class Tour {
     }
     OUT.println(
         usage == null
-            ? " (no usage told)"
+            ? " (usage not reported)"
             : " (%d tokens in, %d out)"
                 .formatted(usage.getPromptTokens(), usage.getCompletionTokens()));
   }
 
-  /** It binds up to the model: what is not there in time is given up, everywhere. */
+  /** Sets a deadline. It applies up to the model: after it, the call stops everywhere. */
   private void deadline() {
-    var request = asking("echo:delay=30").addMessages(HELLO).build();
+    var request = newRequest("echo:delay=30").addMessages(HELLO).build();
     try {
       within(Duration.ofMillis(300)).createChatCompletion(request);
-    } catch (StatusRuntimeException late) {
-      show("deadline", late.getStatus().getCode().toString());
+    } catch (StatusRuntimeException failed) {
+      show("deadline", failed.getStatus().getCode().toString());
     }
   }
 
-  /** Closing the context cancels the call, and the model stops. Not to read on would not do. */
+  /** Closes the context: this cancels the call, and the model stops. Not reading is not enough. */
   private void cancel() {
-    var request = asking("echo:pieces=999,pace=0.02").addMessages(HELLO).build();
+    var request = newRequest("echo:pieces=999,pace=0.02").addMessages(HELLO).build();
     var messages = new AtomicInteger();
     try (var context = Context.current().withCancellation()) {
       context.run(
           () -> {
-            var answer = within(timeout).createChatCompletionStream(request);
-            while (messages.get() < 3 && answer.hasNext()) {
-              answer.next();
+            var response = within(timeout).createChatCompletionStream(request);
+            while (messages.get() < 3 && response.hasNext()) {
+              response.next();
               messages.incrementAndGet();
             }
           });
@@ -155,23 +155,23 @@ public final class Tour {
     show("cancel", "stopped after " + messages + " messages");
   }
 
-  /** The status says what kind of failure it is, its details which one, and what can be done. */
+  /** Reads an error: code, reason, time to wait before a retry, the upstream's HTTP status. */
   private void error() {
-    var request = asking("echo:status=429,retry_after=7").addMessages(HELLO).build();
+    var request = newRequest("echo:status=429,retry_after=7").addMessages(HELLO).build();
     try {
       within(Duration.ofSeconds(5)).createChatCompletion(request);
     } catch (StatusRuntimeException e) {
-      ChatError failed = ChatError.of(e);
-      String again =
-          failed.retryAfter().map(Tour::seconds).map(", again in %s s"::formatted).orElse("");
-      String status = failed.upstream().map(said -> "" + said.getHttpStatus()).orElse("None");
+      ChatError failed = ChatError.from(e);
+      String retry =
+          failed.retryAfter().map(Tour::seconds).map(", retry in %s s"::formatted).orElse("");
+      String status = failed.upstream().map(error -> "" + error.getHttpStatus()).orElse("None");
       show(
           "error",
-          failed.code() + " " + failed.reason() + again + ", upstream's HTTP status " + status);
+          failed.code() + " " + failed.reason() + retry + ", upstream's HTTP status " + status);
     }
   }
 
-  /** The model asks for a function to be called; what it returned goes back with the chat. */
+  /** Lets the model call a function, then sends the function's result with the chat. */
   private void tools() {
     var weather =
         Tool.newBuilder()
@@ -183,22 +183,23 @@ public final class Tour {
                         {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
                         """));
     var request =
-        asking(model)
+        newRequest(model)
             .addMessages(HELLO)
             .addTools(weather)
             .setToolChoice(ToolChoice.newBuilder().setMode("required"))
             .build();
-    ChatMessage asked = said(within(timeout).createChatCompletion(request));
-    if (asked.getToolCallsCount() == 0) {
-      throw new IllegalStateException("the model called no tool");
+    ChatMessage message = messageOf(within(timeout).createChatCompletion(request));
+    if (message.getToolCallsCount() == 0) {
+      throw new IllegalStateException(
+          "tools: the model called no function; use a model that supports tools");
     }
-    ToolCall call = asked.getToolCalls(0);
+    ToolCall call = message.getToolCalls(0);
     var result =
         ChatMessage.newBuilder().setRole("tool").setToolCallId(call.getId()).setContent("sunny");
     var next =
-        asking(model)
+        newRequest(model)
             .addMessages(HELLO)
-            .addMessages(asked)
+            .addMessages(message)
             .addMessages(result)
             .addTools(weather)
             .build();
@@ -207,7 +208,7 @@ public final class Tour {
     show("tools", function.getName() + "(" + function.getArguments() + ")");
   }
 
-  /** A picture goes as a data URL. gRPC's usual limit, 4 MiB, would be too little for it. */
+  /** Sends a picture as a data URL, which can exceed gRPC's default limit of 4 MiB. */
   private void image(int size) {
     String url = "data:image/png;base64," + Base64.getEncoder().encodeToString(new byte[size]);
     var message =
@@ -216,36 +217,36 @@ public final class Tour {
             .addContentParts(ContentPart.newBuilder().setText("What is this?"))
             .addContentParts(
                 ContentPart.newBuilder().setImageUrl(ImageUrl.newBuilder().setUrl(url)));
-    var request = asking(model).addMessages(message).build();
-    show("image", said(within(timeout).createChatCompletion(request)).getContent());
+    var request = newRequest(model).addMessages(message).build();
+    show("image", messageOf(within(timeout).createChatCompletion(request)).getContent());
   }
 
-  /** For each call anew: the clock of a stub's deadline runs from the moment it was set. */
+  /** Returns a stub for one call, because its deadline counts from the moment it is set. */
   private ChatCompletionServiceBlockingStub within(Duration timeout) {
     return stub.withDeadlineAfter(timeout);
   }
 
-  private static CreateChatCompletionRequest.Builder asking(String model) {
+  private static CreateChatCompletionRequest.Builder newRequest(String model) {
     return CreateChatCompletionRequest.newBuilder().setModel(model);
   }
 
-  private static ChatMessage said(CreateChatCompletionResponse answer) {
-    if (answer.getChoicesCount() == 0) {
-      throw new IllegalStateException("the answer has no choices");
+  private static ChatMessage messageOf(CreateChatCompletionResponse response) {
+    if (response.getChoicesCount() == 0) {
+      throw new IllegalStateException("response: no choices; use another model");
     }
-    return answer.getChoices(0).getMessage();
+    return response.getChoices(0).getMessage();
   }
 
   private static String seconds(Duration duration) {
     return BigDecimal.valueOf(duration.toMillis(), 3).stripTrailingZeros().toPlainString();
   }
 
-  private static void show(String name, String what) {
-    OUT.printf("%-10s%s%n", name, what);
+  private static void show(String name, String result) {
+    OUT.printf("%-10s%s%n", name, result);
   }
 
-  private static int fail(String why, int code) {
-    System.err.println("chatrpc: " + why.strip().replaceAll("\\s+", " "));
+  private static int fail(String message, int code) {
+    System.err.println("chatrpc: " + message.strip().replaceAll("\\s+", " "));
     return code;
   }
 
@@ -277,7 +278,7 @@ public final class Tour {
           case "--model" -> model = value(flag, rest);
           case "--image-bytes" -> imageBytes = (int) number(flag, rest, 100 << 20);
           case "--timeout" -> timeout = Duration.ofMillis((long) (1000 * number(flag, rest, 1e6)));
-          default -> throw new IllegalArgumentException("unknown argument " + flag);
+          default -> throw new IllegalArgumentException(flag + ": unknown argument; remove it");
         }
       }
       return new Arguments(target, tls, authorities, model, imageBytes, timeout);
@@ -285,7 +286,7 @@ public final class Tour {
 
     private static String value(String flag, Iterator<String> rest) {
       if (!rest.hasNext()) {
-        throw new IllegalArgumentException(flag + " needs a value");
+        throw new IllegalArgumentException(flag + ": no value; pass one");
       }
       return rest.next();
     }
@@ -298,10 +299,10 @@ public final class Tour {
           return number;
         }
       } catch (NumberFormatException e) {
-        // Said below, as for a number that is out of range.
+        // Reported below, like a number out of range.
       }
       throw new IllegalArgumentException(
-          "%s takes a number from 0 to %.0f, not %s".formatted(flag, most, text));
+          "%s: %s is invalid; use a number from 0 to %.0f".formatted(flag, text, most));
     }
   }
 }
