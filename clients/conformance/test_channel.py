@@ -1,12 +1,17 @@
-"""The channel settings of each client: round robin over all addresses, retries of UNAVAILABLE only."""
+"""The channel settings of each client: round robin over all addresses, retries of UNAVAILABLE and CANCELLED only."""
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
+import grpc
 import pytest
 from test_conformance import LANGUAGES, drive, encode
 
+from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
+from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceServicer, add_ChatCompletionServiceServicer_to_server
 from chatrpc_echo import Echo
 from chatrpc_server.server import Server
 from chatrpc_server.settings import Address
@@ -42,6 +47,47 @@ async def test_a_retry_succeeds(language: str) -> None:
     async with Echo() as echo, service(echo.base_url, upstream={"max_retries": 0}) as running:
         (result,) = await drive(language, str(running.server.address), call("echo:status=503,times=1"))
         assert (result["code"], started_calls(running)) == ("OK", 2)
+
+
+class Scripted(ChatCompletionServiceServicer):
+    """A service that ends its calls with these codes, one after the other, and succeeds after that."""
+
+    def __init__(self, *codes: grpc.StatusCode) -> None:
+        self.calls = 0
+        self._codes = codes
+
+    async def CreateChatCompletion(  # noqa: N802
+        self, request: CreateChatCompletionRequest, context: grpc.aio.ServicerContext
+    ) -> CreateChatCompletionResponse:
+        self.calls += 1
+        if self.calls <= len(self._codes):
+            await context.abort(self._codes[self.calls - 1], "scripted")
+        return CreateChatCompletionResponse(id="1")
+
+
+CANCELLED = grpc.StatusCode.CANCELLED
+SCRIPTS: dict[str, tuple[Sequence[grpc.StatusCode], str, int]] = {
+    "cancelled once": ([CANCELLED], "OK", 2),
+    "always cancelled": ([CANCELLED] * 9, "CANCELLED", 3),
+    "aborted": ([grpc.StatusCode.ABORTED], "ABORTED", 1),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(("codes", "code", "attempts"), SCRIPTS.values(), ids=SCRIPTS)
+async def test_retry_of_a_call_that_a_stopping_server_had_not_begun(
+    language: str, codes: Sequence[grpc.StatusCode], code: str, attempts: int
+) -> None:
+    """gRPC's core ends such a call as CANCELLED. `cancel-before-the-first-message` shows the caller's own cancel."""
+    servicer, server = Scripted(*codes), grpc.aio.server()
+    add_ChatCompletionServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        (result,) = await drive(language, f"127.0.0.1:{port}", call("m"))
+    finally:
+        await server.stop(None)
+    assert (result["code"], servicer.calls) == (code, attempts)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ const (
 )
 
 // gRPC's default uses only the first address of a name; round_robin spreads the calls over all of them. gRPC retries
-// before the first message only, because the service sends no headers earlier. The
+// before the first message only, because the service sends no headers earlier. A server reports CANCELLED for a call
+// that it had not begun when it stopped (grpc/grpc#41785); gRPC never retries a call that the caller cancelled. The
 // service itself has already retried every other error worth a retry.
 const serviceConfig = `{
 	"loadBalancingConfig": [{"round_robin": {}}],
@@ -30,7 +31,7 @@ const serviceConfig = `{
 			"initialBackoff": "0.2s",
 			"maxBackoff": "2s",
 			"backoffMultiplier": 2,
-			"retryableStatusCodes": ["UNAVAILABLE"]
+			"retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]
 		}
 	}]
 }`

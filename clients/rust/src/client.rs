@@ -46,7 +46,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The default TTL of names in Kubernetes.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
-const RETRYABLE: [Code; 1] = [Code::Unavailable];
+const RETRYABLE: [Code; 2] = [Code::Unavailable, Code::Cancelled];
 const MAX_ATTEMPTS: usize = 3;
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
@@ -122,8 +122,9 @@ impl ChatClient {
         Ok(response.map(|inner| Chunks { inner, deadline }))
     }
 
-    /// Makes a call and retries UNAVAILABLE, each time at the next address. A response that has begun is
-    /// never retried, because the service sends no headers before its first message.
+    /// Makes a call and retries UNAVAILABLE and CANCELLED, each time at the next address. A response that has begun is
+    /// never retried, because the service sends no headers before its first message. A server reports CANCELLED for a
+    /// call that it had not begun when it stopped (grpc/grpc#41785); a cancel by the caller drops this future.
     async fn call<T>(
         &self,
         request: Request<CreateChatCompletionRequest>,

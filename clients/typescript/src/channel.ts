@@ -2,8 +2,9 @@
  * Channel settings for chats.
  *
  * - **Round robin** over all addresses of the name. gRPC's default is the first address only.
- * - **Retry of UNAVAILABLE**, by gRPC and only before the first message: the service sends no headers
- *   earlier. The service itself has already retried every other error worth a retry.
+ * - **Retry of UNAVAILABLE and CANCELLED**, by gRPC and only before the first message: the service sends no headers
+ *   earlier. A server reports CANCELLED for a call that it had not begun when it stopped (grpc/grpc#41785); gRPC never
+ *   retries a call that the caller cancelled. The service itself has already retried every other error worth a retry.
  * - **Keepalive** while calls run, because a model may think for minutes and middleboxes forget silent connections.
  * - **20 MiB** per message, the service's own limit; gRPC's default of 4 MiB is too small for pictures.
  */
@@ -26,7 +27,7 @@ const SERVICE_CONFIG = {
         initialBackoff: "0.2s",
         maxBackoff: "2s",
         backoffMultiplier: 2,
-        retryableStatusCodes: ["UNAVAILABLE"],
+        retryableStatusCodes: ["UNAVAILABLE", "CANCELLED"],
       },
     },
   ],

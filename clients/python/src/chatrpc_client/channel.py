@@ -4,8 +4,9 @@
   with `clusterIP: None` each pod is an address, so calls spread over the pods. gRPC resolves the name again if a
   connection closes: the service closes each connection after ten minutes and lets its calls finish.
 - **Health watch** of each address (gRFC A17), so that a stopping instance gets no more calls.
-- **Retry of UNAVAILABLE**, by gRPC and only before the first message: the service sends no headers
-  earlier. The service itself has already retried every other error worth a retry.
+- **Retry of UNAVAILABLE and CANCELLED**, by gRPC and only before the first message: the service sends no headers
+  earlier. A server reports CANCELLED for a call that it had not begun when it stopped (grpc/grpc#41785); gRPC never
+  retries a call that the caller cancelled. The service itself has already retried every other error worth a retry.
 - **Keepalive** while calls run, because a model may think for minutes and middleboxes forget silent connections.
 - **20 MiB** per message, the service's own limit; gRPC's default of 4 MiB is too small for pictures.
 """
@@ -38,7 +39,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.2s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ],

@@ -22,8 +22,10 @@ import java.util.regex.Pattern;
  * <ul>
  *   <li><b>Round robin</b> over all addresses of the name. gRPC's default is the first address
  *       only.
- *   <li><b>Retry of UNAVAILABLE</b>, by gRPC and only before the first message: the
- *       service sends no headers earlier. The service itself has already retried every other error worth a retry.
+ *   <li><b>Retry of UNAVAILABLE and CANCELLED</b>, by gRPC and only before the first message: the
+ *       service sends no headers earlier. A server reports CANCELLED for a call that it had not
+ *       begun when it stopped (grpc/grpc#41785); gRPC never retries a call that the caller
+ *       cancelled. The service itself has already retried every other error worth a retry.
  *   <li><b>Keepalive</b> while calls run, because a model may think for minutes and middleboxes
  *       forget silent connections.
  *   <li><b>20 MiB</b> per message, the service's own limit; gRPC's default of 4 MiB is too small
@@ -62,7 +64,7 @@ public final class ChatChannel {
                       "backoffMultiplier",
                       2.0,
                       "retryableStatusCodes",
-                      List.of("UNAVAILABLE")))));
+                      List.of("UNAVAILABLE", "CANCELLED")))));
 
   private ChatChannel() {}
 
