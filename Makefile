@@ -55,10 +55,10 @@ protos: $(INSTALLED) ## write the stubs in protos/python and docs/contract.md fr
 	$(BIN)/python protos/generate.py
 	$(BIN)/python protos/reference.py
 
-dashboard: $(INSTALLED) ## write the Grafana dashboard anew from deploy/grafana/rows
+dashboard: $(INSTALLED) ## generate the Grafana dashboard from deploy/grafana/rows
 	$(BIN)/python deploy/grafana/generate.py
 
-chart: $(INSTALLED) ## write anew what the chart has from settings, rules and dashboard; and the plain manifests from the chart
+chart: $(INSTALLED) ## generate the chart's schema and rules, and the plain manifests from the chart
 	$(BIN)/python deploy/helm/generate.py
 	tests/deploy/manifests/install
 	deploy/kubernetes/base/render
@@ -123,16 +123,16 @@ test-dist: $(INSTALLED) ## builds the wheels, installs them outside the checkout
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 	tests/interop/litellm/run $(ARGS)
 
-test-deploy: $(INSTALLED) ## chart, plain manifests, Dockerfile and compose file, by helm, four linters and what we promise
+test-deploy: $(INSTALLED) ## check chart, plain manifests, Dockerfile and compose file with helm, four linters and the chart's promises
 	tests/deploy/manifests/run $(ARGS)
 
-test-balancing: $(INSTALLED) ## instances behind a headless name and behind Envoy: calls spread, and none is lost with one of them
+test-balancing: $(INSTALLED) ## test instances behind a headless name and behind Envoy: calls spread, and shutdowns lose none
 	tests/interop/balancing/run $(ARGS)
 
-image-check: $(INSTALLED) ## builds deploy/Dockerfile without Docker, and runs it as Kubernetes would (needs root, and Debian)
+image-check: $(INSTALLED) ## build deploy/Dockerfile without Docker, and run it as Kubernetes does (needs root and Debian)
 	tests/deploy/image/run $(ARGS)
 
-test-kubernetes: $(INSTALLED) ## builds a Kubernetes, and installs the chart with our image there (15 minutes, then 18; needs Go; root for a node)
+test-kubernetes: $(INSTALLED) ## build a Kubernetes, and install the chart with our image there (15 minutes, then 18; needs Go; root for a node)
 	tests/deploy/kubernetes/run $(ARGS)
 
 test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)

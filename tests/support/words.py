@@ -56,7 +56,6 @@ PENDING = (
     ".ci/run",
     "Makefile",
     "clients/*",
-    "deploy/*",
     "requirements/*",
     "service/*",
     "tests/*",

@@ -1,4 +1,4 @@
-"""Saturation: how close the service is to its limits, by resource."""
+"""Saturation: use of each resource in relation to its limit."""
 
 from panel import QUANTILES, Panel, high
 from queries import SERVICE, of_this_service, quantiles, rate, total

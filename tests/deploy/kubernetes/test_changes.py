@@ -69,7 +69,7 @@ async def test_a_rollout_and_its_rollback_lose_no_call(release: Release, service
     assert outcomes.total() > 300
 
 
-async def test_an_autoscaler_takes_over_as_many_as_there_are(release: Release) -> None:
+async def test_an_autoscaler_starts_with_the_present_number_of_pods(release: Release) -> None:
     await changed(release, **ECHO, replicas=3)
     first = names(release)
     scaling = {"enabled": True, "minReplicas": 3}

@@ -1,4 +1,4 @@
-"""Values that cannot be: each is told by its name before anything is installed. And what the notes tell."""
+"""Invalid values, which the chart reports by name before any installation; and the notes."""
 
 import json
 import re
@@ -42,7 +42,7 @@ REFUSED = {
     "drain without its seconds": (["config.drain=null"], "at '/config': missing property 'drain'"),
     "values of an older chart": (["config=null"], "missing property 'config'"),
     "an invalid port": (["ports.grpc=70000"], "at '/ports/grpc': maximum: got 70,000, want 65,535"),
-    "one port twice": (["ports.metrics=50051"], "ports.grpc: is 50051 like ports.metrics; give each its own port"),
+    "one port twice": (["ports.metrics=50051"], "ports.grpc: is 50051 like ports.metrics; use another port"),
     "one port twice, with TLS": (
         ["tls.secret=x", "ports.metrics=50052"],
         "ports.health: is 50052 like ports.metrics",
@@ -276,7 +276,7 @@ def test_an_invalid_alias_is_reported(tmp_path: Path) -> None:
     assert '"r-chatEu" is no valid name of a Service' in as_part(tmp_path, alias="chatEu").stderr
 
 
-def test_numbers_stay_whole() -> None:
+def test_large_numbers_stay_integers() -> None:
     """Helm reads numbers as floating point, and could write a large one as 3.3554432e+07."""
     assert Release("full").config["limits"]["max_message_bytes"] == 33554432
 

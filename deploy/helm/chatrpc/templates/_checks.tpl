@@ -7,7 +7,7 @@
 {{- range $one, $port := $ports -}}
 {{- range $other, $same := $ports -}}
 {{- if and (lt $one $other) (eq (int $port) (int $same)) -}}
-{{- fail (printf "%s: is %d like %s; give each its own port" $one (int $port) $other) -}}
+{{- fail (printf "%s: is %d like %s; use another port" $one (int $port) $other) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
