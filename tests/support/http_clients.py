@@ -21,7 +21,7 @@ engines = pytest.mark.parametrize("name", ["builtin", "httpx"])
 def of(script: Script, name: str, url: str = "", **settings: Any) -> transport.Transport:
     url = url or script.base_url
     chosen = UpstreamSettings(base_url=url, http_client=name, **settings)
-    return transport.transport(chosen, httpx.URL(f"{url}/x"), [("user-agent", "test")])
+    return transport.create(chosen, httpx.URL(f"{url}/x"), [("user-agent", "test")])
 
 
 async def posted(transport: transport.Transport, body: bytes = b"{}") -> "Seen":
