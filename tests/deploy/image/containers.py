@@ -92,7 +92,7 @@ def container(*arguments: str, options: Sequence[str] = ()) -> Iterator[Containe
 def service(*options: str, arguments: Sequence[str] = ()) -> Iterator[Container]:
     """Run the service as the image starts it, with echo in a container that shares the network."""
     with container("echo", "--listen=127.0.0.1:8080", options=["--no-healthcheck"]) as echo:
-        echo.eventually(lambda: "echo answers" in echo.logs)
+        echo.eventually(lambda: "echo serves" in echo.logs)
         environment = ["--env=OPENAI_BASE_URL=http://127.0.0.1:8080/v1", "--env=CHATRPC_ALLOW_INSECURE=true"]
         with container(*arguments, options=[f"--network=container:{echo.name}", *environment, *options]) as serving:
             serving.host = echo.host

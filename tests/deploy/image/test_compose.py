@@ -56,7 +56,7 @@ def running() -> Iterator[None]:
         compose("down", "--volumes", "--timeout=1")
 
 
-def asked(query: str) -> list[Any]:
+def query_result(query: str) -> list[Any]:
     answer = httpx.get("http://127.0.0.1:9090/api/v1/query", params={"query": query}, trust_env=False)
     return list(answer.json()["data"]["result"])
 
@@ -66,7 +66,7 @@ def eventually(query: str) -> list[Any]:
     end = monotonic() + 60
     while True:
         try:
-            if found := asked(query):
+            if found := query_result(query):
                 return found
         except httpx.TransportError:
             pass
