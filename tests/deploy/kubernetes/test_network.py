@@ -51,8 +51,8 @@ class Pod:
         return str(self._cluster.get(self._in, "pod", self.name)["status"]["podIP"])
 
     def reaches(self, host: str, port: int) -> bool:
-        asked = self._cluster.kubectl(self._in, "exec", self.name, "--", PYTHON, "-c", CONNECT, host, str(port))
-        return {"open": True, "shut": False}[asked.strip()]
+        output = self._cluster.kubectl(self._in, "exec", self.name, "--", PYTHON, "-c", CONNECT, host, str(port))
+        return {"open": True, "shut": False}[output.strip()]
 
 
 def web_server(release: Release, namespace: str) -> Pod:

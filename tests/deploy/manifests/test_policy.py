@@ -234,9 +234,9 @@ def test_the_hook_uses_the_callers_target(release: Release) -> None:
     assert container["image"] == release.container["image"]
     args, unknown = cli._parser().parse_known_args(container["args"])
     assert not unknown
-    asked = load(args).listen
-    assert asked.host in [service["metadata"]["name"] for service in release.of("Service")]
-    assert asked.port == release.container["readinessProbe"]["grpc"]["port"]
+    target = load(args).listen
+    assert target.host in [service["metadata"]["name"] for service in release.of("Service")]
+    assert target.port == release.container["readinessProbe"]["grpc"]["port"]
 
 
 def test_it_is_scraped_in_one_way(release: Release) -> None:

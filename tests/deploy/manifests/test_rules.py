@@ -67,6 +67,6 @@ def test_for_other_jobs_they_give_no_results(file: Path, tmp_path: Path) -> None
     cases = yaml.safe_load(file.read_text())
     for case in cases["tests"]:
         for expectation in case["promql_expr_test"]:
-            asked = expectation["expr"].replace("ALERTS)", "ALERTS{})").replace("ALERTS{", 'ALERTS{job="chatrpc",')
-            expectation.update(expr=asked, exp_samples=[])
+            query = expectation["expr"].replace("ALERTS)", "ALERTS{})").replace("ALERTS{", 'ALERTS{job="chatrpc",')
+            expectation.update(expr=query, exp_samples=[])
     promtool(tmp_path, yaml.safe_dump(cases))

@@ -188,11 +188,11 @@ def test_every_metric_is_shown(family: str) -> None:
 @pytest.mark.parametrize("name", QUERIED)
 def test_a_variable_finds_its_values(live_prometheus: Live, name: str) -> None:
     assert VARIABLES[name]["definition"] == VARIABLES[name]["query"]["query"]
-    asked = re.fullmatch(r"label_values\((.*), (\w+)\)", VARIABLES[name]["query"]["query"])
-    assert asked
-    found = live_prometheus.query(filled(asked[1]))
+    parts = re.fullmatch(r"label_values\((.*), (\w+)\)", VARIABLES[name]["query"]["query"])
+    assert parts
+    found = live_prometheus.query(filled(parts[1]))
     assert found
-    assert all(asked[2] in series["metric"] for series in found)
+    assert all(parts[2] in series["metric"] for series in found)
 
 
 @pytest.mark.parametrize(("panel", "target"), TARGETS)

@@ -30,11 +30,11 @@ def ask(command: str, folder: Path, log: list[str]) -> str:
         pytest.skip(MISSING)
     (folder / "chatrpc.log").write_text("\n".join(log))
     environ = os.environ | {"PATH": PATH}
-    asked = subprocess.run(
+    done = subprocess.run(
         ["sh", "-c", command], cwd=folder, env=environ, capture_output=True, text=True, check=True, timeout=30
     )
-    assert asked.stderr == ""
-    return asked.stdout
+    assert done.stderr == ""
+    return done.stdout
 
 
 @pytest.mark.parametrize("command", blocks("sh"))

@@ -20,7 +20,7 @@ class HeadlessName(asyncio.DatagramProtocol):
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
-        self.asked = 0
+        self.query_count = 0
         """Number of queries for A records."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -35,7 +35,7 @@ class HeadlessName(asyncio.DatagramProtocol):
         """Respond as RFC 1035, 4.1 says. The question is a name, closed by an empty label, then type and class."""
         question = query[12 : query.index(0, 12) + 5]
         wanted = struct.unpack(">2H", question[-4:]) == (_A, _IN)
-        self.asked += wanted
+        self.query_count += wanted
         addresses = self.addresses if wanted else ()
         header = query[:2] + struct.pack(">5H", _ANSWER, 1, len(addresses), 0, 0)
         self._transport.sendto(header + question + b"".join(map(_record, addresses)), sender)

@@ -24,7 +24,7 @@ class Pod:
         self.host, self.port, self.echo, self._process = host, port, echo, process
         self._started = process.log("serving")
 
-    def asked(self, model: str | None = None) -> int:
+    def call_count(self, model: str | None = None) -> int:
         """Return the number of calls to this pod, of all models or of one."""
         return sum(model in (None, received.body["model"]) for received in self.echo.requests)
 
@@ -68,7 +68,7 @@ async def serving(*arguments: str) -> AsyncIterator[list[Pod]]:
 async def connected(stub: Any, pods: list[Pod]) -> None:
     """Call until each pod has had a call, because the first connected pod receives all calls at first."""
     async with asyncio.timeout(10):
-        while not all(pod.asked() for pod in pods):
+        while not all(pod.call_count() for pod in pods):
             await unary(stub)
 
 

@@ -39,10 +39,10 @@ class Config:
         (endpoint,) = self.cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
         endpoint["endpoint"]["address"]["socket_address"]["port_value"] = port
         resolver = "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig"
-        asked = {"socket_address": {"address": name.host, "port_value": name.port}}
+        resolver_address = {"socket_address": {"address": name.host, "port_value": name.port}}
         self.cluster["typed_dns_resolver_config"] = {
             "name": "envoy.network.dns_resolver.cares",
-            "typed_config": {"@type": resolver, "resolvers": [asked]},
+            "typed_config": {"@type": resolver, "resolvers": [resolver_address]},
         }
         return self.all
 

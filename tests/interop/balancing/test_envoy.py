@@ -58,7 +58,7 @@ async def test_calls_of_one_connection_spread(proxied: Proxied, pods: list[Pod])
         await connected(stub, pods)
         ended = await asyncio.gather(*(unary(stub, "echo:delay=0.5") for _ in range(40)))
     assert codes(ended) == {Code.OK}
-    counts = [pod.asked("echo:delay=0.5") for pod in pods]
+    counts = [pod.call_count("echo:delay=0.5") for pod in pods]
     assert min(counts) >= 15, counts
     assert await asyncio.to_thread(shipped.stat, "http.chatrpc.downstream_cx_total") == 1
 
@@ -102,7 +102,7 @@ async def test_a_cancel_and_a_deadline_reach_the_upstream(proxied: Proxied, pods
     """The service has the deadline from the start, so it needs no cancel for it."""
     async with calling((await proxied(pods)).target, NOTHING) as stub:
         calls = [call(stub, "echo:delay=60", timeout=None) for call in (unary, stream)]
-        await until(lambda: sum(pod.asked() for pod in pods) == 2)
+        await until(lambda: sum(pod.call_count() for pod in pods) == 2)
         for each in calls:
             each.cancel()
         ended = await asyncio.gather(*(call(stub, "echo:delay=60", timeout=0.5) for call in (unary, stream)))
@@ -136,7 +136,7 @@ async def test_responses_are_the_same_as_without_envoy(proxied: Proxied, pods: l
     direct, through = seen
     assert through == direct
     assert [each.reason for each in through[len(models) :]] == reasons
-    assert [sum(pod.asked(model) for pod in pods) for model in models] == [4] * len(models)
+    assert [sum(pod.call_count(model) for pod in pods) for model in models] == [4] * len(models)
     for pod in pods:
         for received in pod.echo.requests:
             assert {name: received.headers[name] for name in OURS} == OURS
@@ -167,7 +167,7 @@ async def test_more_calls_at_once_than_by_default(
     one = await proxied(pods, change)
     async with calling(one.target, NOTHING) as stub:
         calls = [unary(stub, "echo:delay=60", timeout=None) for _ in range(AT_ONCE)]
-        await until(lambda: sum(pod.asked() for pod in pods) == arriving)
+        await until(lambda: sum(pod.call_count() for pod in pods) == arriving)
         await until(lambda: sum(call.done() for call in calls) == refused)
         assert await asyncio.to_thread(one.stat, "http.chatrpc.downstream_rq_active") == arriving
         assert {call.result().code for call in calls if call.done()} <= {Code.UNAVAILABLE}

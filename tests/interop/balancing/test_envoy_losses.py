@@ -105,8 +105,8 @@ async def test_only_callers_can_retry_calls_started_by_a_killed_instance(proxied
         streams = [await begun(retrying, "echo:pieces=9,gap=2") for _ in range(10)]
         models = {"echo:delay=1": plain, "echo:delay=1.1": retrying}
         waiting = [[unary(stub, model) for _ in range(10)] for model, stub in models.items()]
-        await until(lambda: all(sum(pod.asked(model) for pod in pods) == 10 for model in models))
-        assert all(pods[0].asked(model) for model in models)
+        await until(lambda: all(sum(pod.call_count(model) for pod in pods) == 10 for model in models))
+        assert all(pods[0].call_count(model) for model in models)
         await pods[0].kill()
         codes = [{(await each).code for each in calls} for calls in waiting]
         codes.append({await rest(each) for each in streams})
@@ -127,7 +127,7 @@ async def test_a_new_instance_is_found(proxied: Proxied, pods: list[Pod], name: 
     name.addresses = HOSTS[:1]
     async with calling((await proxied(pods)).target, NOTHING) as stub, load(stub) as outcomes:
         await until(lambda: outcomes.total() > 50)
-        assert not pods[1].asked()
+        assert not pods[1].call_count()
         name.addresses = HOSTS
-        await until(lambda: pods[1].asked() > 10)
+        await until(lambda: pods[1].call_count() > 10)
     assert outcomes.keys() == {"whole"}, outcomes

@@ -18,10 +18,10 @@ RETRYING = {key: value for key, value in SERVICE_CONFIG.items() if key != "healt
 async def test_calls_spread_evenly(pods: list[Pod], name: HeadlessName) -> None:
     async with calling(name.target(pods[0].port)) as stub:
         await connected(stub, pods)
-        before = [pod.asked() for pod in pods]
+        before = [pod.call_count() for pod in pods]
         for _ in range(40):
             await unary(stub)
-    assert [pod.asked() - earlier for pod, earlier in zip(pods, before, strict=True)] == [20, 20]
+    assert [pod.call_count() - earlier for pod, earlier in zip(pods, before, strict=True)] == [20, 20]
 
 
 async def test_a_pod_that_drains_loses_no_call_and_cuts_no_stream(pods: list[Pod], name: HeadlessName) -> None:
@@ -29,9 +29,9 @@ async def test_a_pod_that_drains_loses_no_call_and_cuts_no_stream(pods: list[Pod
     async with calling(name.target(one.port)) as stub, load(stub) as outcomes:
         await until(lambda: outcomes.total() > 50)
         streams = []
-        while not one.asked(LONG):
+        while not one.call_count(LONG):
             streams.append(stream(stub, LONG))
-            await until(lambda: one.asked(LONG) + two.asked(LONG) == len(streams))
+            await until(lambda: one.call_count(LONG) + two.call_count(LONG) == len(streams))
         name.addresses = HOSTS[1:]  # Kubernetes removes a pod from DNS when it requests the stop
         assert await one.drain() == 0
         assert all([whole(await each, 100) for each in streams])
@@ -42,11 +42,11 @@ async def test_a_killed_pod_loses_only_started_responses(pods: list[Pod], name: 
     """Calls without a response are retried. Started responses fail without details."""
     async with calling(name.target(pods[0].port)) as stub:
         cut = await begun(stub, "echo:pieces=9,gap=30")
-        (lost,) = [pod for pod in pods if pod.asked()]
+        (lost,) = [pod for pod in pods if pod.call_count()]
         await connected(stub, pods)
         waiting = [unary(stub, "echo:delay=1") for _ in range(8)]
-        await until(lambda: sum(pod.asked("echo:delay=1") for pod in pods) == 8)
-        assert lost.asked("echo:delay=1")
+        await until(lambda: sum(pod.call_count("echo:delay=1") for pod in pods) == 8)
+        assert lost.call_count("echo:delay=1")
         await lost.kill()
         assert await rest(cut) is Code.UNAVAILABLE
         assert "grpc-status-details-bin" not in dict(await cut.trailing_metadata() or ())
@@ -67,7 +67,7 @@ async def test_the_only_known_pod_is_replaced(
     async with calling(name.target(one.port), config) as stub, load(stub) as outcomes:
         await until(lambda: outcomes.total() > 50)
         name.addresses = HOSTS[1:]
-        assert name.asked == 1
+        assert name.query_count == 1
         assert await one.drain() == 0
         await asyncio.wait_for(two.echo.arrived(), 5)
     assert any(ended.endswith("backend unhealthy") for ended in outcomes) == loses
@@ -82,8 +82,8 @@ async def test_a_new_pod_is_found_when_a_connection_has_aged(ageing: list[Pod], 
         under_way = stream(stub, SHORTER)
         await one.echo.arrived()
         name.addresses = HOSTS
-        assert name.asked == 1
+        assert name.query_count == 1
         async with load(stub) as outcomes:
-            await until(lambda: two.asked() > 10)
+            await until(lambda: two.call_count() > 10)
         assert whole(await under_way, 50)
     assert outcomes.keys() == {"whole"}, outcomes
