@@ -19,7 +19,7 @@ _REQUEST_ID_KEY = "x-request-id"
 
 
 class ChatError(Exception):
-    """A failed call. `code` determines the subclass; `reason` tells the cases of one code apart."""
+    """A failed call. `code` determines the subclass; `reason` distinguishes the cases of one code."""
 
     def __init__(self, code: grpc.StatusCode, message: str, details: Status, request_id: str) -> None:
         self.code = code
@@ -99,7 +99,7 @@ class DeadlineError(ChatError):
 
 
 class CancelledError(ChatError):
-    """CANCELLED."""
+    """CANCELLED: the caller cancelled, or the server stopped before it began the call."""
 
 
 class UnavailableError(ChatError):

@@ -42,8 +42,9 @@ caused the failure; this service decided every other reason. New reasons may be 
 
 UPSTREAM_ERROR_BODY has the code of the reason to which its error object maps. That reason is in the ErrorInfo's
 metadata under `mapped_reason`, such as UPSTREAM_RATE_LIMITED with RESOURCE_EXHAUSTED. If the object's error code is
-unknown, the gRPC code is INTERNAL and `mapped_reason` is absent. CANCELLED means that the caller cancelled, and has
-no details. gRPC itself rejects a request over its size limit with RESOURCE_EXHAUSTED, without details.
+unknown, the gRPC code is INTERNAL and `mapped_reason` is absent. CANCELLED means that the caller cancelled, or that
+the server stopped before it began the call; it has no details. gRPC itself rejects a request over its size limit with
+RESOURCE_EXHAUSTED, without details.
 """
 
 from google.protobuf import descriptor as descriptor
