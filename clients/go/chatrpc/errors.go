@@ -60,7 +60,7 @@ func FromError(err error, md ...metadata.MD) *Error {
 	return e
 }
 
-// Code returns the status code; Reason tells the cases of one code apart.
+// Code returns the status code; Reason distinguishes the cases of one code.
 func (e *Error) Code() codes.Code { return e.status.Code() }
 
 // CodeName returns the code in the spelling of the contract: DEADLINE_EXCEEDED, while Code prints as DeadlineExceeded.

@@ -58,12 +58,12 @@ def streamed(client: Client, **arguments: Any) -> Snapshot:
 
 
 async def test_complete(client: Client, async_client: AsyncClient) -> None:
-    for answer in (
+    for response in (
         await asyncio.to_thread(client.complete, model="echo", messages=HELLO, temperature=0.2),
         await async_client.complete(model="echo", messages=HELLO, temperature=0.2),
     ):
-        assert answer.choices[0].message.content == "You said: Hello!"
-        assert answer.usage.total_tokens > 0
+        assert response.choices[0].message.content == "You said: Hello!"
+        assert response.usage.total_tokens > 0
 
 
 async def test_stream(client: Client, async_client: AsyncClient) -> None:
@@ -125,8 +125,8 @@ async def test_a_conversation_with_tools(client: Client) -> None:
     assert isinstance(json.loads(call.function.arguments), dict)
     result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
     messages = [*HELLO, snapshot.message, result]
-    answer = await asyncio.to_thread(client.complete, model="echo", messages=messages)
-    assert answer.choices[0].message.content
+    response = await asyncio.to_thread(client.complete, model="echo", messages=messages)
+    assert response.choices[0].message.content
 
 
 async def test_a_picture_of_5_mib(client: Client, echo: Echo) -> None:
@@ -325,8 +325,8 @@ async def test_grpc_retries_an_unavailable_service(script: Script) -> None:
     script.answers(http(b"{}", status="503 Service Unavailable"), http(body))
     async with service(script.base_url, upstream={"max_retries": 0}) as running:
         async with AsyncClient(str(running.server.address), timeout=5) as client:
-            answer = await client.complete(model="m", messages=long)
-        assert answer.choices[0].message.content == "a"
+            response = await client.complete(model="m", messages=long)
+        assert response.choices[0].message.content == "a"
         assert running.value("grpc_server_handled_total", grpc_code="Unavailable") == 1
 
 

@@ -53,7 +53,7 @@ def build_request(
     for position, message in enumerate(chat):
         if not isinstance(message, ChatMessage | Mapping):
             raise TypeError(f"messages[{position}]: {type(message).__name__} is invalid; use a dict or a ChatMessage")
-    # Protobuf cannot tell an empty list from an unset one; the service rejects a request without messages.
+    # Protobuf cannot distinguish an empty list from an unset one; the service rejects a request without messages.
     return from_json({"model": model, **({"messages": chat} if chat else {}), **given, **extra})
 
 
