@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test tools lint format version protos protos-breaking protos-release dashboard chart dashboard-preview docs lock fuzz \
 	mutation soak bench bench-quick bench-core bench-http-clients bench-cancel bench-observe bench-start test-clients test-deploy test-balancing image-check test-kubernetes \
-	test-litellm test-collector test-dist dist clean
+	test-litellm test-collector test-dist test-bounds dist clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -119,6 +119,9 @@ dist: $(INSTALLED) ## sdists and wheels of the Python packages into dist/, and t
 
 test-dist: $(INSTALLED) ## builds the wheels, installs them outside the checkout: do server and client run, also each alone?
 	tests/dist/run $(ARGS)
+
+test-bounds: $(INSTALLED) ## installs the lowest and the highest versions that pyproject allows: do the tests pass with each?
+	tests/dist/bounds $(ARGS)
 
 test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
 	tests/interop/litellm/run $(ARGS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -62,8 +63,11 @@ class Language:
         return [program for program in self.needs if not shutil.which(program)]
 
 
+PYTHON = os.environ.get("CLIENT_PYTHON", sys.executable)
+"""Of the environment that has the Python client."""
+
 LANGUAGES = {
-    "python": Language((), "", (sys.executable, "conformance.py"), (sys.executable, "tour.py")),
+    "python": Language((), "", (PYTHON, "conformance.py"), (PYTHON, "tour.py")),
     "go": Language(("go",), "go build -o build/ ./cmd/...", ("build/conformance",), ("build/tour",)),
     "typescript": Language(
         ("node", "npm"),
