@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import Descriptor
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatrpc.v1.chat_message_pb2 import Annotation, ChatMessage, ContentPart, FunctionCall, MessageAudio, ToolCall
@@ -222,6 +222,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=4))
 def test_extra_json_is_sent_unchanged_or_rejected(extras: dict[str, Any]) -> None:
     taken = {"model", "messages", "stream"} & extras.keys()
