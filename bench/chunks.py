@@ -1,4 +1,4 @@
-"""What does a chunk cost to map, before and after a change of core/? CPU of `core.responses.StreamReader.feed`.
+"""What does a chunk cost to map, before and after a change of core/? CPU of `core.openai.responses.StreamReader.feed`.
 
     python bench/chunks.py [REV] [--turns N]
 

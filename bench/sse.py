@@ -1,4 +1,4 @@
-"""Is decoding event streams linear in the bytes for every size of pieces? CPU of `core.sse.Decoder`.
+"""Is decoding event streams linear in the bytes for every size of pieces? CPU of `core.openai.sse.Decoder`.
 
     python bench/sse.py [--turns N]
 

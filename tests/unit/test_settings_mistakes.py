@@ -225,15 +225,15 @@ def test_wrong_files(text: str, expected: str, file: Path) -> None:
 
 @pytest.mark.parametrize("given", ["--config", "CHATRPC_CONFIG"])
 def test_files_that_cannot_be_read(given: str, file: Path) -> None:
-    def told(path: Path) -> list[str]:
+    def found(path: Path) -> list[str]:
         if given == "--config":
             return mistakes(flags=(given, str(path)))
         return mistakes(environ={given: str(path)})
 
-    assert told(file) == [f"{file}: cannot be read: No such file or directory"]
-    assert told(file.parent) == [f"{file.parent}: cannot be read: Is a directory"]
+    assert found(file) == [f"{file}: cannot be read: No such file or directory"]
+    assert found(file.parent) == [f"{file.parent}: cannot be read: Is a directory"]
     file.write_bytes(b"listen: \xff")
-    assert told(file) == [f"{file}: cannot be read: not UTF-8 text"]
+    assert found(file) == [f"{file}: cannot be read: not UTF-8 text"]
 
 
 @pytest.mark.parametrize(
