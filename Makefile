@@ -63,7 +63,7 @@ chart: $(INSTALLED) ## generate the chart's schema and rules, and the plain mani
 	tests/deploy/manifests/install
 	deploy/kubernetes/base/render
 
-dashboard-preview: $(INSTALLED) ## draw docs/dashboard.png: the dashboard's first rows under load (needs Chromium and make tools)
+dashboard-preview: $(INSTALLED) ## draw docs/dashboard.png: the dashboard's first rows under load (needs chromium, pngquant, make tools)
 	PYTHONPATH=tests $(BIN)/python -m support.dashboard_preview
 
 docs: $(INSTALLED) ## write the tables in docs/ from the results of tests; then read the diff

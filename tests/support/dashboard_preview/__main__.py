@@ -1,4 +1,4 @@
-"""Writes build/dashboard/index.html from the service under the tests' load; with Chromium, also docs/dashboard.png."""
+"""Writes build/dashboard/index.html and docs/dashboard.png from the service under the tests' load."""
 
 import shutil
 import subprocess
@@ -26,11 +26,13 @@ def main() -> None:
         _PAGE.parent.mkdir(parents=True, exist_ok=True)
         _PAGE.write_text(draw(running.prometheus, _SECONDS))
     print(_PAGE)
-    if not (chromium := shutil.which("chromium")):
-        sys.exit(f"{_PICTURE}: chromium is not installed; install Debian's package chromium, or take a screenshot")
+    chromium, pngquant = shutil.which("chromium"), shutil.which("pngquant")
+    if not chromium or not pngquant:
+        sys.exit(f"{_PICTURE}: not written; install Debian's packages chromium and pngquant")
     options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--force-device-scale-factor={_SCALE}"]
     shot = [f"--screenshot={_PICTURE}", f"--window-size={WIDTH},{HEIGHT}", _PAGE.as_uri()]
     subprocess.run([chromium, *options, *shot], check=True, timeout=60, stderr=subprocess.DEVNULL)
+    subprocess.run([pngquant, "--force", f"--output={_PICTURE}", _PICTURE], check=True, timeout=60)
     print(_PICTURE)
 
 
