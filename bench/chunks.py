@@ -77,7 +77,9 @@ def run_turns() -> None:
     """For each line of stdin, a key of READS, print the microseconds of an event."""
     from chatrpc_server.core.openai import responses
 
-    assert Path(responses.__file__).is_relative_to(os.environ["PYTHONPATH"]), "another core/ than requested"
+    assert Path(responses.__file__).is_relative_to(os.environ["PYTHONPATH"].split(":")[0]), (
+        "another core/ than requested"
+    )
     for line in sys.stdin:
         data, events = READS[line.strip()]
         feed = responses.StreamReader(1 << 24).feed
@@ -94,7 +96,7 @@ class Side:
 
     def __init__(self, root: Path) -> None:
         command = [sys.executable, __file__, "--side"]
-        environment = {"PYTHONPATH": str(root / "service")}
+        environment = {"PYTHONPATH": f"{root / 'service'}:{root / 'protos/python/src'}"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
 
@@ -130,7 +132,8 @@ def before_the_last_change() -> str:
 def exported(revision: str) -> Iterator[Path]:
     """Export the sources of a revision into a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="chatrpc-chunks-") as folder:
-        archive = subprocess.run(["git", "archive", revision, "service"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        command = ["git", "archive", revision, "service", "protos"]
+        archive = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         yield Path(folder)
 
