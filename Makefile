@@ -17,7 +17,7 @@ demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show 
 serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051
 	@$(BIN)/chatrpc-server demo --keep $(ARGS)
 
-# Coverage makes tests twice as slow: it is asked of those that are to reach every branch of core/ by themselves.
+# Coverage makes tests twice as slow, so only the unit tests have it. They must reach every branch of core/.
 test: $(INSTALLED) ## all tests, and the units reach every branch of core/ (ARGS="-k name" for some)
 	@tests/deploy/prometheus/install || true # the tests that need it skip
 ifeq ($(ARGS),)
@@ -141,7 +141,7 @@ test-kubernetes: $(INSTALLED) ## build a Kubernetes, and install the chart with 
 test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)
 	tests/interop/collector/run $(ARGS)
 
-lock: ## write requirements/*.txt anew from pyproject.toml and *.in
+lock: ## update requirements/*.txt from pyproject.toml and *.in
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv)
 	set -e; lock=".venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package chatrpc-protos"; \
 	$$lock pyproject.toml -o requirements/runtime.txt; \

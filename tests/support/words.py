@@ -50,17 +50,12 @@ IGNORED = (
 )
 """Files with text of others, generated files, data, and the two files that must name the words."""
 
-PENDING = (
-    ".ci/run",
-    "Makefile",
-    "clients/*",
-    "requirements/*",
-    "service/*",
-    "tests/*",
-)
+PENDING = ("clients/*",)
 """Files that still hold such words; checked only if the command line names them."""
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("service/chatrpc_echo/errors.py", "please try again later"): "a message of OpenAI's API, word for word",
+}
 """Path and a part of the line to the reason why the word may stay there."""
 
 _GAP = r"(?:[\s_#*/;\"']+)"

@@ -1,4 +1,4 @@
-"""The tests against an OpenTelemetry Collector are collected only when tests/interop/collector/run has built one."""
+"""The tests against an OpenTelemetry Collector; collected only if tests/interop/collector/run has built one."""
 
 import os
 

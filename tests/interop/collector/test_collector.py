@@ -1,4 +1,4 @@
-"""Traces of a real process, in the hands of an OpenTelemetry Collector: one that none of us wrote."""
+"""Traces of a real process, received by an OpenTelemetry Collector."""
 
 import os
 import re
@@ -50,18 +50,18 @@ def collector(endpoint: str, tmp_path: Path) -> Iterator[Process]:
         yield process
 
 
-def told(lines: list[str]) -> list[dict[str, str]]:
-    """The spans that it prints, each with its attributes among its fields."""
+def printed_spans(lines: list[str]) -> list[dict[str, str]]:
+    """Return the spans that the collector has printed, each with its attributes among its fields."""
     spans: list[dict[str, str]] = []
     for line in lines:
         if re.match(r"Span #\d+", line):
             spans.append({})
         elif spans and (field := re.match(r"\s+(?:-> )?([\w. ]+?)\s*: (.*)", line)):
-            spans[-1].setdefault(field[1], field[2])  # those of events come after the span's own
+            spans[-1].setdefault(field[1], field[2])  # fields of events follow those of the span
     return spans
 
 
-async def test_a_collector_takes_them(echo: Echo, collector: Process, endpoint: str) -> None:
+async def test_a_collector_accepts_the_spans(echo: Echo, collector: Process, endpoint: str) -> None:
     options = [
         "--models=echo",
         "--upstream.initial-backoff-seconds=0.01",
@@ -79,7 +79,7 @@ async def test_a_collector_takes_them(echo: Echo, collector: Process, endpoint: 
         assert "traces_lost" not in process.output
     collector.signal()
     assert collector.wait() == 0
-    spans = told(collector.lines)
+    spans = printed_spans(collector.lines)
     assert {span["Trace ID"] for span in spans} == {TRACE_ID}
     calls = [span for span in spans if span["Kind"] == "Server"]
     assert [(span["Name"], span["Parent ID"], span["Status code"], span["rpc.grpc.status_code"]) for span in calls] == [

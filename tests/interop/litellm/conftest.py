@@ -1,4 +1,4 @@
-"""Fixtures for the tests against LiteLLM, which are collected only when tests/interop/litellm/run has started it."""
+"""Fixtures for the tests against LiteLLM; collected only if tests/interop/litellm/run has started it."""
 
 import os
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ collect_ignore_glob = [] if "LITELLM_BASE_URL" in os.environ else ["test_*.py"]
 
 @pytest.fixture
 async def echo() -> AsyncIterator[Echo]:
-    """What stands behind LiteLLM's models `echo` and `echo:…`."""
+    """The upstream of LiteLLM's models `echo` and `echo:…`."""
     async with Echo("127.0.0.1", int(os.environ["ECHO_PORT"])) as echo:
         yield echo
 

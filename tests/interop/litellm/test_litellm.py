@@ -1,4 +1,4 @@
-"""The service in front of a LiteLLM proxy: a server of the chat completions API that none of us wrote."""
+"""The service in front of a LiteLLM proxy, a server of another project for the chat completions API."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ BASE_URL = os.environ["LITELLM_BASE_URL"]
 KEY = os.environ["LITELLM_MASTER_KEY"]
 UNARY, STREAM = "CreateChatCompletion", "CreateChatCompletionStream"
 TEXT = "Grüße vom Proxy: 你好, 🌍!"
-"""What config.yaml has the model `text` say."""
+"""The response of the model `text` in config.yaml."""
 CITY = '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}'
 TOOLS = [
     Tool(function=FunctionDefinition(name="get_weather", parameters_json=CITY)),
@@ -28,7 +28,7 @@ TOOLS = [
 
 
 def texts(chunks: list[Any]) -> dict[int, str]:
-    """The text of each choice."""
+    """Return the text of each choice."""
     said: dict[int, str] = {}
     for chunk in chunks:
         for choice in chunk.choices:
@@ -60,7 +60,7 @@ async def test_stream(chat: Service, coalesce: str) -> None:
     }
     (usage,) = [chunk.usage for chunk in chunks if chunk.HasField("usage")]
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > 0
-    # Of each three characters LiteLLM makes a chunk.
+    # LiteLLM makes a chunk of every three characters.
     assert coalesce == "on" or len(chunks) > len(TEXT) / 3
 
 
@@ -70,7 +70,7 @@ async def test_two_choices(chat: Service) -> None:
 
 
 async def test_two_choices_in_a_stream(chat: Service) -> None:
-    # LiteLLM drops the second choice's finish_reason; its [DONE] says that all is there.
+    # LiteLLM drops the second choice's finish_reason; its [DONE] marks the stream as complete.
     assert texts(await collect(chat.stub.CreateChatCompletionStream(request(model="text", n=2)))) == {0: TEXT, 1: TEXT}
 
 
@@ -86,12 +86,12 @@ async def test_mocked_tool_calls(chat: Service) -> None:
     ]
 
 
-async def test_tool_calls_and_their_answers(chat: Service, echo: Echo) -> None:
+async def test_tool_calls_and_their_results(chat: Service, echo: Echo) -> None:
     asked = request("Hi", tools=TOOLS, parallel_tool_calls=True)
     message = (await chat.stub.CreateChatCompletion(asked)).choices[0].message
     assert [call.function.name for call in message.tool_calls] == ["get_weather", "get_time"]
 
-    # The answer goes back as it is, whatever LiteLLM has added to it.
+    # The response returns unchanged, with everything that LiteLLM has added.
     asked.messages.append(message)
     for call in message.tool_calls:
         asked.messages.append(ChatMessage(role="tool", tool_call_id=call.id, content="done"))
@@ -120,7 +120,7 @@ async def test_tool_calls_in_a_stream(chat: Service, echo: Echo) -> None:
 
 
 @pytest.mark.parametrize("rpc", [UNARY, STREAM])
-async def test_parameters_reach_the_model_and_logprobs_come_back(chat: Service, echo: Echo, rpc: str) -> None:
+async def test_parameters_reach_the_model_and_logprobs_return(chat: Service, echo: Echo, rpc: str) -> None:
     url = "data:image/png;base64,iVBORw0KGgo="
     parts = [ContentPart(text="Hi"), ContentPart(image_url=ImageUrl(url=url, detail="low"))]
     asked = CreateChatCompletionRequest(
@@ -164,14 +164,14 @@ async def test_reasoning(chat: Service, echo: Echo) -> None:
     assert texts(chunks) == {0: "You said: Hi"}
 
 
-async def test_rate_limits_are_shown(chat: Service, echo: Echo) -> None:
+async def test_rate_limits_reach_the_caller(chat: Service, echo: Echo) -> None:
     call = chat.stub.CreateChatCompletion(request())
     await call
     metadata = {**dict(await call.initial_metadata()), **dict(await call.trailing_metadata())}
     assert metadata["x-ratelimit-limit-requests"] == "10000"
 
 
-# LiteLLM's `code` is the HTTP status as text, so reasons that need a code of OpenAI's are not to be had.
+# LiteLLM's `code` is the HTTP status as text, so reasons that need a code of OpenAI's cannot occur.
 ERRORS = [
     ("unknown", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", 400, "no healthy deployments"),
     ("too-long", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", 400, "context window"),
@@ -197,7 +197,7 @@ async def test_error(
     assert KEY not in str(failed)
 
 
-async def test_error_amid_a_stream(chat: Service, echo: Echo) -> None:
+async def test_error_in_a_stream(chat: Service, echo: Echo) -> None:
     failed = await failure(chat.stub.CreateChatCompletionStream(request("Hi", "echo:error=2")))
     assert (failed.code, failed.reason) == (Code.INTERNAL, "UPSTREAM_ERROR_BODY")
     assert texts(failed.messages) == {0: "You said:"}
@@ -206,7 +206,7 @@ async def test_error_amid_a_stream(chat: Service, echo: Echo) -> None:
 
 KEYS = [
     ("none", None, Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
-    # Other keys than its master key LiteLLM looks up in a database; without one it says 400.
+    # LiteLLM looks up keys other than its master key in a database; without one it responds with 400.
     ("wrong", "sk-canary-of-a-wrong-key", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
 ]
 
@@ -228,7 +228,7 @@ async def test_cancelled_stream(chat: Service, echo: Echo) -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call.read()
-    # It goes all the way: the service drops LiteLLM, and LiteLLM the model.
+    # The cancel reaches the model: the service closes its request, then LiteLLM closes its own.
     async with asyncio.timeout(10):
         await (await echo.arrived()).disconnected.wait()
     assert (await chat.stub.CreateChatCompletion(request(model="text"))).choices[0].message.content == TEXT
