@@ -113,8 +113,8 @@ class Server:
     async def drain(self) -> None:
         """Let load balancers notice, then let calls finish; calls that outlast the grace fail with UNAVAILABLE."""
         settings = self.settings.drain
-        log.info("draining", extra={"event": "draining", "in_flight": self.admission.in_flight})
         self.metrics.draining.set(1)
+        log.info("draining", extra={"event": "draining", "in_flight": self.admission.in_flight})
         self.health.set_serving(False)
         await asyncio.sleep(settings.delay_seconds)
         stopping = asyncio.create_task(self._grpc.stop(settings.grace_seconds + _LAST_STATUS_SECONDS))
