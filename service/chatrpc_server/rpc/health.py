@@ -1,7 +1,8 @@
 """The health service grpc.health.v1.
 
-It replaces grpcio's own aio servicer because that one loses the other watchers when one of them leaves
-(grpc/grpc#43403).
+It replaces grpcio's own aio servicer for two reasons. That servicer cannot close its watches, so one open watch delays
+the stop of a server until its grace expires: 5.0 s with a grace of 5 s, against 1 ms here (grpcio-health-checking
+1.85.1). And up to 1.85.0 it loses the other watchers when one of them leaves (grpc/grpc#43403).
 
 Its services are `""`, the chat service, `readiness` and `liveness`. Liveness is SERVING as long as the process
 responds; the others follow the life cycle. None depends on the upstream, because an upstream failure is no reason to
