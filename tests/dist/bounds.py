@@ -1,4 +1,4 @@
-"""Are the lower bounds of a project those of its resolution? Arguments: a pyproject.toml, and its lowest versions."""
+"""Check that the lower bounds of a project are those of its lowest resolution. Arguments: pyproject.toml, pin file."""
 
 import sys
 import tomllib
