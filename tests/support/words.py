@@ -50,9 +50,6 @@ IGNORED = (
 )
 """Files with text of others, generated files, data, and the two files that must name the words."""
 
-PENDING = ("clients/*",)
-"""Files that still hold such words; checked only if the command line names them."""
-
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("service/chatrpc_echo/errors.py", "please try again later"): "a message of OpenAI's API, word for word",
 }
@@ -100,8 +97,7 @@ def tracked(paths: Sequence[str]) -> list[str]:
     """Return the paths of the tracked files to check."""
     listed = subprocess.run(["git", "ls-files", "-z", *paths], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [path for path in listed.stdout.split("\0") if path and (ROOT / path).is_file()]
-    left_out = IGNORED if paths else (*IGNORED, *PENDING)
-    return [path for path in files if not any(fnmatchcase(path, pattern) for pattern in left_out)]
+    return [path for path in files if not any(fnmatchcase(path, pattern) for pattern in IGNORED)]
 
 
 def main(paths: Sequence[str]) -> int:
