@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 	test-litellm test-collector test-dist test-bounds dist clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show the metrics (real upstream if OPENAI_API_KEY is set)
 	@$(BIN)/chatrpc-server demo $(ARGS)
@@ -18,7 +18,7 @@ serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051
 	@$(BIN)/chatrpc-server demo --keep $(ARGS)
 
 # Coverage makes tests twice as slow, so only the unit tests have it. They must reach every branch of core/.
-test: $(INSTALLED) ## all tests, and the units reach every branch of core/ (ARGS="-k name" for some)
+test: $(INSTALLED) ## run all tests; the unit tests must reach every branch of core/ (ARGS="-k name" for some)
 	@tests/deploy/prometheus/install || true # the tests that need it skip
 ifeq ($(ARGS),)
 	$(BIN)/coverage run -m pytest tests/unit
@@ -28,10 +28,10 @@ else
 	$(BIN)/pytest $(ARGS)
 endif
 
-tools: ## Debian's prometheus and promtool into .tools/bin, for the tests that need them
+tools: ## unpack Debian's prometheus, promtool and jq into .tools/bin, for the tests that need them
 	tests/deploy/prometheus/install
 
-lint: $(INSTALLED) ## ruff, mypy, buf lint, banned words, and are the stubs, the dashboard and the chart fresh
+lint: $(INSTALLED) ## run ruff, mypy, buf lint and the check of words; check that generated files are fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -43,7 +43,7 @@ lint: $(INSTALLED) ## ruff, mypy, buf lint, banned words, and are the stubs, the
 	$(BIN)/python deploy/helm/generate.py --check
 	$(BIN)/python deploy/release/versions.py --check
 
-format: $(INSTALLED) ## mend what ruff and buf can mend
+format: $(INSTALLED) ## apply the formats and fixes of ruff and buf
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	cd protos && ../$(BIN)/buf format --write
@@ -80,38 +80,38 @@ protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git 
 protos-release: $(INSTALLED) ## from now on callers may rely on the contract as it is
 	cd protos && ../$(BIN)/buf build --exclude-source-info -o released.binpb
 
-fuzz: $(INSTALLED) ## ten minutes of random bytes for what reads the upstream (FUZZ_SECONDS=600)
+fuzz: $(INSTALLED) ## feed random bytes to the readers of upstream responses for ten minutes (FUZZ_SECONDS=600)
 	tests/robustness/fuzz/run $(ARGS)
 
-mutation: $(INSTALLED) ## would the tests notice a wrong entry in a table?
+mutation: $(INSTALLED) ## check that the tests notice a wrong entry in a table
 	tests/robustness/mutation/run $(ARGS)
 
-soak: $(INSTALLED) ## ten minutes of mixed load and faults: does anything grow? With a plot (SOAK_SECONDS=600)
+soak: $(INSTALLED) ## check that nothing grows under mixed load and faults for ten minutes, with a plot (SOAK_SECONDS=600)
 	tests/robustness/soak/run $(ARGS)
 
-bench: $(INSTALLED) ## the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; requires Go)
+bench: $(INSTALLED) ## measure the service beside its rivals: calls, chunks, CPU, latency, memory (20 minutes; requires Go)
 	bench/peers/run $(ARGS)
 
 bench-quick: $(INSTALLED) ## the same with the floor and the naive wrapper only (two minutes; requires Go)
 	QUICK=1 bench/peers/run $(ARGS)
 
-bench-core: $(INSTALLED) ## CPU of a chunk against an earlier revision (ARGS=<git ref>), and of SSE by size
+bench-core: $(INSTALLED) ## measure CPU of a chunk against an earlier revision (ARGS=<git ref>), and of SSE by size
 	$(BIN)/python bench/chunks.py $(ARGS)
 	$(BIN)/python bench/sse.py
 
-bench-http-clients: $(INSTALLED) ## the HTTP clients side by side (ARGS=--quick)
+bench-http-clients: $(INSTALLED) ## measure the HTTP clients side by side (ARGS=--quick)
 	$(BIN)/python bench/http_clients.py $(ARGS)
 
-bench-cancel: $(INSTALLED) ## how soon the upstream sees a cancel, in every phase of a call (ARGS="--http-client httpx")
+bench-cancel: $(INSTALLED) ## measure how soon the upstream sees a cancel, in every phase of a call (ARGS="--http-client httpx")
 	$(BIN)/python bench/cancel.py $(ARGS)
 
-bench-observe: $(INSTALLED) ## the CPU of metrics and access lines
+bench-observe: $(INSTALLED) ## measure the CPU of metrics and access lines
 	$(BIN)/python bench/observe.py $(ARGS)
 
-bench-start: $(INSTALLED) ## the time until a process serves
+bench-start: $(INSTALLED) ## measure the time until a process serves
 	$(BIN)/python bench/start.py $(ARGS)
 
-test-clients: $(INSTALLED) ## builds the clients of all languages whose toolchain is here; do they see the same? (ARGS="-k go")
+test-clients: $(INSTALLED) ## build the clients whose toolchain is installed, and check that they behave alike (ARGS="-k go")
 	$(BIN)/pytest clients/conformance $(ARGS)
 
 dist: $(INSTALLED) ## sdists and wheels of the Python packages into dist/, and the image if it can be built here
@@ -123,7 +123,7 @@ test-dist: $(INSTALLED) ## builds the wheels, installs them outside the checkout
 test-bounds: $(INSTALLED) ## installs the lowest and the highest versions that pyproject allows: do the tests pass with each?
 	tests/dist/bounds $(ARGS)
 
-test-litellm: $(INSTALLED) ## against a LiteLLM proxy, in a venv of its own
+test-litellm: $(INSTALLED) ## test against a LiteLLM proxy, in a venv of its own
 	tests/interop/litellm/run $(ARGS)
 
 test-deploy: $(INSTALLED) ## check chart, plain manifests, Dockerfile and compose file with helm, four linters and the chart's promises
@@ -138,7 +138,7 @@ image-check: $(INSTALLED) ## build deploy/Dockerfile without Docker, and run it 
 test-kubernetes: $(INSTALLED) ## build a Kubernetes, and install the chart with our image there (15 minutes, then 18; needs Go; root for a node)
 	tests/deploy/kubernetes/run $(ARGS)
 
-test-collector: $(INSTALLED) ## traces against an OpenTelemetry Collector, built once into .tools (needs Go)
+test-collector: $(INSTALLED) ## test traces against an OpenTelemetry Collector, built once into .tools (needs Go)
 	tests/interop/collector/run $(ARGS)
 
 lock: ## update requirements/*.txt from pyproject.toml and *.in
@@ -157,7 +157,7 @@ lock: ## update requirements/*.txt from pyproject.toml and *.in
 	$$lock --no-deps requirements/helm.in -o requirements/helm.txt; \
 	for name in smg vllm-router envoy naive; do $$lock requirements/bench-$$name.in -o requirements/bench-$$name.txt; done
 
-clean: ## remove what the other commands made
+clean: ## remove the files of the other commands
 	rm -rf clients/*/build clients/*/target clients/typescript/node_modules clients/typescript/src/gen
 	rm -rf .venv .venv-* .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis service/*.egg-info clients/python/src/*.egg-info protos/python/src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

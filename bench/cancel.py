@@ -43,7 +43,7 @@ import grpc
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
-from support import Answer, Exchange, Script, request
+from support import Exchange, Responder, Script, request
 from support.process import ANY_PORTS, running
 
 AT_ONCE = 4
@@ -94,7 +94,7 @@ class Phase:
 
     name: str
     rpc: str
-    lead_up: Answer
+    lead_up: Responder
     reads: int = 0
     timeout_seconds: tuple[float, float] = (0.15, 0.3)
     at_once: int = AT_ONCE
@@ -119,22 +119,22 @@ class Upstream(Script):
         self.exchanges = deque(maxlen=2 * AT_ONCE)
         self.trials: dict[str, Trial] = {}
 
-    def choose(self, exchange: Exchange) -> Answer:
+    def choose(self, exchange: Exchange) -> Responder:
         """Return the response for the request's trial, by its request id."""
-        return self.trials[exchange.header(b"x-request-id")].answer
+        return self.trials[exchange.header(b"x-request-id")].respond
 
 
 class Trial:
     """One call as the upstream sees it."""
 
-    def __init__(self, upstream: Upstream, lead_up: Answer) -> None:
+    def __init__(self, upstream: Upstream, lead_up: Responder) -> None:
         self.id = f"trial-{len(upstream.trials)}"
         upstream.trials[self.id] = self
         self._lead_up = lead_up
         self._reached = asyncio.Event()
         self._closed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    async def answer(self, exchange: Exchange) -> None:
+    async def respond(self, exchange: Exchange) -> None:
         """Read the whole time, because a write may notice late that the other side has closed."""
         self._exchange = exchange
         leading_up = asyncio.create_task(self._lead(exchange))

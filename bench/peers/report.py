@@ -176,7 +176,7 @@ def _beside(held: dict[str, Any]) -> float | None:
 
 
 def _added(results: Results, name: str, load: str, figure: str, part: str) -> float | None:
-    """Return the median of what the server adds to the upstream's own figure in the same round."""
+    """Return the median excess of the server over the upstream alone in the same round."""
     own, direct = (values(results, one, load, figure, part) for one in (name, ours.DIRECT))
     if not own or name == ours.DIRECT:
         return statistics.median(own) if own else None

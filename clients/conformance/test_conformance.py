@@ -24,7 +24,7 @@ from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
 from chatrpc_echo import Echo
 from chatrpc_server.core.errors import Reason
-from support import Answer, Exchange, Script, Service, http, service
+from support import Exchange, Responder, Script, Service, http, service
 
 ROOT = Path(__file__).parents[2]
 QUIRKS = ROOT / "tests/fixtures/quirks"
@@ -109,7 +109,7 @@ def _build_error(command: str, folder: Path) -> str:
 class Quirks(Script):
     """An upstream that responds with the file that the request's model names."""
 
-    def choose(self, exchange: Exchange) -> bytes | Answer:
+    def choose(self, exchange: Exchange) -> bytes | Responder:
         name = json.loads(exchange.body)["model"]
         return http((QUIRKS / name).read_bytes(), content_type="text/event-stream")
 

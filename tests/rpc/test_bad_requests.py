@@ -104,7 +104,7 @@ async def test_a_response_over_the_limit_is_an_error(echo: Echo, rpc: str) -> No
         failed = await failure(getattr(chat.stub, rpc)(request(model="echo:size=200000")))
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
         assert "the limit is 100000" in failed.message
-        assert chat.value("grpc_server_handled_total", grpc_code="ResourceExhausted") == 1
+        await chat.wait_for(1, "grpc_server_handled_total", grpc_code="ResourceExhausted")
 
 
 async def test_unknown_method(chat: Service) -> None:
@@ -118,7 +118,7 @@ async def test_bytes_that_are_not_a_message(chat: Service, echo: Echo) -> None:
     failed = await failure(call(b"\xff\xff\xff"))
     assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert failed.message == "request: its 3 bytes are not a valid CreateChatCompletionRequest"
-    assert chat.value("grpc_server_handled_total", grpc_code="InvalidArgument") == 1
+    await chat.wait_for(1, "grpc_server_handled_total", grpc_code="InvalidArgument")
     assert not echo.requests
 
 

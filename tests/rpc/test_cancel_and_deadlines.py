@@ -9,7 +9,7 @@ import pytest
 
 from chatrpc.v1.chat_request_pb2 import StreamOptions
 from chatrpc_echo import Echo
-from support import Answer, Exchange, Script, Service, failure, request, service
+from support import Exchange, Responder, Script, Service, failure, request, service
 
 Code = grpc.StatusCode
 
@@ -108,10 +108,10 @@ async def test_a_silent_upstream_times_out(echo: Echo, model: str, setting: str,
     await echo.requests[0].disconnected.wait()
 
 
-def _endless(sent: list[int]) -> Answer:
+def _endless(sent: list[int]) -> Responder:
     """Stream until the writes block, then wait until the other side closes."""
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         piece = b'data: {"choices": [{"index": 0, "delta": {"content": "%s"}}]}\n\n' % (b"x" * 100_000)
         await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         with suppress(ConnectionError):
@@ -119,14 +119,14 @@ def _endless(sent: list[int]) -> Answer:
                 await exchange.send(b"%x\r\n%s\r\n" % (len(piece), piece))
         sent.append(1)
 
-    return answer
+    return respond
 
 
 @pytest.mark.parametrize("engine", ["builtin", "httpx"])
 async def test_cancel_while_the_caller_does_not_read(script: Script, engine: str) -> None:
     """The blocked message is dropped and the upstream's connection is closed."""
     closed: list[int] = []
-    script.answers(_endless(closed))
+    script.respond_with(_endless(closed))
     async with service(script.base_url, upstream={"http_client": engine}) as chat, asyncio.timeout(10):
         call = chat.stub.CreateChatCompletionStream(request())
         await call.read()
@@ -140,7 +140,7 @@ async def test_cancel_while_the_caller_does_not_read(script: Script, engine: str
 
 async def test_a_caller_that_does_not_read_does_not_outlive_its_deadline(script: Script) -> None:
     closed: list[int] = []
-    script.answers(_endless(closed))
+    script.respond_with(_endless(closed))
     async with service(script.base_url, limits={"default_deadline_seconds": 0.5}) as chat, asyncio.timeout(10):
         call = chat.stub.CreateChatCompletionStream(request())
         await call.read()
@@ -155,14 +155,14 @@ async def test_usage_without_a_message_is_counted_too(script: Script) -> None:
     """The caller declines usage, and disconnects while the upstream keeps the stream open."""
     seen = asyncio.Event()
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         events = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}\n\n'
         events += b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 8}}\n\n'
         await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", events)
         seen.set()
         await exchange.closed_by_peer()
 
-    script.answers(answer)
+    script.respond_with(respond)
     async with service(script.base_url) as chat, asyncio.timeout(10):
         call = chat.stub.CreateChatCompletionStream(request(stream_options=StreamOptions(include_usage=False)))
         await call.read()

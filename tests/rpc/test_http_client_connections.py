@@ -35,17 +35,17 @@ async def test_data_before_a_reset_is_delivered(script: Script, name: str) -> No
         exchange.reset()
         gone.set()
 
-    script.answers(breaks_off)
+    script.respond_with(breaks_off)
     transport = of(script, name)
-    answer = await transport.post(b"{}", [])
-    assert await answer.read() == b"one"
+    response = await transport.post(b"{}", [])
+    assert await response.read() == b"one"
     goes_on.set()
     await gone.wait()
     await asyncio.sleep(0.05)  # the reset must arrive while no read is waiting
-    assert await answer.read() == b"two"
+    assert await response.read() == b"two"
     with pytest.raises(httpx.TransportError):
-        await answer.read()
-    await answer.aclose()
+        await response.read()
+    await response.aclose()
     await transport.aclose()
 
 
@@ -53,34 +53,34 @@ async def test_data_before_a_reset_is_delivered(script: Script, name: str) -> No
 async def test_backpressure_stops_the_upstream(script: Script, name: str) -> None:
     size, sent = 64 << 20, 0
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         nonlocal sent
         await exchange.send(OK + b"content-length: %d\r\n\r\n" % size)
         while sent < size:
             await exchange.send(b"x" * (1 << 20))
             sent += 1 << 20
 
-    script.answers(answer)
+    script.respond_with(respond)
     transport = of(script, name)
-    answer_ = await transport.post(b"{}", [])
+    response = await transport.post(b"{}", [])
     before = -1
     while sent != before:  # until no more bytes move
         before = sent
         await asyncio.sleep(0.05)
     assert sent < size / 2
     read = 0
-    while data := await answer_.read():
+    while data := await response.read():
         assert len(data) <= 1 << 16
         read += len(data)
     assert read == size
-    await answer_.aclose()
+    await response.aclose()
     assert await idle(transport) == 1
     await transport.aclose()
 
 
 @engines
 async def test_a_request_of_many_megabytes(script: Script, name: str) -> None:
-    script.answers(THREE)
+    script.respond_with(THREE)
     transport = of(script, name)
     body = os.urandom(1 << 20) * 16
     assert (await posted(transport, body))[2:] == (b"abc", True, 1)
@@ -112,7 +112,7 @@ async def test_a_response_before_the_request_is_complete(closes: bool) -> None:
 @engines
 async def test_a_second_close_has_no_effect(script: Script, name: str) -> None:
     """The connection may carry another call by then."""
-    script.answers(THREE)
+    script.respond_with(THREE)
     transport = of(script, name)
     first = await transport.post(b"{}", [])
     while await first.read():
@@ -128,10 +128,10 @@ async def test_a_second_close_has_no_effect(script: Script, name: str) -> None:
 
 @engines
 async def test_an_early_close_of_a_response_closes_the_connection(script: Script, name: str) -> None:
-    script.answers(HEAD + b"abc")
+    script.respond_with(HEAD + b"abc")
     transport = of(script, name)
-    answer = await transport.post(b"{}", [])
-    await answer.aclose()
+    response = await transport.post(b"{}", [])
+    await response.aclose()
     assert await idle(transport) == 0
     await transport.aclose()
 
@@ -139,18 +139,18 @@ async def test_an_early_close_of_a_response_closes_the_connection(script: Script
 async def test_a_body_that_ends_because_we_close_is_incomplete(script: Script) -> None:
     """Although only the end of the connection marks its end."""
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(OK + b"\r\nabc")
         await exchange.closed_by_peer()
 
-    script.answers(answer)
+    script.respond_with(respond)
     transport = of(script, "builtin")
-    answer_ = await transport.post(b"{}", [])
-    assert await answer_.read() == b"abc"
+    response = await transport.post(b"{}", [])
+    assert await response.read() == b"abc"
     await transport.aclose()
     with pytest.raises(httpx.ReadError):
-        await answer_.read()
-    await answer_.aclose()
+        await response.read()
+    await response.aclose()
     assert transport.connections() == (0, 0)
 
 
@@ -161,7 +161,7 @@ async def test_a_cancel_at_any_time_leaves_nothing_open(any_script: tuple[Script
     The next call gets the descriptor of the closed socket at once, so the loop must no longer watch that descriptor.
     """
     script, settings = any_script
-    script.answers(Exchange.closed_by_peer)
+    script.respond_with(Exchange.closed_by_peer)
     transport = of(script, name, **settings)
     for turns in range(60):
         sending = asyncio.create_task(transport.post(b"{}", []))
@@ -224,16 +224,16 @@ async def test_an_idle_connection_is_reused_and_expires(
 ) -> None:
     monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.2)
     script, settings = any_script
-    script.answers(THREE)
+    script.respond_with(THREE)
     transport = of(script, "builtin", **settings)
     for _ in range(5):
         assert (await posted(transport)).idle == 1
     both = await asyncio.gather(*(transport.post(b"{}", []) for _ in range(2)))
     assert (transport.connections(), script.connections) == ((2, 0), 2)
-    for answer in both:
-        while await answer.read():
+    for response in both:
+        while await response.read():
             pass
-        await answer.aclose()
+        await response.aclose()
     assert transport.connections() == (0, 2)
     async with asyncio.timeout(5):
         while transport.connections()[1]:
@@ -256,16 +256,16 @@ async def test_a_connection_in_use_outlives_the_idle_ones(script: Script, monkey
         await goes_on.wait()
         await exchange.send(b"c")
 
-    script.answers(slow, THREE)
+    script.respond_with(slow, THREE)
     transport = of(script, "builtin")
-    answer = await transport.post(b"{}", [])
+    response = await transport.post(b"{}", [])
     await posted_beside(transport)
     async with asyncio.timeout(5):
         while transport.connections() != (1, 0):
             await asyncio.sleep(0.001)
     goes_on.set()
-    assert [await answer.read(), await answer.read(), await answer.read()] == [b"ab", b"c", b""]
-    await answer.aclose()
+    assert [await response.read(), await response.read(), await response.read()] == [b"ab", b"c", b""]
+    await response.aclose()
     await transport.aclose()
 
 
@@ -276,7 +276,7 @@ async def test_a_closing_connection_is_not_reused(
     """Idle for too long or closed by its peer: it is lost some turns later, with TLS after up to half a minute."""
     monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.05)
     script, settings = any_script
-    script.answers(THREE)
+    script.respond_with(THREE)
     transport = of(script, "builtin", **settings)
     assert isinstance(transport, pool.Pool)
     assert (await posted(transport)).idle == 1

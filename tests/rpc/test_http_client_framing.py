@@ -49,10 +49,10 @@ FRAMES: dict[str, tuple[bytes, bytes, bool]] = {
 @pytest.mark.parametrize("step", [1, 1 << 20], ids=["bytewise", "at once"])
 @pytest.mark.parametrize(("response", "body", "kept"), FRAMES.values(), ids=FRAMES)
 async def test_frame(script: Script, name: str, response: bytes, body: bytes, kept: bool, step: int) -> None:
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(*(response[start : start + step] for start in range(0, len(response), step)))
 
-    script.answers(answer)
+    script.respond_with(respond)
     transport = of(script, name)
     seen = await posted(transport)
     assert (seen.body, seen.whole, seen.idle) == (body, True, int(kept))
@@ -83,11 +83,11 @@ CUT: dict[str, tuple[bytes, bytes | None, bool]] = {
 async def test_a_close_at_any_point(
     script: Script, name: str, response: bytes, body: bytes | None, whole: bool
 ) -> None:
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(response)
         exchange.writer.close()
 
-    script.answers(answer)
+    script.respond_with(respond)
     transport = of(script, name)
     if body is None:
         with pytest.raises(httpx.RemoteProtocolError):
@@ -127,11 +127,11 @@ INVALID_HTTP: dict[str, bytes] = {
     ],
 )
 async def test_invalid_http(script: Script, name: str, response: bytes) -> None:
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(response)
         await exchange.closed_by_peer()
 
-    script.answers(answer)
+    script.respond_with(respond)
     transport = of(script, name)
     async with asyncio.timeout(5):
         with pytest.raises(httpx.RemoteProtocolError):
@@ -142,7 +142,7 @@ async def test_invalid_http(script: Script, name: str, response: bytes) -> None:
 
 @engines
 async def test_data_before_broken_framing_is_delivered(script: Script, name: str) -> None:
-    script.answers(CHUNKED + b"3\r\nabc\r\nxyz\r\n")
+    script.respond_with(CHUNKED + b"3\r\nabc\r\nxyz\r\n")
     transport = of(script, name)
     assert (await posted(transport))[2:] == (b"abc", False, 0)
     await transport.aclose()
@@ -168,12 +168,12 @@ async def test_bytes_after_a_response_are_not_the_next_response(script: Script, 
             await exchange.send(more)
         await exchange.closed_by_peer()
 
-    script.answers(says_more, EMPTY)
+    script.respond_with(says_more, EMPTY)
     transport = of(script, "builtin")
-    answer = await transport.post(b"{}", [])
-    assert (answer.status, "x-request-id" in answer.headers) == (200, False)
-    assert [await answer.read(), await answer.read()] == [b"abc", b""]
-    await answer.aclose()
+    response = await transport.post(b"{}", [])
+    assert (response.status, "x-request-id" in response.headers) == (200, False)
+    assert [await response.read(), await response.read()] == [b"abc", b""]
+    await response.aclose()
     if not at_once:
         assert transport.connections() == (0, 1)
         goes_on.set()
@@ -186,12 +186,12 @@ async def test_bytes_after_a_response_are_not_the_next_response(script: Script, 
 
 
 async def test_trailers_without_end_are_not_kept(script: Script) -> None:
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(CHUNKED + b"3\r\nabc\r\n0\r\nx: ")
         while True:
             await exchange.send(b"y" * 10_000)
 
-    script.answers(answer)
+    script.respond_with(respond)
     transport = of(script, "builtin")
     async with asyncio.timeout(5):
         assert (await posted(transport))[2:] == (b"abc", False, 0)

@@ -74,7 +74,7 @@ async def test_a_tunnel(authority: trustme.CA, tmp_path: Path, name: str, establ
     async with Script(authority.issue_cert("localhost")) as script:
         port = int(script.base_url.split(":")[2].partition("/")[0])
         async with Proxy(established, port) as proxy:
-            script.answers(THREE)
+            script.respond_with(THREE)
             transport = of(script, name, ca_file=tmp_path / "ca.pem", proxy=proxy.url)
             for _ in range(2):
                 assert (await posted(transport))[2:] == (b"abc", True, 1)
@@ -127,7 +127,7 @@ async def test_no_tunnel(response: bytes | None, behind: bool, error: type[Excep
 async def test_a_cancel_of_a_tunnel_at_any_time_leaves_nothing_open(authority: trustme.CA, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     async with Script(authority.issue_cert("localhost")) as script:
-        script.answers(Exchange.closed_by_peer)
+        script.respond_with(Exchange.closed_by_peer)
         async with Proxy(ESTABLISHED, int(script.base_url.split(":")[2].partition("/")[0])) as proxy:
             transport = of(script, "builtin", ca_file=tmp_path / "ca.pem", proxy=proxy.url)
             for turns in range(60):

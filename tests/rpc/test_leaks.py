@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 
-from support import Answer, Exchange, Script, Service, request, service
+from support import Exchange, Responder, Script, Service, request, service
 from support.faults import STREAM
 
 AT_ONCE = 50
@@ -147,12 +147,12 @@ class Upstream(Script):
         finally:
             self.connections_held -= 1
 
-    def choose(self, exchange: Exchange) -> Answer:
+    def choose(self, exchange: Exchange) -> Responder:
         """Return the response for the model's name."""
         phase = PHASES[json.loads(exchange.body)["model"]]
         seen = self.seen.get(exchange.header(b"x-request-id")) or Seen()
 
-        async def answer(exchange: Exchange) -> None:
+        async def respond(exchange: Exchange) -> None:
             try:
                 await exchange.send(phase.sent)
                 seen.sent.set()
@@ -160,7 +160,7 @@ class Upstream(Script):
             finally:
                 seen.gone.set()
 
-        return answer
+        return respond
 
 
 class Caller:

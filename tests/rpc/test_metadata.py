@@ -7,7 +7,7 @@ import pytest
 from chatrpc_echo import Echo
 from support import Script, Service, collect, failure, http, request, service, sse
 
-ANSWER = b'{"choices": []}'
+RESPONSE = b'{"choices": []}'
 
 
 async def test_request_id_and_trace_context_are_forwarded(chat: Service, echo: Echo) -> None:
@@ -31,8 +31,8 @@ async def test_a_missing_request_id_is_generated(chat: Service, echo: Echo, give
 @pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
 async def test_the_upstreams_rate_limits_reach_the_caller(script: Script, rpc: str) -> None:
     headers = {"x_ratelimit_remaining_requests": "9", "x_request_id": "theirs", "x_secret": "1", "set_cookie": "a=b"}
-    body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else ANSWER
-    script.answers(
+    body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else RESPONSE
+    script.respond_with(
         http(body, content_type="text/event-stream" if rpc.endswith("Stream") else "application/json", **headers)
     )
     async with service(script.base_url) as chat:
@@ -58,9 +58,9 @@ async def test_the_upstreams_rate_limits_reach_the_caller(script: Script, rpc: s
 async def test_invalid_headers_of_the_upstream_are_dropped(
     script: Script, rpc: str, status: str, name: str, value: str
 ) -> None:
-    body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else ANSWER
+    body = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n' if rpc.endswith("Stream") else RESPONSE
     media_type = "text/event-stream" if rpc.endswith("Stream") else "application/json"
-    script.answers(http(body, status, media_type, **{name: value}))
+    script.respond_with(http(body, status, media_type, **{name: value}))
     async with service(script.base_url) as chat, asyncio.timeout(5):
         call = getattr(chat.stub, rpc)(request(), metadata=[("x-request-id", "ours")])
         if status == "200 OK":
@@ -81,7 +81,7 @@ async def test_invalid_metadata_of_the_caller_is_dropped(echo: Echo, engine: str
 
 
 async def test_a_stream_without_chunks_has_it_too(script: Script) -> None:
-    script.answers(sse())
+    script.respond_with(sse())
     async with service(script.base_url) as chat:
         call = chat.stub.CreateChatCompletionStream(request(), metadata=[("x-request-id", "ours")])
         assert await collect(call) == []
@@ -89,7 +89,7 @@ async def test_a_stream_without_chunks_has_it_too(script: Script) -> None:
 
 
 async def test_headers_of_a_failed_attempt_are_dropped(script: Script) -> None:
-    script.answers(http(b"{}", "503 x", x_request_id="first"), b"what?\r\n\r\n")
+    script.respond_with(http(b"{}", "503 x", x_request_id="first"), b"what?\r\n\r\n")
     async with service(script.base_url, upstream={"max_retries": 1}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "ours")]))
     assert failed.details["RequestInfo"].request_id == "ours"
@@ -97,7 +97,7 @@ async def test_headers_of_a_failed_attempt_are_dropped(script: Script) -> None:
 
 
 async def test_errors_carry_it_in_the_trailers(script: Script) -> None:
-    script.answers(http(b"{}", "400 Bad Request", x_ratelimit_remaining_tokens="0"))
+    script.respond_with(http(b"{}", "400 Bad Request", x_ratelimit_remaining_tokens="0"))
     async with service(script.base_url) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "ours")]))
     assert failed.trailers["x-request-id"] == "ours"
@@ -105,7 +105,7 @@ async def test_errors_carry_it_in_the_trailers(script: Script) -> None:
 
 
 async def test_headers_towards_the_upstream(script: Script) -> None:
-    script.answers(http(ANSWER))
+    script.respond_with(http(RESPONSE))
     upstream = {"api_key": "sk-x", "organization": "org-1", "project": "proj-1"}
     async with service(script.base_url, upstream=upstream) as chat:
         await chat.stub.CreateChatCompletion(request())
@@ -125,7 +125,7 @@ async def test_headers_towards_the_upstream(script: Script) -> None:
 
 
 async def test_cookies_are_not_kept(script: Script) -> None:
-    script.answers(http(ANSWER, set_cookie="session=1"))
+    script.respond_with(http(RESPONSE, set_cookie="session=1"))
     async with service(script.base_url) as chat:
         for _ in range(2):
             await chat.stub.CreateChatCompletion(request())
@@ -140,7 +140,7 @@ async def test_a_proxy_of_the_environment_is_not_used(echo: Echo, monkeypatch: p
 
 
 async def test_the_proxy_of_the_settings_is_used(script: Script) -> None:
-    script.answers(http(ANSWER))
+    script.respond_with(http(RESPONSE))
     proxy = script.base_url.removesuffix("/v1")
     async with service("http://model.invalid/v1", upstream={"proxy": proxy}) as chat:
         await chat.stub.CreateChatCompletion(request())

@@ -40,7 +40,7 @@ async def test_a_call_is_counted(chat: Service) -> None:
 async def test_usage_in_every_chunk_is_counted_once(script: Script) -> None:
     choice = b'{"choices": [{"index": 0, "delta": {"content": "a"}}], '
     chunks = [choice + b'"usage": {"prompt_tokens": 3, "completion_tokens": %d}}' % n for n in (1, 2, 3)]
-    script.answers(sse(*chunks))
+    script.respond_with(sse(*chunks))
     async with service(script.base_url) as chat:
         await collect(chat.stub.CreateChatCompletionStream(request()))
         assert chat.value("chatrpc_tokens_total", gen_ai_token_type="input") == 3
@@ -51,7 +51,7 @@ async def test_usage_in_every_chunk_is_counted_once(script: Script) -> None:
 async def test_callers_cannot_create_series(script: Script, caplog: pytest.LogCaptureFixture) -> None:
     """By no name of a model, method or trace."""
     caplog.set_level(logging.ERROR)
-    script.answers(http(b'{"error": {"message": "none such", "code": "model_not_found"}}', "404 Not Found"))
+    script.respond_with(http(b'{"error": {"message": "none such", "code": "model_not_found"}}', "404 Not Found"))
     async with service(script.base_url) as chat:
         await _makes_no_series(chat)
 

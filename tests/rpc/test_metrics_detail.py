@@ -27,7 +27,7 @@ def event(payload: bytes) -> bytes:
     return b"data: " + payload + b"\n\n"
 
 
-ANSWER = http(b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}')
+RESPONSE = http(b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}')
 USAGE = (
     '{"prompt_tokens": 7, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4},'
     ' "completion_tokens_details": {"reasoning_tokens": 3}}'
@@ -49,7 +49,7 @@ def _tokens(chat: Service, name: str) -> dict[str, float]:
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 async def test_tokens_of_each_kind(script: Script, stream: bool) -> None:
     unary = b'{"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}], "usage": %b}'
-    script.answers(sse(chunk(usage=USAGE)) if stream else http(unary % USAGE.encode()))
+    script.respond_with(sse(chunk(usage=USAGE)) if stream else http(unary % USAGE.encode()))
     async with service(script.base_url) as chat:
         if stream:
             await collect(chat.stub.CreateChatCompletionStream(request()))
@@ -63,11 +63,11 @@ async def test_tokens_of_each_kind(script: Script, stream: bool) -> None:
 
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
 async def test_tokens_of_failed_calls(script: Script, end: str) -> None:
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(HEAD, event(chunk(usage=USAGE)), event(chunk(usage=USAGE)))
         await exchange.closed_by_peer()
 
-    script.answers(answer)
+    script.respond_with(respond)
     async with service(script.base_url) as chat:
         call = chat.stub.CreateChatCompletionStream(request(), timeout=0.5 if end == "deadline" else 60)
         texts = ""
@@ -82,7 +82,7 @@ async def test_tokens_of_failed_calls(script: Script, end: str) -> None:
 
 
 async def test_a_failed_upstream_is_not_a_disconnected_caller(script: Script) -> None:
-    script.answers(sse(chunk(usage=USAGE), done=False))
+    script.respond_with(sse(chunk(usage=USAGE), done=False))
     async with service(script.base_url) as chat:
         await failure(chat.stub.CreateChatCompletionStream(request()))
         assert _tokens(chat, "chatrpc_tokens_total") == TOKENS, "the tokens were spent anyway"
@@ -92,7 +92,7 @@ async def test_a_failed_upstream_is_not_a_disconnected_caller(script: Script) ->
 
 async def test_each_attempt_is_a_request(script: Script) -> None:
     busy = http(b"{}", "429 Too Many Requests", retry_after="0")
-    script.answers(busy, http(b"{}", "599 Odd"), ANSWER)
+    script.respond_with(busy, http(b"{}", "599 Odd"), RESPONSE)
     async with service(script.base_url) as chat:
         await chat.stub.CreateChatCompletion(request())
         for labels in (
@@ -112,7 +112,7 @@ async def test_a_cancel_of_the_caller_is_not_a_fault_of_the_upstream(script: Scr
     async def silence(exchange: Exchange) -> None:
         await exchange.closed_by_peer()
 
-    script.answers(silence)
+    script.respond_with(silence)
     async with service(script.base_url) as chat:
         await failure(chat.stub.CreateChatCompletion(request(), timeout=0.2))
         await _soon(chat, "chatrpc_upstream_requests_total", 1, code="", outcome="cancelled")
@@ -128,7 +128,7 @@ async def test_an_unreachable_upstream() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"),
+    ("response", "kind"),
     [
         (sse(b"no JSON"), "bad_json"),
         (sse(b"[]"), "not_a_completion"),
@@ -138,8 +138,8 @@ async def test_an_unreachable_upstream() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_kinds_of_protocol_errors(script: Script, answer: bytes, kind: str) -> None:
-    script.answers(answer)
+async def test_kinds_of_protocol_errors(script: Script, response: bytes, kind: str) -> None:
+    script.respond_with(response)
     async with service(script.base_url, upstream={"max_retries": 0}) as chat:
         await failure(chat.stub.CreateChatCompletionStream(request()))
         assert chat.value("chatrpc_upstream_protocol_errors_total", kind=kind) == 1
@@ -148,7 +148,7 @@ async def test_kinds_of_protocol_errors(script: Script, answer: bytes, kind: str
 
 async def test_remaining_rate_limits(script: Script) -> None:
     headers = {"x_ratelimit_remaining_requests": "41", "x_ratelimit_remaining_tokens": "many"}
-    script.answers(http(ANSWER.partition(b"\r\n\r\n")[2], **headers))
+    script.respond_with(http(RESPONSE.partition(b"\r\n\r\n")[2], **headers))
     async with service(script.base_url) as chat:
         await chat.stub.CreateChatCompletion(request())
         assert chat.value("chatrpc_upstream_ratelimit_remaining", kind="requests") == 41
@@ -158,7 +158,7 @@ async def test_remaining_rate_limits(script: Script) -> None:
 async def test_times_of_a_stream(script: Script) -> None:
     """The wait for the upstream is not overhead; it shows between the deliveries."""
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await asyncio.sleep(0.3)
         await exchange.send(HEAD, event(chunk()))
         await asyncio.sleep(0.3)
@@ -166,7 +166,7 @@ async def test_times_of_a_stream(script: Script) -> None:
         await exchange.send(event(chunk()) + event(finish) + event(b"[DONE]"))
         exchange.writer.close()
 
-    script.answers(answer)
+    script.respond_with(respond)
     async with service(script.base_url) as chat:
         messages = await collect(chat.stub.CreateChatCompletionStream(request(), timeout=30))
         await _soon(chat, "chatrpc_rpcs_in_flight", 0)

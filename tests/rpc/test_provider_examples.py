@@ -47,8 +47,8 @@ class Case:
     """`<example>/<case>`, where the settings are deploy/examples/<example>.yaml."""
     request: CreateChatCompletionRequest
     body: dict[str, Any]
-    """The body on the page. With `"stream": True` it is a stream, and `answer` a list of chunks."""
-    answer: Any
+    """The body on the page. With `"stream": True` it is a stream, and `response` a list of chunks."""
+    response: Any
     status: str = "200 OK"
     """A status other than 200 makes the response an error."""
     before: tuple[bytes, ...] = ()
@@ -305,7 +305,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 async def test_page(case: Case, script: Script, tmp_path: Path) -> None:
     name = case.id.partition("/")[0]
-    script.answers(*case.before, answer_of(case))
+    script.respond_with(*case.before, response_of(case))
     async with service(example(name, script, tmp_path)) as stub:
         if case.body.get("stream"):
             call = stub.CreateChatCompletionStream(case.request, metadata=[("x-chatrpc-coalesce", "off")])
@@ -313,16 +313,16 @@ async def test_page(case: Case, script: Script, tmp_path: Path) -> None:
             call = stub.CreateChatCompletion(case.request)
         if case.status != "200 OK":
             failed = await failure(call)
-            error = case.answer["error"]
+            error = case.response["error"]
             assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST")
             assert failed.message == error["message"]
             said = as_json(failed.details["UpstreamError"])
-            assert json.loads(said.pop("raw_body")) == case.answer
+            assert json.loads(said.pop("raw_body")) == case.response
             assert said == {"http_status": int(case.status[:3]), "message": error["message"], "type": error["type"]}
         elif case.body.get("stream"):
-            assert [as_json(chunk) for chunk in await collect(call)] == without_nulls(case.answer)
+            assert [as_json(chunk) for chunk in await collect(call)] == without_nulls(case.response)
         else:
-            assert as_json(await call) == without_nulls(case.answer)
+            assert as_json(await call) == without_nulls(case.response)
 
     assert len(script.exchanges) == len(case.before) + 1
     for exchange in script.exchanges:
@@ -335,11 +335,11 @@ async def test_page(case: Case, script: Script, tmp_path: Path) -> None:
     assert exactly(json.loads(script.exchanges[-1].body)) == exactly(case.body)
 
 
-def answer_of(case: Case) -> bytes:
+def response_of(case: Case) -> bytes:
     """Return the case's response as HTTP."""
-    if isinstance(case.answer, list):
-        return sse(*(json.dumps(chunk).encode() for chunk in case.answer))
-    return http(json.dumps(case.answer).encode(), case.status)
+    if isinstance(case.response, list):
+        return sse(*(json.dumps(chunk).encode() for chunk in case.response))
+    return http(json.dumps(case.response).encode(), case.status)
 
 
 def example(name: str, script: Script, folder: Path) -> Settings:

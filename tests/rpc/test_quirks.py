@@ -239,7 +239,7 @@ ROWS = {name: QUIRKS.get(name, LOSSLESS) for name in FILES}
 COMPLETIONS = [name for name, quirk in ROWS.items() if quirk.http == LOSSLESS.http]
 
 
-def answer(name: str, status: str = LOSSLESS.http) -> bytes:
+def http_response(name: str, status: str = LOSSLESS.http) -> bytes:
     """Return the fixture as an HTTP response."""
     return http(FILES[name].read_bytes(), status, MEDIA[FILES[name].suffix])
 
@@ -260,7 +260,7 @@ async def chat(upstream: Script) -> AsyncIterator[Service]:
 @pytest.mark.parametrize("name", COMPLETIONS)
 async def test_quirk(upstream: Script, chat: Service, name: str) -> None:
     quirk, body = ROWS[name], FILES[name].read_bytes()
-    upstream.answers(answer(name))
+    upstream.respond_with(http_response(name))
     if name.endswith(".json"):
         received = await received_by(chat.stub.CreateChatCompletion(request()), quirk)
         source = lenient(body) if received else None
@@ -279,7 +279,7 @@ async def test_quirk(upstream: Script, chat: Service, name: str) -> None:
 async def test_the_other_form(upstream: Script, chat: Service, name: str) -> None:
     """A stream for the unary RPC and a whole response for the streaming one have the same end and texts."""
     quirk = ROWS[name]
-    upstream.answers(answer(name))
+    upstream.respond_with(http_response(name))
     if name.endswith(".json"):
         received = await received_by(chat.stub.CreateChatCompletionStream(request()), quirk)
         as_usual = await received_by(chat.stub.CreateChatCompletion(request()), quirk)
@@ -296,11 +296,11 @@ async def test_the_other_form(upstream: Script, chat: Service, name: str) -> Non
 @pytest.mark.parametrize("rpc", [UNARY, STREAM])
 @pytest.mark.parametrize("name", sorted(ROWS.keys() - COMPLETIONS))
 async def test_error_body(upstream: Script, chat: Service, name: str, rpc: str) -> None:
-    upstream.answers(answer(name, ROWS[name].http))
+    upstream.respond_with(http_response(name, ROWS[name].http))
     assert await received_by(getattr(chat.stub, rpc)(request()), ROWS[name]) == []
     if name in IN_SUCCESS:
         code, mapped = IN_SUCCESS[name]
-        upstream.answers(answer(name))
+        upstream.respond_with(http_response(name))
         says = ROWS[name].says if "null" not in name else "an error without a message"
         assert await received_by(getattr(chat.stub, rpc)(request()), erred(code, mapped, says)) == []
 

@@ -148,7 +148,7 @@ async def chat(script: Script) -> AsyncIterator[Service]:
 async def test_unary(script: Script, chat: Service, report: Report, name: str) -> None:
     body, status = unary_body(name), meta(name).get("status") or 200
     report.add(name, False)
-    script.answers(http(body, f"{status} x", x_request_id="recorded"))
+    script.respond_with(http(body, f"{status} x", x_request_id="recorded"))
     call = chat.stub.CreateChatCompletion(request())
     if name in FAULTS:
         failed = await failure(call)
@@ -189,7 +189,7 @@ async def test_stream(script: Script, chat: Service, report: Report, name: str) 
     expected = list(normalised(payloads(body)))
     code, reason = FAULTS.get(name, END)
     for pieces in cuts(body, name):
-        script.answers(_in_pieces(pieces))
+        script.respond_with(_in_pieces(pieces))
         call = chat.stub.CreateChatCompletionStream(request())
         if code is Code.OK:
             chunks = [chunk async for chunk in call]
@@ -202,10 +202,10 @@ async def test_stream(script: Script, chat: Service, report: Report, name: str) 
 
 
 def _in_pieces(pieces: list[bytes]) -> Any:
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for piece in pieces:
             await exchange.send(b"%x\r\n%s\r\n" % (len(piece), piece))
         await exchange.send(b"0\r\n\r\n")
 
-    return answer
+    return respond

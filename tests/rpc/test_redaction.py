@@ -64,8 +64,8 @@ def _completion(kind: str) -> bytes:
 
 
 ERROR_BODY = f'{{"error": {{"message": "{ERROR} {KEY}", "type": "{ERROR}", "code": "{ERROR}", "param": "{ERROR}"}}}}'
-ANSWERS = {
-    "answer": http(_completion("message")),
+RESPONSES = {
+    "response": http(_completion("message")),
     "stream": sse(_completion("delta")),
     "truncated": sse(_completion("delta"), done=False),
     "no-json": http(COMPLETIONS[0].encode()),
@@ -145,8 +145,8 @@ async def test_through_every_fault(rpc: str, places: Places) -> None:
 @pytest.mark.parametrize("rpc", RPCS)
 async def test_through_every_response(rpc: str, engine: str, script: Script, places: Places) -> None:
     async with service(script.base_url, upstream={**SERVICE, "http_client": engine, "max_retries": 0}) as chat:
-        for answer in ANSWERS.values():
-            script.answers(answer)
+        for response in RESPONSES.values():
+            script.respond_with(response)
             places.check(chat, await _call(chat, rpc, _request("echo")))
 
 
@@ -159,7 +159,7 @@ async def test_errors_of_the_service_itself(rpc: str, script: Script, places: Pl
         setattr(request, path, f'{{"x": {PROMPTS[0]}')
         return request
 
-    script.answers(silence)
+    script.respond_with(silence)
     async with _service(script.base_url) as chat:
         places.check(chat, await _call(chat, rpc, _request("echo"), timeout=0.2))
         places.check(chat, await _call(chat, rpc, _request("echo"), timeout=0.01))
@@ -169,9 +169,9 @@ async def test_errors_of_the_service_itself(rpc: str, script: Script, places: Pl
         places.check(chat, await _call(chat, rpc, nameless))
     async with _service(script.base_url, limits={"max_message_bytes": 10}) as chat:
         places.check(chat, await _call(chat, rpc, _request("echo")))
-    script.answers(ANSWERS["answer"])
+    script.respond_with(RESPONSES["response"])
     async with _service(script.base_url, limits={"max_message_bytes": 1500}) as chat:
-        script.answers(http(_completion("message") + b" " * 10))
+        script.respond_with(http(_completion("message") + b" " * 10))
         places.check(chat, await _call(chat, rpc, _request("echo")))
 
 

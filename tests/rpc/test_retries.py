@@ -18,7 +18,7 @@ rpcs = pytest.mark.parametrize(("rpc", "good"), RPCS, ids=["unary", "stream"])
 @rpcs
 @pytest.mark.parametrize("status", ["408 x", "409 x", "429 x", "500 x", "503 x", "529 x"])
 async def test_a_temporary_error_is_hidden(script: Script, rpc: str, good: bytes, status: str) -> None:
-    script.answers(http(b"{}", status), http(b"{}", status), good)
+    script.respond_with(http(b"{}", status), http(b"{}", status), good)
     async with service(script.base_url) as chat:
         call = getattr(chat.stub, rpc)(request())
         await (collect(call) if rpc.endswith("Stream") else call)
@@ -29,7 +29,7 @@ async def test_a_temporary_error_is_hidden(script: Script, rpc: str, good: bytes
 
 @rpcs
 @pytest.mark.parametrize(
-    ("answer", "attempts"),
+    ("response", "attempts"),
     [
         (http(b"{}", "400 x"), 1),
         (http(b"{}", "404 x"), 1),
@@ -42,8 +42,8 @@ async def test_a_temporary_error_is_hidden(script: Script, rpc: str, good: bytes
     ],
     ids=["400", "404", "quota", "should-not-retry", "should-retry", "gives-up", "past-the-deadline", "retry-after-ms"],
 )
-async def test_attempts(script: Script, rpc: str, good: bytes, answer: bytes, attempts: int) -> None:
-    script.answers(answer)
+async def test_attempts(script: Script, rpc: str, good: bytes, response: bytes, attempts: int) -> None:
+    script.respond_with(response)
     async with service(script.base_url) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request(), timeout=30))
     assert len(script.exchanges) == attempts
@@ -76,7 +76,7 @@ async def test_no_chunk_is_delivered_twice(script: Script) -> None:
         await asyncio.sleep(0.05)  # a separate read
         exchange.reset()
 
-    script.answers(http(b"{}", "503 x"), reset, broken, STREAM)
+    script.respond_with(http(b"{}", "503 x"), reset, broken, STREAM)
     async with service(script.base_url) as chat:
         ended = await outcome(chat.stub.CreateChatCompletionStream(request(), metadata=[("x-chatrpc-coalesce", "off")]))
         assert chat.value("chatrpc_upstream_retries_total") == 2

@@ -34,14 +34,14 @@ async def test_each_chunk_is_sent_when_it_arrives(script: Script) -> None:
     """The upstream sends a chunk only after the caller has the previous one, so any delay would be endless."""
     arrived: asyncio.Queue[str] = asyncio.Queue()
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD)
         for number in range(20):
             await exchange.send(http_chunk(b"data: " + chunk(f"{number} ") + b"\n\n"))
             assert await arrived.get() == f"{number} "
         await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
 
-    script.answers(answer)
+    script.respond_with(respond)
     async with service(script.base_url) as chat, asyncio.timeout(10):
         async for message in chat.stub.CreateChatCompletionStream(request()):
             if message.choices[0].delta.content:
@@ -56,7 +56,7 @@ async def test_each_chunk_is_sent_when_it_arrives(script: Script) -> None:
 async def test_chunks_of_one_read_become_one(
     script: Script, setting: bool, metadata: tuple[tuple[str, str], ...], messages: int
 ) -> None:
-    script.answers(sse(*(chunk(letter) for letter in "Hello"), END, USAGE))
+    script.respond_with(sse(*(chunk(letter) for letter in "Hello"), END, USAGE))
     async with service(script.base_url, coalesce=setting) as chat:
         chunks = await collect(chat.stub.CreateChatCompletionStream(request(), metadata=metadata))
     assert "".join(c.choices[0].delta.content for c in chunks if c.choices) == "Hello"
@@ -82,7 +82,7 @@ async def test_an_error_that_only_quotes_the_request_changes_nothing(script: Scr
     quoting = http(
         b'{"detail": [{"loc": ["body", "n"], "input": {"stream_options": {"include_usage": true}}}]}', "422 x"
     )
-    script.answers(quoting, quoting, sse(END))
+    script.respond_with(quoting, quoting, sse(END))
     async with service(script.base_url) as chat:
         await failure(chat.stub.CreateChatCompletionStream(request()))
         await collect(chat.stub.CreateChatCompletionStream(request()))
@@ -91,7 +91,9 @@ async def test_an_error_that_only_quotes_the_request_changes_nothing(script: Scr
 
 async def test_usage_beside_an_empty_delta_is_a_usage_chunk_too(script: Script) -> None:
     """LiteLLM sends it in this form."""
-    script.answers(sse(chunk("a"), END, USAGE.replace(b'"choices": []', b'"choices": [{"index": 0, "delta": {}}]')))
+    script.respond_with(
+        sse(chunk("a"), END, USAGE.replace(b'"choices": []', b'"choices": [{"index": 0, "delta": {}}]'))
+    )
     async with service(script.base_url) as chat:
         options = StreamOptions(include_usage=False)
         chunks = await collect(chat.stub.CreateChatCompletionStream(request(stream_options=options)))
@@ -112,7 +114,7 @@ async def test_only_chunks_become_messages(script: Script) -> None:
         + b"\r\n\r\nevent: ping\r\ndata:\r\n\r\n"
         b"id: 7\r\nretry: 10\r\ndata:  " + END + b"\r\n\r\ndata: [DONE]\r\n\r\ndata: after the end\r\n\r\n"
     )
-    script.answers(http(body, content_type="text/event-stream; charset=utf-8"))
+    script.respond_with(http(body, content_type="text/event-stream; charset=utf-8"))
     async with service(script.base_url) as chat:
         chunks = await collect(chat.stub.CreateChatCompletionStream(request()))
     assert len(chunks) == 2
@@ -121,11 +123,11 @@ async def test_only_chunks_become_messages(script: Script) -> None:
 async def test_no_gap_after_done_is_too_long(script: Script) -> None:
     """The end of the response may come later; the service waits for it so that it can reuse the connection."""
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD, http_chunk(b"data: " + chunk("a") + b"\n\ndata: [DONE]\n\n"))
         await exchange.closed_by_peer()
 
-    script.answers(answer)
+    script.respond_with(respond)
     async with service(script.base_url, upstream={"chunk_gap_timeout_seconds": 0.01}) as chat:
         assert len(await collect(chat.stub.CreateChatCompletionStream(request()))) == 1
 
@@ -135,7 +137,7 @@ async def test_parallel_tool_calls_without_index_stay_separate(script: Script) -
         return {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": {"x": 1}}}
 
     deltas = [{"choices": [{"index": 0, "delta": {"tool_calls": [call(name)]}}]} for name in ("a", "b")]
-    script.answers(sse(*(json.dumps(delta).encode() for delta in deltas), END))
+    script.respond_with(sse(*(json.dumps(delta).encode() for delta in deltas), END))
     async with service(script.base_url) as chat:
         chunks = await collect(chat.stub.CreateChatCompletionStream(request()))
     calls = [call for c in chunks for choice in c.choices for call in choice.delta.tool_calls]
@@ -148,8 +150,8 @@ async def test_parallel_tool_calls_without_index_stay_separate(script: Script) -
 async def test_connections_are_reused(script: Script) -> None:
     """After a unary response, and after a stream with [DONE] and the end of its body."""
     stream = STREAM_HEAD + http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
-    answer = http(b'{"choices": []}')
-    script.answers(stream, answer, stream, answer)
+    response = http(b'{"choices": []}')
+    script.respond_with(stream, response, stream, response)
     async with service(script.base_url) as chat:
         for _ in range(2):
             await collect(chat.stub.CreateChatCompletionStream(request()))
@@ -162,12 +164,12 @@ async def test_every_http_client_streams(script: Script, engine: str) -> None:
     """Chunk by chunk: the upstream sends the second one after the caller has the first."""
     first = asyncio.Event()
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD, http_chunk(b"data: " + chunk("a") + b"\n\n"))
         await first.wait()
         await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
 
-    script.answers(answer)
+    script.respond_with(respond)
     async with service(script.base_url, upstream={"http_client": engine}) as chat, asyncio.timeout(10):
         async for message in chat.stub.CreateChatCompletionStream(request()):
             first.set()
@@ -179,20 +181,20 @@ async def test_two_hundred_streams_at_once(echo: Echo) -> None:
     """No limit of connections delays one stream for another."""
     async with service(echo.base_url) as chat, asyncio.timeout(30):
         calls = [chat.stub.CreateChatCompletionStream(request(model="echo:first=1,pieces=5")) for _ in range(200)]
-        answers = await asyncio.gather(*map(collect, calls))
-        text = {"".join(c.delta.content for chunk in answer for c in chunk.choices) for answer in answers}
+        outcomes = await asyncio.gather(*map(collect, calls))
+        text = {"".join(c.delta.content for chunk in response for c in chunk.choices) for response in outcomes}
     assert text == {"1 2 3 4 5"}
 
 
 async def test_a_slow_reader_is_not_a_silent_upstream(script: Script) -> None:
     goes_on = asyncio.Event()
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD, http_chunk(b"data: " + chunk("a") + b"\n\n"))
         await goes_on.wait()
         await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
 
-    script.answers(answer)
+    script.respond_with(respond)
     settings = UpstreamSettings(
         base_url=script.base_url, first_chunk_timeout_seconds=0.3, chunk_gap_timeout_seconds=0.3
     )
@@ -211,7 +213,7 @@ async def test_a_slow_reader_stops_the_reads_from_the_upstream(script: Script) -
     sent = 0
     piece = chunk("x" * 100_000)
 
-    async def answer(exchange: Exchange) -> None:
+    async def respond(exchange: Exchange) -> None:
         nonlocal sent
         await exchange.send(STREAM_HEAD)
         for _ in range(400):
@@ -219,7 +221,7 @@ async def test_a_slow_reader_stops_the_reads_from_the_upstream(script: Script) -
             sent += len(piece)
         await exchange.send(http_chunk(b"data: " + END + b"\n\ndata: [DONE]\n\n"), b"0\r\n\r\n")
 
-    script.answers(answer)
+    script.respond_with(respond)
     async with service(script.base_url) as chat, asyncio.timeout(30):
         call = chat.stub.CreateChatCompletionStream(request())
         messages = aiter(call)

@@ -11,7 +11,7 @@ import trustme
 
 from support import failure, http, request, service
 
-ANSWER = http(b'{"choices": []}')
+RESPONSE = http(b'{"choices": []}')
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +23,16 @@ def authority() -> trustme.CA:
 async def base_url(authority: trustme.CA) -> AsyncIterator[str]:
     """Base URL of an upstream with a certificate of that authority."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def response(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(ANSWER)
+        writer.write(RESPONSE)
         await writer.drain()
         await reader.read()
         writer.close()
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(response, "127.0.0.1", 0, ssl=context)
     yield f"https://localhost:{server.sockets[0].getsockname()[1]}/v1"
     server.close()
 

@@ -73,7 +73,7 @@ async def test_tokens_of_every_kind(script: Script, spans: Spans) -> None:
     usage = b'{"prompt_tokens": 9, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": 7},'
     usage += b' "completion_tokens_details": {"reasoning_tokens": 6}}'
     choices = b'[{"index": 1, "finish_reason": "length"}, {"index": 0, "finish_reason": "stop"}]'
-    script.answers(http(b'{"choices": %b, "usage": %b}' % (choices, usage)))
+    script.respond_with(http(b'{"choices": %b, "usage": %b}' % (choices, usage)))
     async with service(script.base_url, **ON) as chat:
         await chat.stub.CreateChatCompletion(request())
         call, _ = await spans(chat)

@@ -87,8 +87,8 @@ async def test_every_fault(exporter: InMemorySpanExporter, fault: str, rpc: str)
     ids=["unary", "stream", "error", "error-stream", "odd", "odd-stream", "error-in-stream"],
 )
 def answered(request: pytest.FixtureRequest, script: Script) -> str:
-    rpc, answer = request.param
-    script.answers(answer)
+    rpc, response = request.param
+    script.respond_with(response)
     return str(rpc)
 
 

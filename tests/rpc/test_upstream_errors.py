@@ -56,7 +56,7 @@ STATUSES = [
 async def test_http_status(
     script: Script, rpc: str, status: str, fields: dict[str, str], code: Code, reason: str
 ) -> None:
-    script.answers(http(error_body("it said no", **fields), status, x_request_id="req-7"))
+    script.respond_with(http(error_body("it said no", **fields), status, x_request_id="req-7"))
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request()))
     assert (failed.code, failed.reason) == (code, reason)
@@ -75,7 +75,7 @@ async def test_http_status(
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Content"])
 async def test_bad_request_names_the_field(script: Script, status: str) -> None:
-    script.answers(http(error_body("too hot", param="temperature"), status))
+    script.respond_with(http(error_body("too hot", param="temperature"), status))
     async with service(script.base_url) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     (violation,) = failed.details["BadRequest"].field_violations
@@ -95,7 +95,7 @@ async def test_bad_request_names_the_field(script: Script, status: str) -> None:
 async def test_retry_info(
     script: Script, headers: dict[str, str], fields: dict[str, str], seconds: float | None
 ) -> None:
-    script.answers(http(error_body(**fields), "429 Too Many Requests", **headers))
+    script.respond_with(http(error_body(**fields), "429 Too Many Requests", **headers))
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     if seconds is None:
@@ -116,9 +116,9 @@ BODIES = [
 
 
 @pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
-@pytest.mark.parametrize(("answer", "code", "reason"), [b[1:] for b in BODIES], ids=[b[0] for b in BODIES])
-async def test_invalid_response(script: Script, rpc: str, answer: bytes, code: Code, reason: str) -> None:
-    script.answers(answer)
+@pytest.mark.parametrize(("response", "code", "reason"), [b[1:] for b in BODIES], ids=[b[0] for b in BODIES])
+async def test_invalid_response(script: Script, rpc: str, response: bytes, code: Code, reason: str) -> None:
+    script.respond_with(response)
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request()))
     assert (failed.code, failed.reason) == (code, reason)
@@ -127,7 +127,7 @@ async def test_invalid_response(script: Script, rpc: str, answer: bytes, code: C
 
 @pytest.mark.parametrize("label", ["text/event-stream", "text/plain", ""])
 async def test_an_unframed_error_in_a_stream_is_reported_with_any_content_type(script: Script, label: str) -> None:
-    script.answers(http(b"\n" + error_body("slow down", code=429), content_type=label))
+    script.respond_with(http(b"\n" + error_body("slow down", code=429), content_type=label))
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request()))
     assert (failed.code, failed.reason, failed.message) == (Code.RESOURCE_EXHAUSTED, "UPSTREAM_ERROR_BODY", "slow down")
@@ -147,9 +147,11 @@ UNARY_BODIES = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "code", "reason"), [b[1:] for b in UNARY_BODIES], ids=[b[0] for b in UNARY_BODIES])
-async def test_invalid_unary_response(script: Script, answer: bytes, code: Code, reason: str) -> None:
-    script.answers(answer)
+@pytest.mark.parametrize(
+    ("response", "code", "reason"), [b[1:] for b in UNARY_BODIES], ids=[b[0] for b in UNARY_BODIES]
+)
+async def test_invalid_unary_response(script: Script, response: bytes, code: Code, reason: str) -> None:
+    script.respond_with(response)
     limits = {"max_response_bytes": 4096, "max_event_bytes": 1024, **NO_RETRIES}
     async with service(script.base_url, upstream=limits) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
@@ -192,11 +194,11 @@ STREAMS = [
 
 
 @pytest.mark.parametrize(
-    ("answer", "delivered", "code", "reason"), [s[1:] for s in STREAMS], ids=[s[0] for s in STREAMS]
+    ("response", "delivered", "code", "reason"), [s[1:] for s in STREAMS], ids=[s[0] for s in STREAMS]
 )
-async def test_stream_that_fails(script: Script, answer: bytes, delivered: int, code: Code, reason: str) -> None:
+async def test_stream_that_fails(script: Script, response: bytes, delivered: int, code: Code, reason: str) -> None:
     """The chunks before the fault are delivered, and the fault is reported."""
-    script.answers(answer)
+    script.respond_with(response)
     async with service(script.base_url, upstream={"max_event_bytes": 1024}, coalesce=False) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request()))
         assert len(script.exchanges) == 1, "a stream that has begun must not be retried"
@@ -204,12 +206,12 @@ async def test_stream_that_fails(script: Script, answer: bytes, delivered: int, 
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [sse(CHUNK, END), sse(CHUNK, END, done=False), sse(CHUNK), cut(CHUNK, END, b"[DONE]")],
     ids=["done", "finish-reason-only", "done-only", "cut-after-done"],
 )
-async def test_stream_that_is_complete(script: Script, answer: bytes) -> None:
-    script.answers(answer)
+async def test_stream_that_is_complete(script: Script, response: bytes) -> None:
+    script.respond_with(response)
     async with service(script.base_url) as chat:
         chunks = await collect(chat.stub.CreateChatCompletionStream(request()))
     assert chunks[0].choices[0].delta.content == "Hel"
@@ -232,7 +234,7 @@ async def test_the_largest_error_fits_into_the_trailers(script: Script, status: 
     body = json.dumps(
         {"error": {"message": huge, "type": huge, "param": huge, "code": huge}}, ensure_ascii=False
     ).encode()
-    script.answers(http(body, status, retry_after="1", x_request_id="r" * 64, **limits))
+    script.respond_with(http(body, status, retry_after="1", x_request_id="r" * 64, **limits))
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "r" * 128)]))
     assert failed.message.startswith(letter * 100)
@@ -242,7 +244,7 @@ async def test_the_largest_error_fits_into_the_trailers(script: Script, status: 
 async def test_keys_in_texts_of_the_upstream_are_redacted(script: Script) -> None:
     key = "topsecret/canary-4711"
     said = error_body(f"key {key} or sk-abcdefgh12345678 may not do that", code=key, type=f"t {key}")
-    script.answers(http(said.replace(b"/canary", b"\\/canary"), "403 Forbidden"))
+    script.respond_with(http(said.replace(b"/canary", b"\\/canary"), "403 Forbidden"))
     async with service(script.base_url, upstream={"api_key": key}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     assert f"Bearer {key}".encode() in script.exchanges[0].head
@@ -253,7 +255,7 @@ async def test_keys_in_texts_of_the_upstream_are_redacted(script: Script) -> Non
 
 async def test_a_key_at_the_cut_is_redacted(script: Script) -> None:
     key = "topsecret-canary-4711"
-    script.answers(http(error_body("x" * 1015 + key), "403 Forbidden"))
+    script.respond_with(http(error_body("x" * 1015 + key), "403 Forbidden"))
     async with service(script.base_url, upstream={"api_key": key}) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     assert "topsecret" not in str(failed)
@@ -269,7 +271,7 @@ async def test_a_key_at_the_cut_is_redacted(script: Script) -> None:
 async def test_an_error_with_a_truncated_body_keeps_its_status(
     script: Script, status: str, code: Code, reason: str
 ) -> None:
-    script.answers(f"HTTP/1.1 {status}\r\ncontent-length: 99\r\nconnection: close\r\n\r\n{{".encode())
+    script.respond_with(f"HTTP/1.1 {status}\r\ncontent-length: 99\r\nconnection: close\r\n\r\n{{".encode())
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request()))
     assert (failed.code, failed.reason) == (code, reason)
@@ -284,7 +286,7 @@ async def test_an_unexpected_exception_reveals_nothing(
         raise ValueError("secret detail")
 
     monkeypatch.setattr(responses, "parse_response", broken)
-    script.answers(http(b"{}"))
+    script.respond_with(http(b"{}"))
     async with service(script.base_url) as chat:
         failed = await failure(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "mine")]))
     assert (failed.code, failed.reason, failed.message) == (Code.INTERNAL, "INTERNAL", "internal error")

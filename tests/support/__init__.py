@@ -2,13 +2,13 @@
 
 from support.calls import Outcome, collect, failure, outcome, request
 from support.running import ANY_PORT, Service, service, settings
-from support.scripted import Answer, Exchange, Script, http, sse
+from support.scripted import Exchange, Responder, Script, http, sse
 
 __all__ = [
     "ANY_PORT",
-    "Answer",
     "Exchange",
     "Outcome",
+    "Responder",
     "Script",
     "Service",
     "collect",

@@ -46,7 +46,7 @@ WHOLE = json.dumps(
 ERROR = json.dumps({"error": {"message": "The engine is on fire.", "type": "server_error", "code": None}}).encode()
 
 
-class Answer:
+class ResponseWriter:
     """The writer of one response, in HTTP/1.1 with chunked framing."""
 
     def __init__(self, exchange: Exchange, attempt: int) -> None:
@@ -102,7 +102,7 @@ class Answer:
                 await self.body(piece)
 
 
-Behaviour = Callable[[Answer], Awaitable[None]]
+Behaviour = Callable[[ResponseWriter], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,16 @@ class Fault:
 
     name: str
     does: str
-    answer: Behaviour
+    response: Behaviour
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def _fault(name: str, does: str) -> Callable[[Behaviour], Behaviour]:
-    def add(answer: Behaviour) -> Behaviour:
-        FAULTS[name] = Fault(name, does, answer)
-        return answer
+    def add(response: Behaviour) -> Behaviour:
+        FAULTS[name] = Fault(name, does, response)
+        return response
 
     return add
 
@@ -128,214 +128,214 @@ def _fault(name: str, does: str) -> Callable[[Behaviour], Behaviour]:
 @_fault("bad-certificate", "presents a certificate of an unknown authority")
 @_fault("refused", "refuses the connection")
 @_fault("unconnectable", "does not respond to a connection attempt")
-async def _never_reached(answer: Answer) -> None:
+async def _never_reached(response: ResponseWriter) -> None:
     raise AssertionError("a request arrived")
 
 
 @_fault("reset-before-headers", "receives the request, then resets the connection")
-async def _(answer: Answer) -> None:
-    answer.exchange.reset()
+async def _(response: ResponseWriter) -> None:
+    response.exchange.reset()
 
 
 @_fault("silent-before-headers", "receives the request, then stays silent")
-async def _(answer: Answer) -> None:
-    await answer.silence()
+async def _(response: ResponseWriter) -> None:
+    await response.silence()
 
 
 @_fault("not-http", "responds with bytes that are not HTTP")
-async def _(answer: Answer) -> None:
-    await answer.exchange.send(b"\x16\x03\x01\x00\xa5 what is this?\r\n\r\n")
-    await answer.silence()
+async def _(response: ResponseWriter) -> None:
+    await response.exchange.send(b"\x16\x03\x01\x00\xa5 what is this?\r\n\r\n")
+    await response.silence()
 
 
 @_fault("silent-after-headers", "sends headers, then stays silent")
-async def _(answer: Answer) -> None:
-    await answer.head()
-    await answer.silence()
+async def _(response: ResponseWriter) -> None:
+    await response.head()
+    await response.silence()
 
 
 @_fault("silent-after-chunks", "sends a part of the response, then stays silent")
-async def _(answer: Answer) -> None:
-    await answer.begun()
-    await answer.silence()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
+    await response.silence()
 
 
 @_fault("reset-after-chunks", "sends a part of the response, then resets the connection")
-async def _(answer: Answer) -> None:
-    await answer.begun()
-    answer.exchange.reset()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
+    response.exchange.reset()
 
 
 @_fault("cut-in-event", "closes the body cleanly in the middle of an event")
-async def _(answer: Answer) -> None:
-    await answer.begun()
-    if answer.streaming:
-        await answer.body(chunk("and more")[:-20])
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
+    if response.streaming:
+        await response.body(chunk("and more")[:-20])
+    await response.end()
 
 
 @_fault("truncated", "closes the body cleanly, without finish_reason and [DONE]")
-async def _(answer: Answer) -> None:
-    await answer.begun()
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
+    await response.end()
 
 
 @_fault("error-in-stream", "sends a part of the response, then an error object")
-async def _(answer: Answer) -> None:
-    await answer.begun()
-    await answer.body(b"data: " + ERROR + b"\n\n")
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
+    await response.body(b"data: " + ERROR + b"\n\n")
+    await response.end()
 
 
 @_fault("garbage-event", "sends a part of the response, then an event that is not JSON")
-async def _(answer: Answer) -> None:
-    await answer.begun()
-    await answer.body(b"data: \x00\xff{{{ garbage\n\n")
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
+    await response.body(b"data: \x00\xff{{{ garbage\n\n")
+    await response.end()
 
 
 @_fault("garbage-framing", "sends a part of the response, then violates HTTP's framing")
-async def _(answer: Answer) -> None:
-    await answer.begun()
-    await answer.exchange.send(b"no length at all\r\n")
-    await answer.silence()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
+    await response.exchange.send(b"no length at all\r\n")
+    await response.silence()
 
 
 @_fault("endless-line", "sends a line without an end")
-async def _(answer: Answer) -> None:
-    await answer.head()
-    await answer.body(b"data: ")
-    await answer.endlessly(ENOUGH)
+async def _(response: ResponseWriter) -> None:
+    await response.head()
+    await response.body(b"data: ")
+    await response.endlessly(ENOUGH)
 
 
 @_fault("endless-body", "sends whitespace or comments without an end")
-async def _(answer: Answer) -> None:
-    await answer.head()
-    await answer.endlessly(b": still here\n\n" * 100 if answer.streaming else b" " * len(ENOUGH))
+async def _(response: ResponseWriter) -> None:
+    await response.head()
+    await response.endlessly(b": still here\n\n" * 100 if response.streaming else b" " * len(ENOUGH))
 
 
 @_fault("endless-keep-alive", "sends a part of the response, then only comments")
-async def _(answer: Answer) -> None:
-    await answer.begun()
+async def _(response: ResponseWriter) -> None:
+    await response.begun()
     with suppress(ConnectionError):
-        while not answer.exchange.reader.at_eof():
-            await answer.body(b": still here\n\n" if answer.streaming else b" ")
+        while not response.exchange.reader.at_eof():
+            await response.body(b": still here\n\n" if response.streaming else b" ")
             await asyncio.sleep(0.02)
 
 
 @_fault("gzip", "compresses, although the request excludes it")
-async def _(answer: Answer) -> None:
-    await answer.head("", "content-encoding: gzip")
-    await answer.body(gzip.compress(answer.whole))
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.head("", "content-encoding: gzip")
+    await response.body(gzip.compress(response.whole))
+    await response.end()
 
 
 @_fault("html", "responds 200 with an HTML page")
-async def _(answer: Answer) -> None:
-    await answer.head("text/html; charset=utf-8")
-    await answer.body(b"<!DOCTYPE html><title>Welcome</title>")
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.head("text/html; charset=utf-8")
+    await response.body(b"<!DOCTYPE html><title>Welcome</title>")
+    await response.end()
 
 
 @_fault("mislabelled", "sends a valid response as application/octet-stream")
-async def _(answer: Answer) -> None:
-    await answer.head("application/octet-stream")
-    await answer.body(answer.whole)
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.head("application/octet-stream")
+    await response.body(response.whole)
+    await response.end()
 
 
 @_fault("slow-bytes", "sends a valid response byte by byte")
-async def _(answer: Answer) -> None:
-    await answer.head()
-    await answer.body(*(bytes([byte]) for byte in answer.whole))
-    await answer.end()
+async def _(response: ResponseWriter) -> None:
+    await response.head()
+    await response.body(*(bytes([byte]) for byte in response.whole))
+    await response.end()
 
 
 @_fault("too-slow-bytes", "sends byte by byte, too slowly for the first-chunk limit")
-async def _(answer: Answer) -> None:
-    await answer.head()
+async def _(response: ResponseWriter) -> None:
+    await response.head()
     with suppress(ConnectionError):
-        for byte in answer.whole:
-            if answer.exchange.reader.at_eof():
+        for byte in response.whole:
+            if response.exchange.reader.at_eof():
                 break
-            await answer.body(bytes([byte]))
+            await response.body(bytes([byte]))
             await asyncio.sleep(0.1)
 
 
 @_fault("429", "responds 429 each time")
-async def _(answer: Answer) -> None:
-    await answer.status("429 Too Many Requests")
+async def _(response: ResponseWriter) -> None:
+    await response.status("429 Too Many Requests")
 
 
 @_fault("429-retry-after", "responds 429 with Retry-After: 1, then validly")
-async def _(answer: Answer) -> None:
-    if answer.attempt == 1:
-        await answer.status("429 Too Many Requests", retry_after=str(RETRY_AFTER_SECONDS))
+async def _(response: ResponseWriter) -> None:
+    if response.attempt == 1:
+        await response.status("429 Too Many Requests", retry_after=str(RETRY_AFTER_SECONDS))
     else:
-        await answer.sound()
+        await response.sound()
 
 
 @_fault("429-retry-late", "responds 429 with a Retry-After past the deadline")
-async def _(answer: Answer) -> None:
-    await answer.status("429 Too Many Requests", retry_after="3600")
+async def _(response: ResponseWriter) -> None:
+    await response.status("429 Too Many Requests", retry_after="3600")
 
 
 @_fault("429-quota", "responds 429 insufficient_quota")
-async def _(answer: Answer) -> None:
-    await answer.status("429 Too Many Requests", b'{"error": {"message": "Pay.", "code": "insufficient_quota"}}')
+async def _(response: ResponseWriter) -> None:
+    await response.status("429 Too Many Requests", b'{"error": {"message": "Pay.", "code": "insufficient_quota"}}')
 
 
 @_fault("401", "responds 401")
-async def _(answer: Answer) -> None:
-    await answer.status("401 Unauthorized")
+async def _(response: ResponseWriter) -> None:
+    await response.status("401 Unauthorized")
 
 
 @_fault("500", "responds 500 each time")
-async def _(answer: Answer) -> None:
-    await answer.status("500 Internal Server Error", ERROR)
+async def _(response: ResponseWriter) -> None:
+    await response.status("500 Internal Server Error", ERROR)
 
 
 @_fault("503-then-ok", "responds 503, then validly")
-async def _(answer: Answer) -> None:
-    await (answer.status("503 Service Unavailable") if answer.attempt == 1 else answer.sound())
+async def _(response: ResponseWriter) -> None:
+    await (response.status("503 Service Unavailable") if response.attempt == 1 else response.sound())
 
 
 @_fault("error-body", "responds 200 with an error object as its body")
-async def _(answer: Answer) -> None:
-    await answer.status("200 OK", ERROR)
+async def _(response: ResponseWriter) -> None:
+    await response.status("200 OK", ERROR)
 
 
 @_fault("redirect", "responds with a redirect")
-async def _(answer: Answer) -> None:
-    await answer.status("307 Temporary Redirect", b"", location="/v2/chat/completions")
+async def _(response: ResponseWriter) -> None:
+    await response.status("307 Temporary Redirect", b"", location="/v2/chat/completions")
 
 
-async def _sound_stream(answer: Answer, pieces: Sequence[str], pause_seconds: float) -> None:
-    await answer.head()
+async def _sound_stream(response: ResponseWriter, pieces: Sequence[str], pause_seconds: float) -> None:
+    await response.head()
     for piece in pieces:
-        await answer.body(chunk(piece))
+        await response.body(chunk(piece))
         await asyncio.sleep(pause_seconds)
-    await answer.body(chunk("", "stop"), END)
-    await answer.end()
+    await response.body(chunk("", "stop"), END)
+    await response.end()
 
 
-async def _long(answer: Answer) -> None:
+async def _long(response: ResponseWriter) -> None:
     """Send a stream of two seconds, or a whole response after one."""
-    if answer.streaming:
-        await _sound_stream(answer, LONG_PIECES, 0.05)
+    if response.streaming:
+        await _sound_stream(response, LONG_PIECES, 0.05)
     else:
         await asyncio.sleep(1)
-        await answer.sound()
+        await response.sound()
 
 
-async def _large(answer: Answer) -> None:
+async def _large(response: ResponseWriter) -> None:
     """Send a stream of more bytes than the buffers on the way can hold."""
-    await (_sound_stream(answer, LARGE_PIECES, 0) if answer.streaming else answer.sound())
+    await (_sound_stream(response, LARGE_PIECES, 0) if response.streaming else response.sound())
 
 
 LONG_PIECES = [f"{number} " for number in range(40)]
 LARGE_PIECES = [f"{number:1000} " for number in range(1000)]
-SOUND = {"ok": Answer.sound, "long": _long, "large": _large}
+SOUND = {"ok": ResponseWriter.sound, "long": _long, "large": _large}
 STREAM_TEXTS = {"ok": WHOLE_TEXT, "long": "".join(LONG_PIECES), "large": "".join(LARGE_PIECES)}
 """Texts of sound streams. Unary responses, and faulty ones that are complete, have WHOLE_TEXT."""
 
@@ -352,10 +352,10 @@ class Faults(Script):
     def choose(self, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
         """Return the response that the model's name requests."""
         model = json.loads(exchange.body)["model"]
-        answer = SOUND[model] if model in SOUND else FAULTS[model].answer
+        response = SOUND[model] if model in SOUND else FAULTS[model].response
         call = exchange.header(b"x-request-id")
         self.attempts[call] += 1
-        return lambda exchange: answer(Answer(exchange, self.attempts[call]))
+        return lambda exchange: response(ResponseWriter(exchange, self.attempts[call]))
 
 
 UNREACHABLE = ("refused", "unconnectable", "bad-certificate")

@@ -26,14 +26,14 @@ def of(script: Script, name: str, url: str = "", **settings: Any) -> transport.T
 
 async def posted(transport: transport.Transport, body: bytes = b"{}") -> "Seen":
     """Send a request; return its outcome after its connection is idle or closed."""
-    answer, data, whole = await transport.post(body, []), b"", True
+    response, data, whole = await transport.post(body, []), b"", True
     try:
-        while piece := await answer.read():
+        while piece := await response.read():
             data += piece
     except httpx.TransportError:
         whole = False
-    await answer.aclose()
-    return Seen(answer.status, dict(answer.headers), data, whole, await idle(transport))
+    await response.aclose()
+    return Seen(response.status, dict(response.headers), data, whole, await idle(transport))
 
 
 @asynccontextmanager
@@ -84,7 +84,7 @@ THREE = OK + b"content-length: 3\r\n\r\nabc"
 
 async def posted_beside(transport: transport.Transport) -> None:
     """Make a whole exchange while others are in progress."""
-    answer = await transport.post(b"{}", [])
-    while await answer.read():
+    response = await transport.post(b"{}", [])
+    while await response.read():
         pass
-    await answer.aclose()
+    await response.aclose()

@@ -35,12 +35,12 @@ class Receiver(BaseHTTPRequestHandler):
                         "parentSpanId": span.parent_span_id.hex(),
                     }
                     print(json.dumps(line), flush=True)
-        answer = ExportTraceServiceResponse().SerializeToString()
+        response = ExportTraceServiceResponse().SerializeToString()
         self.send_response(200)
         self.send_header("content-type", "application/x-protobuf")
-        self.send_header("content-length", str(len(answer)))
+        self.send_header("content-length", str(len(response)))
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(response)
 
     def log_message(self, *_: object) -> None:
         """Print nothing but spans."""

@@ -1,5 +1,6 @@
 """The service on a loopback channel, in the process of the test."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ class Service:
             for sample in metric.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    async def wait_for(self, value: float, name: str, **labels: str) -> None:
+        """Wait until the metric has this value, because the caller may see the end of its call slightly earlier."""
+        async with asyncio.timeout(5):
+            while self.value(name, **labels) != value:
+                await asyncio.sleep(0.001)
 
 
 def settings(base_url: str, **changes: Any) -> Settings:

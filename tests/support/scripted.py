@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableSequence
 
 import trustme
 
-Answer = Callable[["Exchange"], Awaitable[None]]
+Responder = Callable[["Exchange"], Awaitable[None]]
 
 
 class Exchange:
@@ -50,15 +50,15 @@ class Script:
         self.exchanges: MutableSequence[Exchange] = []
         self.connections = 0
         self.base_url = ""
-        self._answers: list[bytes | Answer] = []
+        self._responses: list[bytes | Responder] = []
 
-    def answers(self, *answers: bytes | Answer) -> None:
+    def respond_with(self, *responses: bytes | Responder) -> None:
         """Set the next responses; the last one is repeated."""
-        self._answers = list(answers)
+        self._responses = list(responses)
 
-    def choose(self, exchange: Exchange) -> bytes | Answer:
+    def choose(self, exchange: Exchange) -> bytes | Responder:
         """Return the response to this request."""
-        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return self._responses.pop(0) if len(self._responses) > 1 else self._responses[0]
 
     async def __aenter__(self) -> "Script":
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
@@ -79,13 +79,13 @@ class Script:
                 exchange = Exchange(head, b"", reader, writer)
                 exchange.body = await reader.readexactly(int(exchange.header(b"content-length")))
                 self.exchanges.append(exchange)
-                answer = self.choose(exchange)
-                if isinstance(answer, bytes):
-                    await exchange.send(answer)
-                    if b"connection: close" in answer[:500].lower():
+                response = self.choose(exchange)
+                if isinstance(response, bytes):
+                    await exchange.send(response)
+                    if b"connection: close" in response[:500].lower():
                         break
                 else:
-                    await answer(exchange)
+                    await response(exchange)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:

@@ -38,7 +38,7 @@ def test_beyond_loopback_when_it_is_said(address: str) -> None:
 
 @pytest.fixture
 def pem(tmp_path: Path) -> str:
-    """A file that is there, as those of TLS have to be; what is in it is looked at when the service starts."""
+    """An existing file, as the TLS settings require; the service reads its content at the start."""
     path = tmp_path / "some.pem"
     path.write_text("PEM")
     return str(path)

@@ -12,7 +12,7 @@ import grpc
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from support import Exchange, request
-from support.faults import FAULTS, SOUND, Answer, Faults, chunk, event
+from support.faults import FAULTS, SOUND, Faults, ResponseWriter, chunk, event
 
 MODELS = ["gpt-4o", "gpt-4o-mini"]
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -27,32 +27,34 @@ USAGE = {
 LEFT = ("x-ratelimit-remaining-requests: 99", "x-ratelimit-remaining-tokens: 9999")
 
 
-async def _answer(answer: Answer) -> None:
+async def _response(response: ResponseWriter) -> None:
     """Send a valid response with every kind of token."""
-    await answer.head("", *LEFT)
-    if answer.streaming:
-        await answer.body(chunk("0 "), chunk("1 ", "stop"), event({"choices": [], "usage": USAGE}), b"data: [DONE]\n\n")
+    await response.head("", *LEFT)
+    if response.streaming:
+        await response.body(
+            chunk("0 "), chunk("1 ", "stop"), event({"choices": [], "usage": USAGE}), b"data: [DONE]\n\n"
+        )
     else:
         message = {"index": 0, "message": {"role": "assistant", "content": "0 1 "}, "finish_reason": "stop"}
-        await answer.body(json.dumps({"choices": [message], "usage": USAGE}).encode())
-    await answer.end()
+        await response.body(json.dumps({"choices": [message], "usage": USAGE}).encode())
+    await response.end()
 
 
-async def _no_usage(answer: Answer) -> None:
-    await answer.head()
-    if answer.streaming:
-        await answer.body(chunk("0 ", "stop"), b"data: [DONE]\n\n")
+async def _no_usage(response: ResponseWriter) -> None:
+    await response.head()
+    if response.streaming:
+        await response.body(chunk("0 ", "stop"), b"data: [DONE]\n\n")
     else:
         message = {"index": 0, "message": {"role": "assistant", "content": "0 "}, "finish_reason": "stop"}
-        await answer.body(json.dumps({"choices": [message]}).encode())
-    await answer.end()
+        await response.body(json.dumps({"choices": [message]}).encode())
+    await response.end()
 
 
-async def _bad_request(answer: Answer) -> None:
-    await answer.status("400 Bad Request", b'{"error": {"message": "No.", "type": "invalid_request_error"}}')
+async def _bad_request(response: ResponseWriter) -> None:
+    await response.status("400 Bad Request", b'{"error": {"message": "No.", "type": "invalid_request_error"}}')
 
 
-ANSWERS = {**dict.fromkeys(MODELS, _answer), "unlisted": _answer, "no-usage": _no_usage, "400": _bad_request}
+RESPONSES = {**dict.fromkeys(MODELS, _response), "unlisted": _response, "no-usage": _no_usage, "400": _bad_request}
 FAILING = (
     ("400", "401", "429"),
     ("500", "503-then-ok", "error-in-stream"),
@@ -70,7 +72,7 @@ class Upstream(Faults):
         model = json.loads(exchange.body)["model"]
         if model in SOUND or model in FAULTS:
             return super().choose(exchange)
-        return lambda exchange: ANSWERS[model](Answer(exchange, 1))
+        return lambda exchange: RESPONSES[model](ResponseWriter(exchange, 1))
 
 
 @contextmanager

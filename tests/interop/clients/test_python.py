@@ -322,7 +322,7 @@ async def test_grpc_retries_an_unavailable_service(script: Script) -> None:
     """The service itself does not retry here, so that gRPC retries after the upstream's 503."""
     body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}}]}).encode()
     long = [{"role": "user", "content": "x" * (2 << 20)}]  # above 256 KiB, gRPC's default retry buffer
-    script.answers(http(b"{}", status="503 Service Unavailable"), http(body))
+    script.respond_with(http(b"{}", status="503 Service Unavailable"), http(body))
     async with service(script.base_url, upstream={"max_retries": 0}) as running:
         async with AsyncClient(str(running.server.address), timeout=5) as client:
             response = await client.complete(model="m", messages=long)

@@ -32,7 +32,7 @@ CHANNELS = 4
 CHANNEL_SECONDS = 2.0
 """Interval at which a new channel replaces one of the channels, but never the first."""
 
-FAULTY = sorted(name for name, fault in FAULTS.items() if fault.answer is not FAULTS["refused"].answer)
+FAULTY = sorted(name for name, fault in FAULTS.items() if fault.response is not FAULTS["refused"].response)
 """All faults except those that happen before a request can name them, which share that response."""
 METHODS = {"unary": "CreateChatCompletion", "stream": "CreateChatCompletionStream"}
 GIVEN_UP = {"429-retry-after": "RESOURCE_EXHAUSTED", "503-then-ok": "UNAVAILABLE"}
