@@ -1,6 +1,6 @@
 """One RPC on its way through the service: the caller's input, the attempts made for it, and the observations.
 
-The inbound edge creates one `Call` per RPC. Every station may read it; each observed field has one writer.
+The inbound edge creates one `Call` per RPC. All code on the way may read it; each observed field has one writer.
 """
 
 from collections.abc import Sequence
@@ -65,13 +65,13 @@ class Call:
     span: object = None
     """OpenTelemetry's span of the call if tracing is on; only telemetry/tracing.py knows its type."""
     model: str = ""
-    """The model as the caller named it: never a metric label as it is."""
+    """The model that the caller requested. Metrics use `model_label` instead, so that callers cannot create series."""
 
     # Observed on the way; written by the outbound edge.
     upstream: UpstreamIdentity = UpstreamIdentity("", "")
     """The upstream of the last attempt; before the first attempt the service's default."""
     attempts: list[Attempt] = field(default_factory=list)
-    """In the order in which they began."""
+    """All attempts, oldest first."""
     waiting_seconds: float = 0.0
     """Time spent waiting for upstreams, and between attempts."""
     chunks: int = 0
@@ -79,18 +79,18 @@ class Call:
     usage: Usage | None = None
     """The newest usage that the upstream reported: the cost of the call, however it ends."""
     finish_reasons: dict[int, str] = field(default_factory=dict)
-    """By choice."""
+    """The finish reason of each choice, by the choice's index."""
 
     # Observed on the way; written by the inbound edge.
     first_message_at: float | None = None
-    """Time of the first message for the caller, as `started`."""
+    """Time of the first message for the caller, in seconds of `time.monotonic`."""
     messages_sent: int = 0
     bytes_sent: int = 0
     """Size of the messages of a stream, in bytes."""
     writing_seconds: float = 0.0
     """Time spent writing to the caller."""
     code: str = ""
-    """The final status, spelled as in `labels.GRPC_CODES`; empty until then."""
+    """The final status, spelled as in `labels.GRPC_CODES`; empty until the status is known."""
     reason: str = ""
     """`ErrorInfo.reason` of the final status, if it is an error."""
 

@@ -1,4 +1,4 @@
-"""The port between the two edges: what the inbound edge asks for, what every upstream gives.
+"""The port between the two edges: the inbound edge calls it, and every upstream implements it.
 
 Every optional feature (retries, routing, failover, a cache) is another object with this interface around the first.
 """

@@ -1,6 +1,6 @@
 """Assembly of a stream's chunks into one response, for servers that stream although no stream was requested.
 
-Text is concatenated, the lists of a delta grow, and of all other values the newest counts.
+Texts and the lists of a delta are concatenated. For all other values, the newest replaces the older ones.
 """
 
 from base64 import b64decode, b64encode
@@ -19,7 +19,7 @@ _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
 def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
-    """Return the response: choices in the order of appearance, tool calls in the order of their indexes."""
+    """Return the response, with choices in the order of appearance and tool calls in the order of their indexes."""
     response = ChatResponse()
     choices: dict[int, Choice] = {}
     calls: dict[tuple[int, int], ToolCall] = {}
@@ -38,8 +38,8 @@ def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
                 _add_delta(choice.message, part.delta)
             for call in part.delta.tool_calls:
                 _add_call(calls.setdefault((part.index, call.index), ToolCall()), call)
-    for (index, _), whole in sorted(calls.items(), key=lambda item: item[0]):
-        choices[index].message.tool_calls.append(whole)
+    for (index, _), tool_call in sorted(calls.items(), key=lambda item: item[0]):
+        choices[index].message.tool_calls.append(tool_call)
     response.choices.extend(choices.values())
     return response
 
@@ -111,7 +111,7 @@ def _concatenate(into: Message, source: Message, names: tuple[str, ...]) -> None
 
 
 def _merge_extras(into: Any, source: Any, *, grow: bool = False) -> None:
-    """Merge `extra_json`. `grow`: lists arrive in parts (reasoning_details), else complete each time (citations)."""
+    """Merge `extra_json`. If `grow`, lists arrive in parts (reasoning_details), else complete (citations)."""
     if not source.extra_json:
         return
     extras = jsontext.loads_leniently(into.extra_json.encode()) if into.extra_json else {}

@@ -16,7 +16,7 @@ _KEYS = (b'"content":"', b'"content": "')
 _PROOF_SUFFIX = "x"
 """Appended to the text for the proof. The text must change because the same bytes may also occur elsewhere."""
 _MAX_UNUSED_LESSONS = 3
-"""Lessons without a match. After them the chunks of this stream differ in more than text (OpenAI's `obfuscation`)."""
+"""Learnt templates without a match. Learning then stops: the chunks differ in more than text (`obfuscation`)."""
 _MAX_REUSES = 1000
 """Uses of one message object: a message keeps the memory of every text that it has held (upb's arena)."""
 _BACKSLASH = ord("\\")
@@ -27,13 +27,13 @@ class ChunkTemplate:
 
     def __init__(self, max_event_bytes: int) -> None:
         self.known = False
-        """A template has been learnt. `match` and `scan` require it."""
+        """Whether a template has been learnt. `match` and `scan` require it."""
         self._max_bytes = max_event_bytes + len("data: \n\n")
         self._prefix = self._suffix = b""
         """The bytes of an event before and after its text."""
         self._chunk = ChatChunk()
         self._is_joinable = False
-        """Several matching events can become one message with the joined text."""
+        """Whether several matching events can become one message with the joined text."""
         self._lessons_left = _MAX_UNUSED_LESSONS
         self._reused = ChatChunk()
         self._reused_delta = Delta()
@@ -67,7 +67,7 @@ class ChunkTemplate:
 
         If one of their texts is invalid, there are no chunks. `join`: allow one chunk for the texts of all events.
         """
-        written: list[bytes] = []
+        encoded: list[bytes] = []
         prefix, suffix = self._prefix, self._suffix
         max_bytes = self._max_bytes - len(suffix)
         while data.startswith(prefix, at):
@@ -76,29 +76,29 @@ class ChunkTemplate:
             # After a backslash the quotation mark would not be the end of the text.
             if end < 0 or data[end - 1] == _BACKSLASH or end - at > max_bytes:
                 break
-            written.append(data[begin:end])
+            encoded.append(data[begin:end])
             at = end + len(suffix)
-        if not written:
+        if not encoded:
             return [], 0, at
         try:
-            texts = [jsontext.text(text) for text in ([b"".join(written)] if join and self._is_joinable else written)]
+            texts = [jsontext.text(text) for text in ([b"".join(encoded)] if join and self._is_joinable else encoded)]
         except ValueError:
             return [], 0, at
         self._lessons_left = _MAX_UNUSED_LESSONS
-        return list(map(self._fill, texts)), len(written), at
+        return list(map(self._fill, texts)), len(encoded), at
 
     def learn(self, payload: bytes, source: dict[str, Any], chunk: ChatChunk) -> None:
         """Learn from a decoded chunk: `source` is the JSON of the payload, `chunk` the message."""
         if not self._lessons_left or not _has_only_text(source) or b"\n" in payload:
             return
         self._lessons_left -= 1
-        written = jsontext.dumps(chunk.choices[0].delta.content)[1:-1]
+        text = jsontext.dumps(chunk.choices[0].delta.content)[1:-1]
         proof = ChatChunk()
         proof.CopyFrom(chunk)
         proof.choices[0].delta.content += _PROOF_SUFFIX
         for key in _KEYS:
-            before, _, after = payload.partition(key + written)
-            if after and _decodes_to(before + key + written + _PROOF_SUFFIX.encode() + after, proof):
+            before, _, after = payload.partition(key + text)
+            if after and _decodes_to(before + key + text + _PROOF_SUFFIX.encode() + after, proof):
                 self._prefix, self._suffix = b"data: " + before + key, after + b"\n\n"
                 self._chunk, self._reuses_left, self.known = proof, 0, True
                 self._is_joinable = list(coalesce([self._fill("a"), self._fill("b")])) == [self._fill("ab")]
@@ -131,6 +131,6 @@ def _decodes_to(payload: bytes, chunk: ChatChunk) -> bool:
     decoded = ChatChunk()
     try:
         mapping.read(decoded, jsontext.loads(payload))
-    except ValueError:  # nested near the limit: the limit depends on the depth of our own stack
+    except ValueError:  # because the nesting limit depends on the depth of the Python stack, which differs here
         return False
     return decoded == chunk

@@ -19,7 +19,7 @@ _TEXTS = {"content", "reasoning_content", "reasoning", "refusal"}
 
 
 def coalesce(chunks: Sequence[ChatChunk]) -> Sequence[ChatChunk]:
-    """Return the same stream in as few messages as possible. Merges into the given messages; do not use them again."""
+    """Return the same stream in as few messages as possible. Do not use `chunks` again: the merge changes them."""
     if len(chunks) < 2:
         return chunks
     runs = [[chunks[0]]]

@@ -1,4 +1,4 @@
-"""The upstream's error responses to exceptions.
+"""Maps the upstream's error responses to exceptions.
 
 Providers agree on the status but not on the body: an object or a text under `error`, a flat object, `detail`, a list of
 one, HTML. The tables are those of the contract (protos/chatrpc/v1/chat_error.proto).
@@ -19,7 +19,7 @@ from chatrpc_server.core.text import clip
 MESSAGE_BYTES = 2048
 RAW_BODY_BYTES = 4096
 FIELD_BYTES = 128
-"""Size limits. Callers see less: redaction comes between, and would not find a key that this limit cuts."""
+"""Size limits, higher than those for callers: a key that is cut here is not redacted, and the later cut removes it."""
 _MAX_RETRY_AFTER_SECONDS = 1e9
 """A longer wait is ignored; it would not fit a `google.protobuf.Duration`."""
 

@@ -1,4 +1,4 @@
-"""JSON text to values and back: fast for well-formed text, lenient for the text that some servers send.
+"""Converts JSON text to values and back: fast for well-formed text, lenient for the text that some servers send.
 
 orjson rejects NaN, lone surrogates (`"\\ud83d"`), invalid UTF-8, and integers beyond 64 bits when it writes. Real
 providers send all of these, so the standard library parses the text that orjson rejects.

@@ -1,4 +1,4 @@
-"""JSON objects to messages, driven by the messages' descriptors.
+"""Maps JSON objects to messages, driven by the messages' descriptors.
 
 If the value of a key fits the field of that name, the field gets it. All other keys, unknown or of another type, stay
 in the message's `extra_json`. So no data is lost, and no deviation is an error. Null means absent.

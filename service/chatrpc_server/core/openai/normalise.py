@@ -44,6 +44,7 @@ class ToolCallNumbering:
         self._known: dict[tuple[int | None, str], int] = {}
         """Index by the upstream's index and id. An empty id stands for the latest call with that upstream index."""
         self._with_id: set[int] = set()
+        """Indexes of the calls whose id is known."""
         self._last = -1
 
     def number(self, calls: list[Any]) -> None:
@@ -54,35 +55,35 @@ class ToolCallNumbering:
             identity = call.get("id")
             if not isinstance(identity, str):
                 identity = ""
-            sent = _sent_index(call.get("index"))
-            if sent is None:
+            upstream_index = _to_index(call.get("index"))
+            if upstream_index is None:
                 # A delta without id and name continues the call at its position; a single delta continues the last.
-                index = self._index(call, identity, position if len(calls) > 1 else max(self._last, 0))
+                index = self._index_by_id(call, identity, position if len(calls) > 1 else max(self._last, 0))
             else:
-                index = self._index_for(sent, call, identity)
-                self._known[sent, identity] = self._known[sent, ""] = index
+                index = self._index_by_upstream(upstream_index, call, identity)
+                self._known[upstream_index, identity] = self._known[upstream_index, ""] = index
             call["index"] = index
             if identity:
                 self._known.setdefault((None, identity), index)
                 self._with_id.add(index)
             self._last = max(self._last, index)
 
-    def _index(self, call: dict[str, Any], identity: str, otherwise: int) -> int:
+    def _index_by_id(self, call: dict[str, Any], identity: str, default: int) -> int:
         if identity and (None, identity) in self._known:
             return self._known[None, identity]
-        return self._last + 1 if identity or _has_name(call) else otherwise
+        return self._last + 1 if identity or _has_name(call) else default
 
-    def _index_for(self, sent: int, call: dict[str, Any], identity: str) -> int:
-        if (sent, identity) in self._known:
-            return self._known[sent, identity]
-        index = self._known.get((sent, ""), sent)
+    def _index_by_upstream(self, upstream_index: int, call: dict[str, Any], identity: str) -> int:
+        if (upstream_index, identity) in self._known:
+            return self._known[upstream_index, identity]
+        index = self._known.get((upstream_index, ""), upstream_index)
         # Ollama sends index 0 for all calls. A new id without a name is no new call, because Poolside changes the id
         # of a call.
         has_new_id = identity and index in self._with_id and self._known.get((None, identity)) != index
         return self._last + 1 if has_new_id and _has_name(call) else index
 
 
-def _sent_index(value: Any) -> int | None:
+def _to_index(value: Any) -> int | None:
     if isinstance(value, str) and len(value) < 10 and value.isdecimal():
         return int(value)
     return mapping.to_integer(value)
@@ -93,7 +94,7 @@ def _has_name(call: dict[str, Any]) -> bool:
 
 
 def _find_usage(chunk: dict[str, Any], choices: list[Any]) -> dict[str, Any] | None:
-    """Return the usage in the first choice (Moonshot) or in `x_groq` (Groq). It also stays there, as an extra."""
+    """Return the usage in the first choice (Moonshot) or in `x_groq` (Groq), which also stays there as an extra."""
     holders = [choices[0]] if choices else []
     holders.append(chunk.get("x_groq"))
     for holder in holders:

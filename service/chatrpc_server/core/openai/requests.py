@@ -1,4 +1,4 @@
-"""ChatRequest (proto) to the JSON body of the upstream request. Nothing here depends on the call.
+"""Maps a ChatRequest (proto) to the JSON body of the upstream request. Nothing here depends on the call.
 
 The rules are those of the contract (protos/chatrpc/v1/chat_service.proto): same names, same nesting, no key for an
 unset field, JSON integers for integral doubles. `x_json` is the JSON text of key `x`, and `extra_json` is merged into
@@ -24,7 +24,7 @@ _Writer = Callable[[Message, JsonObject, Any], None]
 _Finisher = Callable[[Any, JsonObject], None]
 
 _EXACT_FLOAT = 2.0**53
-"""Larger doubles have no fraction. As an integer they would show digits that they do not have."""
+"""Larger doubles have no fraction. Written as integers, they would show digits that a double cannot hold."""
 _OWN_KEYS = ("model", "messages", "stream")
 """Top-level keys that `extra_json` must not set, because they determine the call."""
 _RESPONSE_ONLY_KEYS = ("annotations",)
@@ -58,7 +58,7 @@ def _dump(out: JsonObject) -> bytes:
     try:
         return jsontext.dumps(out)
     except ValueError as error:
-        raise InvalidRequest("extra_json", f"is {error}") from None
+        raise InvalidRequest("extra_json", f"is {error}; use fewer levels") from None
 
 
 def _write(message: Message) -> JsonObject:
@@ -174,7 +174,7 @@ def _set(out: JsonObject, key: str, value: Any) -> None:
 
 
 def _nothing(_: Message, __: JsonObject, ___: Any) -> None:
-    """Write nothing: another writer writes the field, or no upstream gets it."""
+    """Write nothing, because another writer writes the field, or no upstream accepts it."""
 
 
 def _stop(_: Message, out: JsonObject, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The upstream's responses to messages: a complete body, or the bytes of a stream as they arrive.
+"""Maps the upstream's responses to messages: a complete body, or the bytes of a stream as they arrive.
 
 An event passes these steps: parse the JSON, detect an error, normalise, join surrogates, map to a message, learn the
 template. Most events match the template and skip them (`chunk_template.py`). The rules for the end of a stream and for
@@ -64,19 +64,19 @@ class StreamReader:
     def __init__(
         self, max_event_bytes: int, *, usage: StreamUsage = NO_USAGE, coalesce: bool = False, reuse: bool = False
     ) -> None:
-        """`coalesce`: merge the chunks of one read into as few messages as possible.
+        """Create the parser. `coalesce`: merge the chunks of one read into as few messages as possible.
 
         `reuse`: a returned message is valid only until the next `feed`, which can return the same object again.
         """
         self.chunks = 0
         """Number of chunks received."""
         self.done = False
-        """`[DONE]` has arrived; later events are ignored."""
+        """Whether `[DONE]` has arrived; later events are ignored."""
         self.error: ChatError | None = None
         """The reason why the stream failed."""
         self.usage: Usage | None = None
         self.finish_reasons: dict[int, str] = {}
-        """By choice, for choices that have finished."""
+        """The finish reason of each finished choice, by the choice's index."""
         self._decoder = sse.Decoder(max_event_bytes)
         self._max_event_bytes = max_event_bytes
         self._has_begun = False
@@ -86,7 +86,7 @@ class StreamReader:
         self._coalesce, self._reuse = coalesce, reuse
         self._template = ChunkTemplate(max_event_bytes)
         self._expects_match = False
-        """The next read can be exactly one event that matches the template."""
+        """Whether the next read can be exactly one event that matches the template."""
         self._normalise = ChunkNormaliser().normalise
         self._surrogates = SurrogateJoiner()
         self._open_choices: set[int] = set()
@@ -151,7 +151,7 @@ class StreamReader:
         return chunks
 
     def _read_events(self, data: bytes, chunks: list[ChatChunk]) -> None:
-        """Read events: take those that match the template as they are, decode the others."""
+        """Read events. Those that match the template are not decoded."""
         at = scanned_to = 0
         while at < len(data) and not self.done:
             if at >= scanned_to and self._can_match():
@@ -173,7 +173,7 @@ class StreamReader:
         return self._template.known and self._decoder.is_between_events and not self._surrogates.waiting
 
     def _read_event(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:
-        """Take one event through all steps."""
+        """Pass one event through all steps."""
         if not payload:
             return
         if payload.startswith(_DONE):
@@ -215,7 +215,7 @@ class StreamReader:
             self._add_chunk(source, chunks)
 
     def _add_chunk(self, source: dict[str, Any], chunks: list[ChatChunk]) -> ChatChunk | None:
-        """Map the JSON to a message and append it; return None if the caller does not want it."""
+        """Map the JSON to a message and append it; return None if the message is hidden from the caller."""
         chunk = ChatChunk()
         _read(chunk, source)
         for choice in chunk.choices:
@@ -234,7 +234,7 @@ class StreamReader:
 
 
 def _loads(data: bytes) -> tuple[Any, bool]:
-    """Return the value, and whether only the lenient parser accepts it: only then can it hold surrogates."""
+    """Return the value, and whether only the lenient parser accepts the text. Only such text can hold surrogates."""
     try:
         return jsontext.loads(data), False
     except ValueError:

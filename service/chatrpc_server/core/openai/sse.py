@@ -1,4 +1,4 @@
-"""Bytes to server-sent events, by the WHATWG rules (html.spec.whatwg.org, "Interpreting an event stream").
+"""Decodes bytes to server-sent events, by the WHATWG rules (html.spec.whatwg.org, "Interpreting an event stream").
 
 Only LF, CR and CRLF end a line: `str.splitlines` also splits at U+2028, which is legal inside a JSON string. Time is
 linear in the number of bytes, however they are split; memory is bounded. One extension: the field `error:` of older
@@ -32,8 +32,8 @@ class Decoder:
         return self.feed_lines(self.only_lf(data))
 
     def feed_lines(self, data: bytes) -> Iterator[Event]:
-        """Return the same for bytes from `only_lf`."""
-        *lines, rest = data.split(b"\n")
+        """Return the events that bytes from `only_lf` complete. Raises `InvalidResponse` like `feed`."""
+        *lines, unfinished = data.split(b"\n")
         if lines and self._line:
             lines[0] = bytes(self._line) + lines[0]
             self._line.clear()
@@ -45,7 +45,7 @@ class Decoder:
             else:
                 self._type = ""
                 self._at_start = False
-        self._line += rest
+        self._line += unfinished
         self._check_size(len(self._line))
 
     def flush(self) -> Iterator[Event]:

@@ -1,7 +1,7 @@
-"""Surrogates in JSON text: some servers split an emoji between two deltas and escape each half of its UTF-16 pair.
+"""Joins surrogates: some servers split an emoji between two deltas and escape each half of its UTF-16 pair.
 
-A protobuf string cannot hold a lone surrogate. A high surrogate at the end of a delta waits for the low one at the
-start of the next delta of the same text. A surrogate that stays alone becomes U+FFFD.
+A protobuf string cannot hold a lone surrogate. So a high surrogate at the end of a delta is held until the next delta
+of the same text, which can begin with the low one. A surrogate without its other half becomes U+FFFD.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ class SurrogateJoiner:
 
     def __init__(self) -> None:
         self._waiting: dict[_Place, tuple[str, Any, Any]] = {}
-        """Each with the indexes of its choice and of its tool call, as sent."""
+        """By place: the surrogate, and the indexes of its choice and of its tool call as the upstream sent them."""
         self._head: dict[str, Any] = {}
 
     @property
@@ -46,8 +46,10 @@ class SurrogateJoiner:
                 self._flush(choice)
 
     def flush(self) -> dict[str, Any] | None:
-        """Return a chunk with the surrogates that still wait at the end of the stream, or None if none does."""
-        choices: dict[str, dict[str, Any]] = {place[0]: {"index": at[1]} for place, at in self._waiting.items()}
+        """Return a chunk with the surrogates that still wait at the end of the stream, or None if none waits."""
+        choices: dict[str, dict[str, Any]] = {
+            place[0]: {"index": index} for place, (_, index, _) in self._waiting.items()
+        }
         for choice in choices.values():
             self._flush(choice)
         return {**self._head, "choices": list(choices.values())} if choices else None
@@ -65,7 +67,7 @@ class SurrogateJoiner:
             source[key] = well_formed(text)
 
     def _flush(self, choice: dict[str, Any]) -> None:
-        """Append U+FFFD to the choice's delta for each surrogate that waits in it, at the same place."""
+        """Append U+FFFD to the choice's delta for each waiting surrogate of this choice, at the surrogate's place."""
         index = repr(choice.get("index"))
         for place, (_, _, call) in list(self._waiting.items()):
             if place[0] == index:

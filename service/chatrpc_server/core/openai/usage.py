@@ -1,7 +1,7 @@
 """Usage of streams: which streams request it, which callers get it, and which upstreams cannot send it.
 
 The service requests usage of every stream because the metrics count tokens. A caller declines the usage chunk with
-`stream_options.include_usage: false`. Some upstreams reject `stream_options`: then only a caller's own wish is sent.
+`stream_options.include_usage: false`. If an upstream rejects `stream_options`, only a caller's own request is sent.
 """
 
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ class StreamUsage:
     """The decisions for one stream."""
 
     is_requested: bool = False
-    """The service requests usage, whether the caller does or not."""
+    """Whether the service requests usage, independently of the caller."""
     is_required: bool = False
-    """The caller requests usage itself."""
+    """Whether the caller requests usage."""
     is_declined: bool = False
-    """The caller does not want the usage chunk."""
+    """Whether the caller declines the usage chunk."""
 
     def write(self, body: dict[str, Any]) -> None:
         """Set `stream_options.include_usage` in the JSON body of a stream, or remove it."""
@@ -30,14 +30,14 @@ class StreamUsage:
             if isinstance(options, dict):
                 options["include_usage"] = True
         elif self.is_declined:
-            # This value is for the service. An upstream without usage may not know the key.
+            # Removed, because the value is for the service, and an upstream without usage may reject the key.
             del body["stream_options"]["include_usage"]
             if not body["stream_options"]:
                 del body["stream_options"]
 
     def hides(self, chunk: ChatChunk) -> bool:
-        """Return whether a chunk with usage is hidden from the caller. It is not if it holds something else too."""
-        return self.is_declined and not any(map(_holds_something, chunk.choices))
+        """Return whether a chunk with usage is hidden from the caller. A chunk with other content is never hidden."""
+        return self.is_declined and not any(map(_has_content, chunk.choices))
 
     def fallback(self, error: ErrorResponse) -> "StreamUsage | None":
         """Return the decisions for a second attempt, or None if the service's request for usage is not the cause."""
@@ -51,7 +51,7 @@ NO_USAGE = StreamUsage()
 
 
 class UsagePolicy:
-    """What is known of one upstream: it accepts `stream_options` until `disable` is called."""
+    """The state of one upstream: it accepts `stream_options` until `disable` is called."""
 
     def __init__(self) -> None:
         self._is_supported = True
@@ -66,12 +66,12 @@ class UsagePolicy:
         )
 
     def disable(self) -> None:
-        """Request no usage from now on: a fallback has succeeded, so the upstream does not know `stream_options`."""
+        """Stop requesting usage. Call it after a successful fallback, which proves that the upstream rejects it."""
         self._is_supported = False
 
 
-def _holds_something(choice: ChunkChoice) -> bool:
-    """Return whether a choice is not empty. LiteLLM sends the usage beside a choice with an empty delta."""
+def _has_content(choice: ChunkChoice) -> bool:
+    """Return whether a choice has content. LiteLLM sends the usage beside a choice with an empty delta."""
     return bool(choice.finish_reason or choice.delta.ByteSize() or choice.HasField("logprobs") or choice.extra_json)
 
 
