@@ -1,7 +1,7 @@
 """Idle timeout of a stream: like asyncio.timeout, but with one timer for all waits of the stream.
 
-A timeout around each read costs 6 µs per chunk; here a wait in time costs one reading of the clock. It also spans the
-suspensions of a generator. During these it is disarmed, because it would cancel the caller's code.
+A timeout around each read costs 6 µs per chunk; here each wait reads the clock once. The context can span suspensions
+of a generator. Disarm the timer before each suspension, because its expiry would cancel the caller's code.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class IdleTimeout:
             self._schedule()
 
     def disarm(self) -> None:
-        """Finish the wait."""
+        """End the wait, so that it cannot expire."""
         self._deadline = math.inf
 
     async def __aenter__(self) -> "IdleTimeout":

@@ -34,7 +34,7 @@ _LIMIT_HEADER = re.compile(r"x-ratelimit-[a-z0-9_.-]{1,50}(?<!-bin)")
 """gRPC rejects other metadata keys, and requires bytes for keys that end in `-bin`."""
 _SHOWN_HEADERS = 12
 _SHOWN_CHARACTERS = 64
-"""Most headers, and most characters of each, that a caller gets from the upstream."""
+"""Limits for the upstream's headers that a caller receives: their number, and the characters of each."""
 
 
 class OpenAIUpstream:
@@ -95,7 +95,7 @@ class OpenAIUpstream:
                     try:
                         data = await body.next()
                     except Truncated:
-                        data = None  # if the completion has ended, its connection may break
+                        data = None  # no error yet: the completion can be complete, as `finish` checks
                     chunks = reader.finish() if data is None else reader.feed(data)
                     if chunks:
                         if call.chunks:
@@ -109,7 +109,7 @@ class OpenAIUpstream:
                         break
             finally:
                 call.usage = reader.usage
-            timeout.disarm()  # the completion is here; only the end of the response may still come
+            timeout.disarm()  # because the completion has arrived; only the end of the response can follow
             if reader.error:
                 raise reader.error
             await body.drain()
@@ -125,7 +125,7 @@ class OpenAIUpstream:
             if fallback is None:
                 raise
         response = await stack.enter_async_context(self._open(requests.stream_body(request, fallback), call))
-        # Certain only now, because any error that quotes the request contains stream_options too.
+        # Only this success proves the cause, because every error that quotes the request contains stream_options.
         log.warning(
             "upstream rejects stream_options; no longer requesting usage of streams",
             extra={"event": "upstream_usage_unsupported"},
@@ -206,7 +206,7 @@ def _note_headers(response: transport.Response, attempt: Attempt) -> None:
 
 
 def _is_plain(value: str) -> bool:
-    """Whether a value is valid gRPC metadata, and short enough to share the trailers with an error's details."""
+    """Return whether a value is valid gRPC metadata, and short enough for the trailers beside an error's details."""
     return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
@@ -248,7 +248,7 @@ class _Body:
             self._call.waiting_seconds += time.monotonic() - started
 
     async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
-        """Return the rest. If it is too large or cut off, raise, or return the start if `keep_start`."""
+        """Return all remaining bytes. If they are too many or cut off, raise, or return the start if `keep_start`."""
         data = bytearray()
         try:
             while (piece := await self.next()) is not None:

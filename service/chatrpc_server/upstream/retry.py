@@ -1,7 +1,7 @@
 """Retries until the first chunk: an `Upstream` around another.
 
-core/backoff.py decides what may be retried, and when. After the first chunk a stream is never replayed, because the
-caller has a part of it.
+core/backoff.py decides whether and when a retry follows an error. After the first chunk a stream is never retried,
+because the caller already has a part of it.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class _Attempts:
 
     def __init__(self, backoff: Backoff, call: Call, on_retry: Callable[[Call, ChatError], None]) -> None:
         self.committed = False
-        """Whether a part of the response has been passed on (gRFC A6): then no retry follows."""
+        """Whether the caller has received a part of the response (gRFC A6). If so, no retry follows."""
         self._backoff = backoff
         self._call = call
         self._on_retry = on_retry
@@ -76,7 +76,7 @@ class _Attempts:
         return True
 
     async def pause(self) -> None:
-        """Wait as long as the last error requires."""
+        """Wait for the delay before the next attempt."""
         started = time.monotonic()
         try:
             await asyncio.sleep(self._delay_seconds)

@@ -10,9 +10,9 @@ import httptools
 import httpx
 
 _MAX_HEAD_BYTES = 1 << 16
-"""Limit of consecutive bytes without body, in the head or the trailers. llhttp itself has no limit."""
+"""Limit of consecutive bytes of head or trailers, because llhttp itself has no limit."""
 _MAX_READ_BYTES = 1 << 16
-"""Limit of one read, because its bytes are decoded at once while other calls wait."""
+"""Limit of one read, because other calls wait while its bytes are decoded."""
 
 
 class Connection(asyncio.Protocol):
@@ -25,7 +25,7 @@ class Connection(asyncio.Protocol):
         self.is_made = False
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
-        """End of its last exchange, in seconds of the loop's clock."""
+        """Time at which its last exchange completed, in seconds of the loop's clock."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Implement `asyncio.Protocol`."""
@@ -116,16 +116,16 @@ class Exchange:
         self.close()
 
     def close(self) -> None:
-        """Do the same without waiting. Further calls do nothing."""
+        """Release or close the connection, like `aclose`, without waiting. Further calls do nothing."""
         connection = self._connection
         if connection.exchange is self:
             connection.exchange = None
-            del self._parser  # it refers to our methods: a cycle
+            del self._parser  # breaks a reference cycle, because the parser refers to this object
             reusable = (
                 self._is_complete
                 and self._keep_alive
                 and not connection.transport.is_closing()
-                and not connection.transport.get_write_buffer_size()  # responded before the request was sent
+                and not connection.transport.get_write_buffer_size()  # else the request is not sent completely
             )
             if reusable:
                 self._resume()

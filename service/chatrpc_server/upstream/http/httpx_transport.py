@@ -2,7 +2,7 @@
 
 httpcore leaks a connection in two cases. First, if a second cancellation arrives during its clean-up: after a deadline
 both gRPC and our own timeout cancel. Second, if the cancellation arrives just as it has connected: then the connection
-is neither idle nor in use. So each step runs in its own task, which is cancelled once, and not before it sends.
+is neither idle nor in use. So each step runs in its own task, which is cancelled once, and only after it has connected.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         is_sending = asyncio.Event()
 
         async def trace(event: str, _: object) -> None:
-            """Follow httpcore's steps: those of connecting are named like `connection.connect_tcp.started`."""
+            """Observe httpcore's steps. Names of connection steps are like `connection.connect_tcp.started`."""
             if event.startswith("connection."):
                 is_sending.clear()
             else:
@@ -59,13 +59,13 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
             sending.cancel()
             await _cancel(request_task)
             if not request_task.cancelled() and not request_task.exception():
-                await _Body(request_task.result().stream).aclose()  # the caller has gone
+                await _Body(request_task.result().stream).aclose()  # because the caller has disconnected
 
         async def stop(request_task: asyncio.Task[httpx.Response]) -> None:
             abandoned = asyncio.create_task(abandon(request_task))
             self._abandoned.add(abandoned)
             abandoned.add_done_callback(self._abandoned.discard)
-            if is_sending.is_set():  # else it lasts until the connect ends; the caller need not wait
+            if is_sending.is_set():  # otherwise connecting continues, and the caller need not wait for it
                 await abandoned
 
         request.extensions["trace"] = trace
@@ -119,7 +119,7 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
 
 
 async def _run_shielded(work: Coroutine[Any, Any, _T], stop: Callable[[asyncio.Task[_T]], Awaitable[None]]) -> _T:
-    """Run the work in a task of its own. On cancellation call `stop` with the task, and wait for that."""
+    """Run the work in a task of its own. On cancellation call `stop` with the task, and wait until `stop` returns."""
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)

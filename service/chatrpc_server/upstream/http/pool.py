@@ -14,9 +14,9 @@ from chatrpc_server.core.call import Headers
 from chatrpc_server.upstream.http.http1 import Connection, Exchange
 
 _IDLE_SECONDS = 15.0
-"""Servers close idle connections, often after about a minute. A request sent at that moment would be lost."""
+"""Shorter than the idle timeout of most servers, about a minute: a request sent as the server closes would be lost."""
 _CONNECTION_ATTEMPT_DELAY_SECONDS = 0.25
-"""Of Happy Eyeballs, RFC 8305 section 8."""
+"""Delay before the next address is tried in parallel (Happy Eyeballs, RFC 8305 section 8)."""
 
 
 class Pool:
@@ -41,7 +41,7 @@ class Pool:
         self._request_head = f"POST {target} HTTP/1.1\r\nhost: {host}\r\n{_header_lines(headers)}".encode("ascii")
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
-        """All that are neither idle nor closed, including those that are closing."""
+        """All connections that are neither idle nor closed, including those that are closing."""
         self._idle_timer: asyncio.TimerHandle | None = None
 
     async def post(self, body: bytes, headers: Headers) -> Exchange:
@@ -129,13 +129,13 @@ class Pool:
             self._add(connection)
         except BaseException:
             if connection.is_made:
-                connection.abort()  # else it would still use the file descriptor, which can soon belong to another
+                connection.abort()  # first, so that it cannot use the file descriptor after another socket gets it
             connected.close()
             raise
         return connection
 
     def _add(self, connection: Connection) -> None:
-        """Add a connection unless it is closing: a connection that is lost already would stay forever."""
+        """Add a connection. Raises OSError if it is closing, because the pool would never remove it."""
         if connection.transport.is_closing():
             raise ConnectionResetError("the connection closed immediately")
         self._busy.add(connection)
