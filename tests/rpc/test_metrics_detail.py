@@ -35,13 +35,6 @@ USAGE = (
 TOKENS = {"input": 7, "output": 5, "cached_input": 4, "reasoning": 3}
 
 
-async def _soon(chat: Service, name: str, value: float, **labels: str) -> None:
-    """Wait until the metric has this value; the caller may see the end of its call slightly earlier."""
-    async with asyncio.timeout(5):
-        while chat.value(name, **labels) != value:
-            await asyncio.sleep(0.01)
-
-
 def _tokens(chat: Service, name: str) -> dict[str, float]:
     return {kind: chat.value(name, **MODEL, gen_ai_token_type=kind) for kind in TOKENS}
 
@@ -76,7 +69,7 @@ async def test_tokens_of_failed_calls(script: Script, end: str) -> None:
         if end == "cancel":
             call.cancel()
         await call.code()
-        await _soon(chat, "chatrpc_rpcs_in_flight", 0)
+        await chat.wait_for(0, "chatrpc_rpcs_in_flight")
         assert _tokens(chat, "chatrpc_abandoned_tokens_total") == TOKENS == _tokens(chat, "chatrpc_tokens_total")
         assert chat.value("chatrpc_abandoned_chunks_total", **MODEL) == 2
 
@@ -115,7 +108,7 @@ async def test_a_cancel_of_the_caller_is_not_a_fault_of_the_upstream(script: Scr
     script.respond_with(silence)
     async with service(script.base_url) as chat:
         await failure(chat.stub.CreateChatCompletion(request(), timeout=0.2))
-        await _soon(chat, "chatrpc_upstream_requests_total", 1, code="", outcome="cancelled")
+        await chat.wait_for(1, "chatrpc_upstream_requests_total", code="", outcome="cancelled")
         assert chat.value("chatrpc_upstream_requests_total") == 1
 
 
@@ -169,7 +162,7 @@ async def test_times_of_a_stream(script: Script) -> None:
     script.respond_with(respond)
     async with service(script.base_url) as chat:
         messages = await collect(chat.stub.CreateChatCompletionStream(request(), timeout=30))
-        await _soon(chat, "chatrpc_rpcs_in_flight", 0)
+        await chat.wait_for(0, "chatrpc_rpcs_in_flight")
         total = chat.value("grpc_server_handling_seconds_sum")
         assert total >= 0.6
         assert chat.value("chatrpc_overhead_seconds_sum", grpc_method="CreateChatCompletionStream") <= total - 0.6
@@ -222,8 +215,8 @@ async def test_gauges(echo: Echo, engine: str) -> None:
         stream = chat.stub.CreateChatCompletionStream(request(model="echo:pieces=9,gap=60"))
         await stream.read()
         await chat.stub.CreateChatCompletion(request())
-        await _soon(chat, "chatrpc_upstream_pool_connections", 1, state="active")
-        await _soon(chat, "chatrpc_upstream_pool_connections", 1, state="idle")
+        await chat.wait_for(1, "chatrpc_upstream_pool_connections", state="active")
+        await chat.wait_for(1, "chatrpc_upstream_pool_connections", state="idle")
         assert chat.value("chatrpc_asyncio_tasks") > 1
         assert chat.value("chatrpc_event_loop_lag_seconds_count") > 0
         assert chat.value("chatrpc_rpcs_in_flight_limit") == 1000
