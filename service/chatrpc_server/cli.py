@@ -206,6 +206,7 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
     except ValueError as error:
         raise SettingsError([f"--listen: {error}"]) from None
     from chatrpc_echo import Echo
+    from chatrpc_server.process.ports import cannot_listen
 
     echo = Echo(address.host, address.port, pace_seconds=args.pace_seconds, api_key=args.api_key)
 
@@ -213,7 +214,7 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
         try:
             await echo.start()
         except OSError as error:
-            raise StartError(f"--listen: cannot listen on {address}: {error.strerror or error}") from None
+            raise cannot_listen("--listen", address, error) from None
         print(f"echo serves at {echo.base_url}", flush=True)
         with stop_signals() as stop_requested:
             await stop_requested()
@@ -261,7 +262,7 @@ def _configure_logs(settings: Settings, level: str, worker: int | None = None) -
 
 def _reject_unknown(unknown: Sequence[str]) -> None:
     if unknown:
-        raise SettingsError([f"{unknown[0].partition('=')[0]}: unknown argument"])
+        raise SettingsError([f"{unknown[0].partition('=')[0]}: unknown argument; see chatrpc-server echo --help"])
 
 
 def _print_error(error: StartError | str) -> None:

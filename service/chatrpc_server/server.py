@@ -232,18 +232,18 @@ class Server:
             endpoint, ratio = settings.tracing.endpoint, settings.tracing.sample_ratio
             return Tracing(endpoint, ratio, RPCS, self.metrics.model_label)
         except ModuleNotFoundError:
-            what = "tracing.endpoint: OpenTelemetry is not installed; pip install 'chatrpc-server[otel]'"
-            raise StartError(what) from None
+            problem = "OpenTelemetry is not installed; run pip install 'chatrpc-server[otel]'"
+            raise StartError(f"tracing.endpoint: {problem}") from None
         except (ValueError, RuntimeError) as error:  # from the SDK's own variables
-            raise StartError(f"OTEL_*: {error}") from None
+            raise StartError(f"OTEL_*: {error}; correct or unset these variables") from None
 
     def _upstream(self) -> OpenAIUpstream:
         settings, observer = self.settings.upstream, self._attempt_metrics
         try:
             return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
         except OSError as error:  # ssl.SSLError is one
-            what = f"upstream.ca_file: {settings.ca_file}: cannot load certificates: {error}; use a PEM file"
-            raise StartError(what) from None
+            problem = f"{settings.ca_file}: cannot load certificates: {error}; use a PEM file"
+            raise StartError(f"upstream.ca_file: {problem}") from None
 
 
 def _tune_garbage_collection() -> None:

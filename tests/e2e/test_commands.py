@@ -111,7 +111,7 @@ def test_check_config_reports_mistakes(tmp_path: Path) -> None:
     config.write_text("upstream:\n  base_ur: https://example.com/v1\n")
     result = run("check-config", f"--config={config}")
     assert result.returncode == 2
-    assert "line 2: unknown setting, did you mean upstream.base_url?" in result.stderr
+    assert "line 2: unknown setting; did you mean upstream.base_url?" in result.stderr
 
 
 def test_healthcheck() -> None:

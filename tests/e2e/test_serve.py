@@ -104,8 +104,8 @@ def test_a_port_in_use(setting: str) -> None:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         result = run("serve", *ANY_PORTS, f"--{setting}={address}")
     assert result.returncode == 1
-    error = f"chatrpc-server: {setting.replace('-', '_')}: cannot listen on {address}: Address already in use\n"
-    assert result.stderr.endswith(error)
+    problem = f"cannot listen on {address}: Address already in use; use a free one"
+    assert result.stderr.endswith(f"chatrpc-server: {setting.replace('-', '_')}: {problem}\n")
     assert "Traceback" not in result.stderr
 
 
@@ -129,9 +129,9 @@ def test_all_mistakes_are_reported_together() -> None:
     lines = sorted(result.stderr.splitlines())
     assert lines == [
         "chatrpc-server: --limits.max-in-flight: must be a whole number, more than 0",
-        "chatrpc-server: --lisen: unknown setting, did you mean --listen?",
+        "chatrpc-server: --lisen: unknown setting; did you mean --listen?",
         "chatrpc-server: CHATRPC_LOG__LEVEL in the environment: must be one of debug, info, warning, error",
-        "chatrpc-server: CHATRPC_UPSTREAM__BASE_UR in the environment: unknown setting, "
+        "chatrpc-server: CHATRPC_UPSTREAM__BASE_UR in the environment: unknown setting; "
         "did you mean CHATRPC_UPSTREAM__BASE_URL?",
     ]
 

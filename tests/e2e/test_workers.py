@@ -188,7 +188,10 @@ async def test_no_other_process_gets_the_port(workers: Service, mode: str) -> No
     more = ["--workers=2"] if mode == "with-workers" else []
     result = await asyncio.to_thread(run, "serve", *more, *ANY_PORTS, f"--listen={workers.listen}")
     assert result.returncode == 1
-    assert result.stderr == f"chatrpc-server: listen: cannot listen on {workers.listen}: Address already in use\n"
+    assert (
+        result.stderr
+        == f"chatrpc-server: listen: cannot listen on {workers.listen}: Address already in use; use a free one\n"
+    )
 
 
 async def test_metrics_are_summed_and_outlive_a_worker(workers: Service) -> None:
@@ -260,7 +263,10 @@ def test_a_metrics_port_in_use_stops_all() -> None:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         result = run("serve", "--workers=2", *ANY_PORTS, f"--metrics-listen={address}")
     assert result.returncode == 1
-    assert result.stderr == f"chatrpc-server: metrics_listen: cannot listen on {address}: Address already in use\n"
+    assert (
+        result.stderr
+        == f"chatrpc-server: metrics_listen: cannot listen on {address}: Address already in use; use a free one\n"
+    )
 
 
 def test_health_of_any_worker() -> None:

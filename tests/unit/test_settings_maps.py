@@ -147,7 +147,7 @@ def test_secrets_of_entries_come_from_files(tmp_path: Path) -> None:
     [
         (
             {"text": "upstreams:\n  azure:\n    base_ur: x\n"},
-            "upstreams.azure.base_ur in FOLDER/settings.yaml, line 3: unknown setting,"
+            "upstreams.azure.base_ur in FOLDER/settings.yaml, line 3: unknown setting;"
             " did you mean upstreams.azure.base_url?",
         ),
         (
@@ -171,7 +171,7 @@ def test_secrets_of_entries_come_from_files(tmp_path: Path) -> None:
         ),
         (
             {"text": FILE, "environ": {"CHATRPC_UPSTREAMS__AZURE__API_KE": CANARY}},
-            "CHATRPC_UPSTREAMS__AZURE__API_KE in the environment: unknown setting,"
+            "CHATRPC_UPSTREAMS__AZURE__API_KE in the environment: unknown setting;"
             " did you mean CHATRPC_UPSTREAMS__AZURE__API_KEY?",
         ),
         (
@@ -180,7 +180,7 @@ def test_secrets_of_entries_come_from_files(tmp_path: Path) -> None:
         ),
         (
             {"environ": {"CHATRPC_UPSTREAMS__AZURE": "x"}},
-            "CHATRPC_UPSTREAMS__AZURE in the environment: unknown setting, did you mean",
+            "CHATRPC_UPSTREAMS__AZURE in the environment: unknown setting; did you mean",
         ),
         (
             {"flags": ("--upstreams.azure.base-url=x",)},

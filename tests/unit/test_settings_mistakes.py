@@ -8,6 +8,7 @@ import pytest
 
 from support.settings_loading import ROWS, as_yaml, mistakes
 
+MISSING_FILE = "the file cannot be read: No such file or directory; name a readable file"
 BEYOND = (
     "is beyond loopback without TLS (tls.cert_file) and authentication of callers (tls.client_ca_file);"
     " add that, or set allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
@@ -66,9 +67,9 @@ POSITIVE = "must be a number, more than 0"
         ("upstream.max_backoff_seconds", "0.25", "must be at least initial_backoff_seconds, which is 0.5"),
         ("upstream.max_event_bytes", "1 MiB", "must be a whole number, more than 0"),
         ("upstream.max_response_bytes", "1024", "must be at least max_event_bytes, which is 1048576"),
-        ("upstream.ca_file", "/no/such/file", "the file cannot be read: No such file or directory"),
-        ("upstream.api_key_file", "/no/such/file", "the file cannot be read: No such file or directory"),
-        ("upstream.api_key_file", "/", "the file cannot be read: Is a directory"),
+        ("upstream.ca_file", "/no/such/file", MISSING_FILE),
+        ("upstream.api_key_file", "/no/such/file", MISSING_FILE),
+        ("upstream.api_key_file", "/", "the file cannot be read: Is a directory; name a readable file"),
         ("upstream.proxy", "https://proxy:3128", PROXY),
         ("upstream.proxy", "http://me:you@proxy:3128", PROXY),
         ("upstream.proxy", "http://proxy:3128/path", PROXY),
@@ -118,7 +119,7 @@ def test_wrong_yes_and_no(path: str, file: Path) -> None:
         ({"environ": {"OPENAI_BASE_URL": "host"}}, f"OPENAI_BASE_URL in the environment: {URL}"),
         (
             {"environ": {"OPENAI_API_KEY_FILE": "/no/such/file"}},
-            "OPENAI_API_KEY_FILE in the environment: the file cannot be read: No such file or directory",
+            f"OPENAI_API_KEY_FILE in the environment: {MISSING_FILE}",
         ),
         (
             {"environ": {"OPENAI_API_KEY": "a", "OPENAI_API_KEY_FILE": "b"}},
@@ -150,9 +151,9 @@ def test_wrong_together(sources: dict[str, Any], expected: str, file: Path) -> N
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "the file is empty"),
-        (b" \n", "the file is empty"),
-        (b"\xff\xfe", "the file cannot be read: not UTF-8 text"),
+        (b"", "the file is empty; name a file with content"),
+        (b" \n", "the file is empty; name a file with content"),
+        (b"\xff\xfe", "the file cannot be read: not UTF-8 text; name a readable file"),
         (b"two\nlines", HEADER),
     ],
 )
@@ -165,20 +166,20 @@ def test_wrong_key_files(content: bytes, expected: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("lisen: 127.0.0.1:0", "lisen in FILE, line 1: unknown setting, did you mean listen?"),
+        ("lisen: 127.0.0.1:0", "lisen in FILE, line 1: unknown setting; did you mean listen?"),
         (
             "upstream:\n  base_ur: x",
-            "upstream.base_ur in FILE, line 2: unknown setting, did you mean upstream.base_url?",
+            "upstream.base_ur in FILE, line 2: unknown setting; did you mean upstream.base_url?",
         ),
-        ("upstrem: {name: x}", "upstrem in FILE, line 1: unknown setting, did you mean upstream?"),
-        ("base_url: x", "base_url in FILE, line 1: unknown setting, did you mean upstream.base_url?"),
-        ("qqqq: x", "qqqq in FILE, line 1: unknown setting"),
+        ("upstrem: {name: x}", "upstrem in FILE, line 1: unknown setting; did you mean upstream?"),
+        ("base_url: x", "base_url in FILE, line 1: unknown setting; did you mean upstream.base_url?"),
+        ("qqqq: x", "qqqq in FILE, line 1: unknown setting; see chatrpc-server serve --help"),
         (
             "upstream: {base-url: x}",
-            "upstream.base-url in FILE, line 1: unknown setting, did you mean upstream.base_url?",
+            "upstream.base-url in FILE, line 1: unknown setting; did you mean upstream.base_url?",
         ),
-        ("log:\n  level: info\n  level: info", "log.level in FILE, line 3: given twice, first in line 2"),
-        ("log: {}\ndrain: {}\nlog: {}", "log in FILE, line 3: given twice, first in line 1"),
+        ("log:\n  level: info\n  level: info", "log.level in FILE, line 3: given twice, first in line 2; keep one"),
+        ("log: {}\ndrain: {}\nlog: {}", "log in FILE, line 3: given twice, first in line 1; keep one"),
         ("log: debug", "log in FILE, line 1: must be a mapping of settings"),
         ("log: [level]", "log in FILE, line 1: must be a mapping of settings"),
         ("listen: {host: x, port: 1}", f"listen in FILE, line 1: {HOST_PORT}"),
@@ -196,26 +197,26 @@ def test_wrong_key_files(content: bytes, expected: str, tmp_path: Path) -> None:
         ("models: {a b: {}}", 'models."a b" in FILE, line 1: must be a name without spaces'),
         ("models: &a [*a]", f"models in FILE, line 1: {NAMES}"),
         ("models: {a: b}", "models.a in FILE, line 1: must be a mapping of settings"),
-        ("models: {a: {}, a: {}}", "models.a in FILE, line 1: given twice, first in line 1"),
-        ("models: {a: {price: 1}}", "models.a.price in FILE, line 1: unknown setting"),
-        ("? [a]\n: b", "? in FILE, line 1: unknown setting"),
+        ("models: {a: {}, a: {}}", "models.a in FILE, line 1: given twice, first in line 1; keep one"),
+        ("models: {a: {price: 1}}", "models.a.price in FILE, line 1: unknown setting; see chatrpc-server serve --help"),
+        ("? [a]\n: b", "? in FILE, line 1: unknown setting; see chatrpc-server serve --help"),
         ("- listen", "FILE, line 1: must be a mapping, such as log: {level: info}"),
         ("\nlisten", "FILE, line 2: must be a mapping, such as log: {level: info}"),
         (
             "log:\n  level: 'info",
-            "FILE, line 2: not YAML: while scanning a quoted scalar, found unexpected end of stream",
+            "FILE, line 2: not YAML: while scanning a quoted scalar, found unexpected end of stream; correct it",
         ),
-        ("a: b: c", "FILE, line 1: not YAML: mapping values are not allowed here"),
+        ("a: b: c", "FILE, line 1: not YAML: mapping values are not allowed here; correct it"),
         (
             "log:\n\tlevel: x",
             "FILE, line 2: not YAML: while scanning for the next token,"
-            " found character '\\t' that cannot start any token",
+            " found character '\\t' that cannot start any token; correct it",
         ),
-        ("listen: *name", "FILE, line 1: not YAML: found undefined alias '…'"),
-        ("log: {}\nlisten: \x01", "FILE, line 2: not YAML: an invalid character"),
+        ("listen: *name", "FILE, line 1: not YAML: found undefined alias '…'; correct it"),
+        ("log: {}\nlisten: \x01", "FILE, line 2: not YAML: an invalid character; correct it"),
         (
             "log: {}\n---\nlog: {}",
-            "FILE, line 2: not YAML: expected a single document in the stream, but found another document",
+            "FILE, line 2: not YAML: expected a single document in the stream, but found another document; correct it",
         ),
     ],
 )
@@ -230,10 +231,10 @@ def test_files_that_cannot_be_read(given: str, file: Path) -> None:
             return mistakes(flags=(given, str(path)))
         return mistakes(environ={given: str(path)})
 
-    assert found(file) == [f"{file}: cannot be read: No such file or directory"]
-    assert found(file.parent) == [f"{file.parent}: cannot be read: Is a directory"]
+    assert found(file) == [f"{file}: cannot be read: No such file or directory; name a readable file"]
+    assert found(file.parent) == [f"{file.parent}: cannot be read: Is a directory; name a readable file"]
     file.write_bytes(b"listen: \xff")
-    assert found(file) == [f"{file}: cannot be read: not UTF-8 text"]
+    assert found(file) == [f"{file}: cannot be read: not UTF-8 text; name a readable file"]
 
 
 @pytest.mark.parametrize(
@@ -249,19 +250,19 @@ def test_files_that_cannot_be_read(given: str, file: Path) -> None:
     ],
 )
 def test_unknown_variables(name: str, nearest: str) -> None:
-    assert mistakes(environ={name: "50051"}) == [f"{name} in the environment: unknown setting, did you mean {nearest}?"]
+    assert mistakes(environ={name: "50051"}) == [f"{name} in the environment: unknown setting; did you mean {nearest}?"]
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--lisen", "x"), "--lisen: unknown setting, did you mean --listen?"),
-        (("--upstream.base_url=x",), "--upstream.base_url: unknown setting, did you mean --upstream.base-url?"),
-        (("--confi", "x"), "--confi: unknown setting, did you mean --config?"),
-        (("--upstream", "{}"), "--upstream: unknown setting, did you mean --upstream.name?"),
-        (("--upstream.api", "x"), "--upstream.api: unknown setting, did you mean --upstream.api-key?"),
-        (("-x",), "-x: unknown setting"),
-        (("x",), "the command line: an argument that belongs to no flag"),
+        (("--lisen", "x"), "--lisen: unknown setting; did you mean --listen?"),
+        (("--upstream.base_url=x",), "--upstream.base_url: unknown setting; did you mean --upstream.base-url?"),
+        (("--confi", "x"), "--confi: unknown setting; did you mean --config?"),
+        (("--upstream", "{}"), "--upstream: unknown setting; did you mean --upstream.name?"),
+        (("--upstream.api", "x"), "--upstream.api: unknown setting; did you mean --upstream.api-key?"),
+        (("-x",), "-x: unknown setting; see chatrpc-server serve --help"),
+        (("x",), "the command line: an argument belongs to no flag; remove it"),
     ],
 )
 def test_unknown_flags(flags: tuple[str, ...], expected: str) -> None:
@@ -275,10 +276,10 @@ def test_all_mistakes_at_once(file: Path) -> None:
         file=file,
         text="listen: 0.0.0.0:1\nlog: {level: quiet, levl: info}\nupstream:\n  api_key_file: /no/such/file\n",
     ) == [
-        "--drain.dela: unknown setting, did you mean --drain.delay-seconds?",
-        "CHATRPC_LIMIT__MAX_IN_FLIGHT in the environment: unknown setting, did you mean CHATRPC_LIMITS__MAX_IN_FLIGHT?",
-        f"log.levl in {file}, line 2: unknown setting, did you mean log.level?",
-        f"upstream.api_key_file in {file}, line 4: the file cannot be read: No such file or directory",
+        "--drain.dela: unknown setting; did you mean --drain.delay-seconds?",
+        "CHATRPC_LIMIT__MAX_IN_FLIGHT in the environment: unknown setting; did you mean CHATRPC_LIMITS__MAX_IN_FLIGHT?",
+        f"log.levl in {file}, line 2: unknown setting; did you mean log.level?",
+        f"upstream.api_key_file in {file}, line 4: {MISSING_FILE}",
         f"listen in {file}, line 1: {BEYOND}",
         f"OPENAI_BASE_URL in the environment: {URL}",
         "--drain.delay-seconds: must be a number, at least 0",

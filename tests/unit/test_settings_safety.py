@@ -55,9 +55,9 @@ def test_beyond_loopback_with_tls_for_known_callers(pem: str) -> None:
 @pytest.mark.parametrize(
     ("given", "mistake"),
     [
-        (["cert-file"], "tls.key_file, at its default: must be set, because cert_file is"),
-        (["key-file"], "--tls.key-file: needs cert_file, which is not set"),
-        (["client-ca-file"], "--tls.client-ca-file: needs cert_file, which is not set"),
+        (["cert-file"], "tls.key_file, at its default: must be set, because cert_file is set"),
+        (["key-file"], "--tls.key-file: requires cert_file, which is not set; set both or neither"),
+        (["client-ca-file"], "--tls.client-ca-file: requires cert_file, which is not set; set both or neither"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

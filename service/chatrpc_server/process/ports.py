@@ -62,4 +62,4 @@ def _bound_sockets(setting: str, address: Address, option: int) -> Iterator[int]
 def cannot_listen(setting: str, address: Address, error: Exception) -> StartError:
     """Return the error for an address that cannot be listened on."""
     cause = error.strerror if isinstance(error, OSError) else None
-    return StartError(f"{setting}: cannot listen on {address}: {cause or error}")
+    return StartError(f"{setting}: cannot listen on {address}: {cause or error}; use a free one")

@@ -164,7 +164,8 @@ class Workers:
             finally:
                 self._observer.exited(number, expected=self._stopping.is_set())
         except (StartError, OSError) as error:  # OSError: the system has no process or pipe left
-            failure = error if isinstance(error, StartError) else StartError(f"workers: cannot start a worker: {error}")
+            problem = f"workers: cannot start a worker: {error}; raise the limits of processes and open files"
+            failure = error if isinstance(error, StartError) else StartError(problem)
             if number in self._never_started and not self._stopping.is_set():
                 self._failure = failure
                 self._stop(_EXIT)
@@ -210,7 +211,8 @@ class _Worker:
             await self.wait_exited()
             if isinstance(message, StartError):
                 raise message
-            raise StartError(f"workers: a worker exited before it could serve: {self.exit_cause}")
+            problem = f"a worker exited before it could serve: {self.exit_cause}; see its log lines above"
+            raise StartError(f"workers: {problem}")
 
     async def wait_exited(self) -> None:
         """Wait until the process has exited."""

@@ -90,7 +90,8 @@ class Certificates:
             if self._client_ca_file:
                 context.load_verify_locations(self._client_ca_file)
         except ssl.SSLError as error:
-            raise ValueError(f"tls.client_ca_file: {self._client_ca_file}: {_reason(error)}") from None
+            problem = f"cannot be used: {_reason(error)}; use a PEM file of certificates"
+            raise ValueError(f"tls.client_ca_file: {self._client_ca_file}: {problem}") from None
         # A chain expires with its first certificate, a set of authorities with its last.
         expiry = {"server": _expiry("cert_file", self._cert_file, chain, min)}
         if self._client_ca_file and authorities:
@@ -103,7 +104,8 @@ class Certificates:
 def _read_pem(setting: str, file: Path, marker: bytes) -> bytes:
     content = file.read_bytes()
     if marker not in content:
-        raise ValueError(f"tls.{setting}: {file}: contains no PEM block (-----BEGIN … {marker.decode()})")
+        block = f"-----BEGIN … {marker.decode()}"
+        raise ValueError(f"tls.{setting}: {file}: contains no PEM block ({block}); use a PEM file")
     if b"ENCRYPTED" in content:
         raise ValueError(f"tls.{setting}: {file}: is encrypted; use an unencrypted private key")
     return content
@@ -117,7 +119,7 @@ def _expiry(setting: str, file: Path, content: bytes, decisive: Callable[[Sequen
     try:
         certificates = x509.load_pem_x509_certificates(content)
     except ValueError as error:
-        raise ValueError(f"tls.{setting}: {file}: {error}") from None
+        raise ValueError(f"tls.{setting}: {file}: {error}; use valid certificates") from None
     expires = decisive([certificate.not_valid_after_utc for certificate in certificates])
     if expires <= datetime.now(UTC):
         raise ValueError(f"tls.{setting}: {file}: expired on {expires:%Y-%m-%d %H:%M:%S} UTC; use a valid certificate")

@@ -1,4 +1,4 @@
-"""Every setting of the service: `model` declares, `sources` finds, `watcher` follows the file."""
+"""The settings of the service: `model` declares them, `sources` finds their values, `watcher` watches the file."""
 
 from chatrpc_server.settings.address import Address
 from chatrpc_server.settings.catalogue import SettingRow

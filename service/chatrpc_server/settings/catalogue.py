@@ -1,7 +1,8 @@
 """The catalogue of settings: their names in every source and their types in words, read from the model.
 
 A field of the model is a setting, a group of settings (a nested model) or a map of groups (a dict from names to nested
-models, such as `models`). A path is the tuple of names from the root: names of map entries may contain dots.
+models, such as `models`). A path is a tuple of names and not a dotted text, because names of map entries can contain
+dots.
 """
 
 import json
@@ -25,7 +26,7 @@ _BOUNDS = {"gt": "more than", "ge": "at least", "le": "at most", "max_length": "
 _MAP_KIND = "names, or a mapping of names to settings"
 _PREFIX = "CHATRPC_"
 _NAME = "<name>"
-"""Stands for the name of a map's entry where a row describes all entries."""
+"""Placeholder for the name of a map's entry in a row that describes all entries."""
 
 
 class SettingRow(NamedTuple):
@@ -120,22 +121,26 @@ def kind_of(node: Node | None) -> str:
     return _bounded(_MAP_KIND, node.field) if isinstance(node, GroupMap) else "a mapping of settings"
 
 
-def leaves(group: Group, place: Place = (), names: Callable[[Place], Iterable[str]] = lambda _: ()) -> Iterator[Place]:
-    """Yield the paths of all settings and maps in the order of the model, and those inside maps for `names`."""
+EntryNames = Callable[[Place], Iterable[str]]
+"""Returns the names of the entries in the map at a path."""
+
+
+def leaves(group: Group, place: Place = (), entry_names: EntryNames = lambda _: ()) -> Iterator[Place]:
+    """Yield the paths of all settings and maps in the order of the model, and of the settings in each map's entries."""
     for name, node in group.members.items():
         path = (*place, name)
         if isinstance(node, Group):
-            yield from leaves(node, path, names)
+            yield from leaves(node, path, entry_names)
             continue
         yield path
         if isinstance(node, GroupMap):
-            for entry in names(path):
-                yield from leaves(node.group, (*path, entry), names)
+            for entry in entry_names(path):
+                yield from leaves(node.group, (*path, entry), entry_names)
 
 
 def rows(root: Group) -> list[SettingRow]:
     """Describe every setting, in the order of the model."""
-    return [row_at(root, place) for place in leaves(root, names=lambda _: (_NAME,))]
+    return [row_at(root, place) for place in leaves(root, entry_names=lambda _: (_NAME,))]
 
 
 def row_at(root: Group, place: Place) -> SettingRow:
@@ -143,8 +148,8 @@ def row_at(root: Group, place: Place) -> SettingRow:
     node = node_at(root, place)
     assert isinstance(node, Setting | GroupMap)
     default = _text(node.field.get_default(call_default_factory=True))
-    name = "" if _NAME in place else flag(place)
-    return SettingRow(shown(place), variable(place), name, kind_of(node), default, str(node.field.description))
+    flag_name = "" if _NAME in place else flag(place)
+    return SettingRow(dotted(place), variable(place), flag_name, kind_of(node), default, str(node.field.description))
 
 
 def _text(default: object) -> str:
@@ -153,8 +158,8 @@ def _text(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def shown(place: Place) -> str:
-    """Return a path as messages show it: dotted, a name with other characters in quotes."""
+def dotted(place: Place) -> str:
+    """Return a path for messages: names with dots between them, and names with special characters in quotes."""
     return ".".join(name if re.fullmatch(r"[\w<>?-]+", name) else json.dumps(name) for name in place)
 
 
@@ -169,19 +174,20 @@ def variable(place: Place) -> str:
 
 
 def _in_variable(name: str) -> str:
-    """A name as variables spell it: upper case, with `_` for what a variable's name cannot contain."""
+    """Return a name as variables spell it: upper case, with `_` for characters that variables cannot contain."""
     return name.upper() if name == _NAME else re.sub(r"\W", "_", name).upper()
 
 
-def variable_place(root: Group, name: str, names: Callable[[Place], Iterable[str]]) -> Place | None:
+def variable_place(root: Group, name: str, entry_names: EntryNames) -> Place | None:
     """Return the path that a variable names, or None if it names no setting.
 
-    A part that stands for a map's entry means the known one that variables spell so, else the part in lower case.
+    A part for a map's entry names the known entry with this spelling. If there is none, it names a new entry in lower
+    case.
     """
     node, place = root, Place()
     for part in name.removeprefix(_PREFIX).split("__"):
         if isinstance(node, GroupMap):
-            known = (entry for entry in names(place) if _in_variable(entry) == part)
+            known = (entry for entry in entry_names(place) if _in_variable(entry) == part)
             node, place = node.group, (*place, next(known, part.lower()))
         elif isinstance(node, Group) and part == part.upper() and part.lower() in node.members:
             node, place = node.members[part.lower()], (*place, part.lower())  # type: ignore[assignment]

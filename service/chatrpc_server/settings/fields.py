@@ -1,4 +1,4 @@
-"""Types of values, each with its rule: checked here, described in words to people and as JSON schema to tools."""
+"""Types of values with their rules. Each rule checks a value, and adds itself to the JSON schema."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rule:
-    """A rule for a text, if there is one. `schema` states it in the JSON schema."""
+    """A rule for a text; None always passes. `schema` states the rule in the JSON schema."""
 
     check: Callable[[Any], Any]
     schema: dict[str, Any]
@@ -27,7 +27,7 @@ class _Rule:
 
 
 def url_before(path: str) -> _Rule:
-    """Rule for an address to which the service adds `path`. The schema accepts some that are rejected here."""
+    """Return the rule for a URL to which the service adds `path`. The schema accepts some URLs that it rejects."""
 
     def check(text: str | None) -> str | None:
         return text if text is None else _base_url(text, path)
@@ -41,7 +41,7 @@ def _base_url(text: str, path: str) -> str:
         url = urlsplit(text)
         valid = url.scheme in ("http", "https") and url.hostname and url.port != 0 and re.fullmatch(r"[!-~]+", text)
         (url.hostname or "").encode("idna")
-    except ValueError:  # a port that is no number, an unclosed bracket, a name with an empty or too long part
+    except ValueError:  # such as a port that is no number, an unclosed bracket, or an empty part of the host name
         valid = False
     if not valid:
         raise ValueError(f"must be http:// or https://, a host and the path before {path}")
@@ -52,18 +52,18 @@ def _base_url(text: str, path: str) -> str:
     return text.rstrip("/")
 
 
-def _made_of(pattern: str, right: str) -> _Rule:
+def _matches(pattern: str, expected: str) -> _Rule:
     def check(value: str | SecretStr | None) -> str | SecretStr | None:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         if text is not None and not re.fullmatch(pattern, text):
-            raise ValueError(f"must be {right}")
+            raise ValueError(f"must be {expected}")
         return value
 
     return _Rule(check, {"pattern": f"^{pattern}$"})
 
 
 def at_least(other: str) -> AfterValidator:
-    """Rule for a number not below the field `other`, which is declared before."""
+    """Return the rule for a number not below the field `other`, which must be declared before."""
 
     def check(value: float, info: pydantic.ValidationInfo) -> float:
         if value < info.data.get(other, value):
@@ -74,13 +74,16 @@ def at_least(other: str) -> AfterValidator:
 
 
 def only_with(other: str, *, both: bool = False) -> AfterValidator:
-    """Rule for a file that needs the field `other`, declared before; `both`: that field needs this one too."""
+    """Return the rule for a file that requires the field `other`, which must be declared before.
+
+    If `both`, the other field also requires this one.
+    """
 
     def check(value: Path | None, info: pydantic.ValidationInfo) -> Path | None:
         if value and not info.data.get(other, value):
-            raise ValueError(f"needs {other}, which is not set")
+            raise ValueError(f"requires {other}, which is not set; set both or neither")
         if both and info.data.get(other) and not value:
-            raise ValueError(f"must be set, because {other} is")
+            raise ValueError(f"must be set, because {other} is set")
         return value
 
     return AfterValidator(check)
@@ -100,18 +103,18 @@ def _named(value: object) -> object:
 
 stripped = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
 # A line break in a header's value would start another header.
-_in_header = _made_of(r"[!-~]+", "visible ASCII characters, without spaces or line breaks")
+_in_header = _matches(r"[!-~]+", "visible ASCII characters, without spaces or line breaks")
 Secret = Annotated[
     SecretStr | None, stripped, _in_header, PlainSerializer(lambda _: "***", when_used="json-unless-none")
 ]
 HeaderValue = Annotated[str | None, _in_header]
-Name = Annotated[str, _made_of("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
-Provider = Annotated[str, _made_of("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
-ModelName = Annotated[str, _made_of(r"\S+", "a name without spaces")]
+Name = Annotated[str, _matches("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
+Provider = Annotated[str, _matches("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
+ModelName = Annotated[str, _matches(r"\S+", "a name without spaces")]
 _HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
-Proxy = Annotated[str | None, _made_of(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
+Proxy = Annotated[str | None, _matches(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
 
 
 def named_groups(accepts: Any) -> BeforeValidator:
-    """Rule for a map of groups that may be given as names alone, in a list or a text; `accepts` is its input type."""
+    """Return the rule for a map of groups that also accepts names, in a list or a text. `accepts`: its input type."""
     return BeforeValidator(_named, json_schema_input_type=accepts)

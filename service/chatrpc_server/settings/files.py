@@ -1,4 +1,4 @@
-"""Detects changed files: settings and certificates that are replaced while the service runs."""
+"""Detects changes of files, because settings and certificates are replaced while the service runs."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ def fingerprint(file: Path) -> Fingerprint:
     try:
         stat = file.stat()
     except OSError:
-        return (0, 0, 0)  # reading the file reports the cause
-    # ctime, because it also changes when only the permissions do: a file may become readable.
+        return (0, 0, 0)  # no error here, because the code that reads the file reports it
+    # ctime, because it also changes with the permissions, and a file can become readable.
     return (stat.st_ino, stat.st_size, stat.st_ctime_ns)

@@ -24,7 +24,7 @@ from chatrpc_server.settings.fields import (
 
 
 class SettingsError(Exception):
-    """The settings are invalid. `mistakes` lists every mistake, each with its place."""
+    """Invalid settings. `mistakes` lists every mistake, each with its place."""
 
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = tuple(mistakes)
@@ -119,7 +119,7 @@ class LimitsSettings(_Frozen):
         ge=1,
         le=2_147_483,
     )
-    min_deadline_seconds: float = _is(0.05, "Calls with less time left are rejected, in seconds.", ge=0)
+    min_deadline_seconds: float = _is(0.05, "Deadline below which calls are rejected, in seconds.", ge=0)
     default_deadline_seconds: Annotated[float, at_least("min_deadline_seconds")] = _is(
         600, "Deadline of calls without one, in seconds.", gt=0
     )
@@ -138,7 +138,7 @@ class TracingSettings(_Frozen):
     endpoint: Annotated[str | None, stripped, url_before("/v1/traces")] = _is(
         None, "Collector's OTLP/HTTP URL before /v1/traces; else OTEL_EXPORTER_OTLP_ENDPOINT. If unset, tracing is off."
     )
-    sample_ratio: float = _is(1, "Share of traces without a caller's decision that is kept.", ge=0, le=1)
+    sample_ratio: float = _is(1, "Share of traces to keep if the caller has not decided.", ge=0, le=1)
 
 
 class ModelSettings(_Frozen):
@@ -170,10 +170,10 @@ def _secrets(value: object) -> Iterator[SecretStr]:
 
 
 class Settings(_Frozen):
-    """All settings, from `load`. Constructed directly, it reads no file and raises pydantic's ValidationError."""
+    """All settings. Use `load`: the constructor reads no files and raises pydantic's ValidationError."""
 
     allow_insecure: bool = _is(False, "Allows `listen` beyond loopback without TLS or authentication of callers.")
-    tls: TlsSettings = TlsSettings()  # before `listen`, which is judged by it
+    tls: TlsSettings = TlsSettings()  # before `listen`, because the rule of `listen` reads it
     listen: Annotated[Listen, AfterValidator(_safe_listen)] = _is(
         Address("127.0.0.1", 50051), "Address of the gRPC server; port 0 is any free one."
     )

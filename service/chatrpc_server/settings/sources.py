@@ -1,7 +1,7 @@
 """Finds the settings: flags, environment variables and the YAML file. The only reader of `os.environ`.
 
-Every message names the place of its setting, all mistakes are reported at once, and an unknown name comes with the
-nearest known one. No message quotes a value: it may be a secret in the wrong place.
+Every message names the place of its setting. All mistakes are reported at once, and an unknown name with the nearest
+known one. No message quotes a value, because a value in the wrong place can be a secret.
 """
 
 import os
@@ -17,12 +17,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from chatrpc_server.settings import catalogue
-from chatrpc_server.settings.catalogue import Group, GroupMap, Place, Setting, SettingRow, node_at, shown
+from chatrpc_server.settings.catalogue import EntryNames, Group, GroupMap, Place, Setting, SettingRow, dotted, node_at
 from chatrpc_server.settings.fields import names_in
 from chatrpc_server.settings.model import Settings, SettingsError
 from chatrpc_server.settings.yaml_file import Entry, UnreadableFile, YamlFile, reason
 
-_CUSTOMARY: dict[str, Place] = {
+_OTHER_PROGRAMS: dict[str, Place] = {
     "OPENAI_API_KEY": ("upstream", "api_key"),
     "OPENAI_API_KEY_FILE": ("upstream", "api_key_file"),
     "OPENAI_BASE_URL": ("upstream", "base_url"),
@@ -30,7 +30,7 @@ _CUSTOMARY: dict[str, Place] = {
     "OPENAI_PROJECT_ID": ("upstream", "project"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
 }
-# Without the file's own variable, and without the variables that Kubernetes adds for a Service named chatrpc….
+# All variables of the service, except the file's own and those that Kubernetes adds for a Service named chatrpc….
 _OURS = r"CHATRPC_(?!CONFIG=|(\w+_)?(SERVICE_(HOST|PORT\w*)=|PORT=\w+://|PORT_\d+_\w+=))"
 _METAVARS = {"host:port": "host:port", "a path": "PATH", "a list of text": "a,b,c"}
 _METAVARS |= {"a whole number": "N", "a number": "X", "text": "TEXT", "text, secret": "TEXT"}
@@ -88,11 +88,11 @@ def load(
 ) -> Settings:
     """Load the settings from all sources: defaults < `OPENAI_*`, `OTEL_*` < YAML file < `CHATRPC_*` < flags.
 
-    Files that hold secrets are read; relative paths begin in the working directory. `args` comes from a parser that
-    went through `add_flags`; `unknown` is what `parse_known_args` did not recognize. Raises SettingsError with the
-    mistakes of all sources.
+    Files that hold secrets are read; relative paths start at the working directory. `args` comes from a parser with
+    the flags of `add_flags`; `unknown` has the other arguments from its `parse_known_args`. Raises SettingsError with
+    the mistakes of all sources.
     """
-    return load_model(Settings, args or Namespace(), environ, unknown, _CUSTOMARY)
+    return load_model(Settings, args or Namespace(), environ, unknown, _OTHER_PROGRAMS)
 
 
 def settings_file(
@@ -108,16 +108,16 @@ def load_model(
     args: Namespace,
     environ: Mapping[str, str],
     unknown: Sequence[str] = (),
-    customary: Mapping[str, Place] = {},
+    other_programs: Mapping[str, Place] = {},
 ) -> _Model:
-    """Load any model of settings as `load` does; `customary` maps variables of other programs to settings."""
+    """Load any model of settings as `load` does; `other_programs` maps variables of other programs to settings."""
     search = _Search(_catalogue(model), args, environ)
-    search.take(search.flags(unknown))
-    file = search.file()  # before the variables, because they refer to its names of map entries
-    search.take(search.variables(file))
-    search.take(file)
+    search.add(search.flags(unknown))
+    file = search.file()  # before the variables, because they can name map entries of the file
+    search.add(search.variables(file))
+    search.add(file)
     search.mistakes += search.file_mistakes
-    search.take(search.customary(customary))
+    search.add(search.other_programs(other_programs))
     search.read_files()
     try:
         settings = model.model_validate(search.nested())
@@ -129,12 +129,12 @@ def load_model(
 
 
 def _file(args: Namespace, environ: Mapping[str, str]) -> str:
-    """The path of the YAML file; empty for none."""
+    """Return the path of the YAML file; empty if there is none."""
     return str(getattr(args, "config", None) or environ.get("CHATRPC_CONFIG", ""))
 
 
 class _Search:
-    """Takes entries from the sources, the strongest first; keeps values and where each was given, and all mistakes."""
+    """Collects entries from the sources, the strongest first: values, the place of each value, and all mistakes."""
 
     def __init__(self, root: Group, args: Namespace, environ: Mapping[str, str]) -> None:
         self.mistakes: list[str] = []
@@ -143,9 +143,9 @@ class _Search:
         self._values, self._where = dict[Place, Any](), dict[Place, str]()
 
     def flags(self, unknown: Sequence[str]) -> Iterator[Entry]:
-        """Yield the settings that flags give; report the arguments that belong to none."""
+        """Yield the settings that flags give; report arguments that belong to no flag."""
         if unknown and not unknown[0].startswith("-"):
-            self.mistakes.append("the command line: an argument that belongs to no flag")
+            self.mistakes.append("the command line: an argument belongs to no flag; remove it")
         known = {catalogue.flag(place): place for place in catalogue.leaves(self._root)}
         for flag, place in known.items():
             if (name := ".".join(place)) in self._args:
@@ -162,19 +162,19 @@ class _Search:
                 self.mistakes.append(_unknown(flag, flag, ["--config", *known]))
 
     def variables(self, file: Iterable[Entry]) -> Iterator[Entry]:
-        """Yield the settings that `CHATRPC_*` variables give; `file` knows names of map entries."""
-        names = _names([*self._where, *(entry.place for entry in file)])
+        """Yield the settings that `CHATRPC_*` variables give. They can refer to names of map entries in `file`."""
+        entry_names = _entry_names([*self._where, *(entry.place for entry in file)])
         for name, value in self._environ.items():
             if not value or not re.match(_OURS, f"{name}={value}"):
                 continue
-            place = catalogue.variable_place(self._root, name, names)
+            place = catalogue.variable_place(self._root, name, entry_names)
             if place is None:
-                known = [catalogue.variable(each) for each in catalogue.leaves(self._root, names=names)]
+                known = [catalogue.variable(each) for each in catalogue.leaves(self._root, entry_names=entry_names)]
                 self.mistakes.append(_unknown(f"{name} in the environment", name, ["CHATRPC_CONFIG", *known]))
             else:
                 yield from self._given(place, value, f"{name} in the environment")
 
-    def customary(self, places: Mapping[str, Place]) -> Iterator[Entry]:
+    def other_programs(self, places: Mapping[str, Place]) -> Iterator[Entry]:
         """Yield the settings that variables of other programs give."""
         for name, place in places.items():
             if value := self._environ.get(name):
@@ -188,24 +188,24 @@ class _Search:
         try:
             found = YamlFile(path, self._root, self.file_mistakes).entries()
         except UnreadableFile as error:
-            # Settings depend on each other: without the file's, valid ones would be reported too.
+            # Only this mistake: without the file's settings, valid settings that depend on them would be reported too.
             raise SettingsError([*self.mistakes, str(error)]) from None
         entries: list[Entry] = []
         for entry in found:
             node = node_at(self._root, entry.place)
             if node is None:
-                names = _names([entry.place for entry in entries])
-                groups = [shown(place[:n]) for place in catalogue.leaves(self._root) for n in range(1, len(place))]
-                known = [*(shown(place) for place in catalogue.leaves(self._root, names=names)), *groups]
-                self.file_mistakes.append(_unknown(entry.where, shown(entry.place), known))
+                entry_names = _entry_names([entry.place for entry in entries])
+                groups = [dotted(place[:n]) for place in catalogue.leaves(self._root) for n in range(1, len(place))]
+                settings = [dotted(place) for place in catalogue.leaves(self._root, entry_names=entry_names)]
+                self.file_mistakes.append(_unknown(entry.where, dotted(entry.place), [*settings, *groups]))
             else:
                 entries += [entry] if isinstance(node, Group) else self._given(*entry)
         return entries
 
-    def take(self, entries: Iterable[Entry]) -> None:
-        """Keep the entries of one source where no stronger source gave the same.
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Add the entries of one source that no stronger source has given.
 
-        A secret and the file that contains it are one setting: of both only the strongest source counts.
+        A secret and the file that contains it count as one setting: a stronger source of one overrides the other.
         """
         source = {entry.place: entry for entry in entries}
         for place, entry in source.items():
@@ -218,7 +218,7 @@ class _Search:
                 self._values[place], self._where[place] = entry.value, entry.where
 
     def read_files(self) -> None:
-        """Read the files that contain secrets. Other files must be readable, no more."""
+        """Read the files that contain secrets. Check of other files only that they are readable and not empty."""
         for place, file in list(self._values.items()):
             node = node_at(self._root, place)
             if not isinstance(node, Setting) or node.kind != "a path" or not isinstance(file, str):
@@ -227,11 +227,11 @@ class _Search:
             try:
                 content = Path(file).read_bytes().strip()
                 if not content:
-                    self.mistakes.append(f"{where}: the file is empty")
+                    self.mistakes.append(f"{where}: the file is empty; name a file with content")
                 elif secret:
                     self._values[secret], self._where[secret] = content.decode(), where
             except (OSError, ValueError) as error:
-                self.mistakes.append(f"{where}: the file cannot be read: {reason(error)}")
+                self.mistakes.append(f"{where}: the file cannot be read: {reason(error)}; name a readable file")
 
     def nested(self) -> dict[str, Any]:
         """Return the values in the shape of the model."""
@@ -252,7 +252,7 @@ class _Search:
         places = (path[:length] for length in range(len(path), 0, -1))
         place = next(place for place in places if place in self._where or self._is_leaf(place))
         inside = (where for each, where in self._where.items() if each[: len(place)] == place)
-        where = next(inside, f"{shown(place)}, at its default")
+        where = next(inside, f"{dotted(place)}, at its default")
         if detail["type"] == "value_error":
             return f"{where}: {detail['ctx']['error']}"
         return f"{where}: must be {catalogue.kind_of(node_at(self._root, place))}"
@@ -267,7 +267,7 @@ class _Search:
         return isinstance(node_at(self._root, place), Setting | GroupMap)
 
     def _given(self, place: Place, value: Any, where: str) -> Iterator[Entry]:
-        """One setting. A map may be given as names only, whose settings are then the defaults."""
+        """Yield the entry of a setting. For a map given as names alone, yield one entry without settings per name."""
         if not isinstance(node_at(self._root, place), GroupMap):
             yield Entry(place, value, where)
             return
@@ -278,7 +278,7 @@ class _Search:
             yield Entry((*place, name), {}, where)
 
     def _other_form(self, place: Place) -> Place | None:
-        """The file of a secret, or the secret of a file, if the setting comes in both forms."""
+        """Return the file of a secret, or the secret of a file, if the model has both forms of the setting."""
         *parent, name = place
         other = (*parent, name.removesuffix("_file") if name.endswith("_file") else f"{name}_file")
         pair = (node_at(self._root, place), node_at(self._root, other))
@@ -287,17 +287,18 @@ class _Search:
 
 
 def _unknown(where: str, name: str, known: Iterable[str]) -> str:
-    others = [each for each in known if not name.startswith(f"{each}.")]  # a group is known, what it lacks is not
-    nearest = "".join(f", did you mean {near}?" for near in get_close_matches(name, others, n=1))
-    return f"{where}: unknown setting{nearest}"
+    others = [each for each in known if not name.startswith(f"{each}.")]  # because the group itself is no mistake
+    nearest = get_close_matches(name, others, n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else "see chatrpc-server serve --help"
+    return f"{where}: unknown setting; {remedy}"
 
 
-def _names(places: Iterable[Place]) -> Callable[[Place], Iterable[str]]:
-    """Return what gives the names of a map's entries, from the paths that are known."""
+def _entry_names(places: Iterable[Place]) -> EntryNames:
+    """Return a function from a map's path to the names of its entries, as found in `places`."""
     known = list(places)
 
-    def names(place: Place) -> Iterable[str]:
+    def entry_names(place: Place) -> Iterable[str]:
         size = len(place)
         return dict.fromkeys(each[size] for each in known if len(each) > size and each[:size] == place)
 
-    return names
+    return entry_names

@@ -1,6 +1,6 @@
-"""Follows the settings file while the service runs, and hands on what it reads.
+"""Watches the settings file while the service runs, and passes changed settings to callbacks.
 
-Polls, because Kubernetes swaps a symbolic link above a mounted file, which inotify does not report for the file.
+It polls, because Kubernetes swaps a symbolic link above a mounted file, and inotify does not report that for the file.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ POLL_SECONDS = 5.0
 async def watch(
     file: SettingsFile, on_change: Callable[[Settings], None], on_failure: Callable[[SettingsError], None]
 ) -> None:
-    """Call `on_change` with whole, validated settings, or `on_failure`, once per change of the file; never return."""
+    """Call `on_change` with complete, valid settings, or `on_failure`, once per change of the file; never return."""
     known = fingerprint(file.path)
     while True:
         await asyncio.sleep(POLL_SECONDS)

@@ -1,11 +1,11 @@
-"""The settings file: YAML to paths with their values and lines. No message quotes a value, since it may be a secret."""
+"""Reads the settings file: YAML to paths with values and lines. No message quotes a value, which can be a secret."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatrpc_server.settings.catalogue import Group, GroupMap, Node, Place, node_at, shown
+from chatrpc_server.settings.catalogue import Group, GroupMap, Node, Place, dotted, node_at
 
 if TYPE_CHECKING:
     import yaml
@@ -14,7 +14,7 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 class Entry(NamedTuple):
-    """One setting as a source gives it. `where` is the place that messages name."""
+    """One setting as a source gives it. `where` is the source and the place in it, for messages."""
 
     place: Place
     value: Any
@@ -22,11 +22,11 @@ class Entry(NamedTuple):
 
 
 class UnreadableFile(Exception):
-    """The file cannot be used as a whole; the message says why."""
+    """A file of which no setting can be read. The message gives the reason."""
 
 
 class YamlFile:
-    """A file that was read. What is wrong with single entries is added to `mistakes`."""
+    """A parsed settings file. Problems of single entries are added to `mistakes`."""
 
     def __init__(self, file: str, root: Group, mistakes: list[str]) -> None:
         """Read the file. Raises `UnreadableFile`."""
@@ -44,9 +44,9 @@ class YamlFile:
         for key, node in mapping.value:
             place = (*parent, key.value if isinstance(key, yaml.ScalarNode) else "?")
             line = key.start_mark.line + 1
-            where = f"{shown(place)} in {self._file}, line {line}"
+            where = f"{dotted(place)} in {self._file}, line {line}"
             if place in self._lines:
-                self._mistakes.append(f"{where}: given twice, first in line {self._lines[place]}")
+                self._mistakes.append(f"{where}: given twice, first in line {self._lines[place]}; keep one")
             else:
                 self._lines[place] = line
                 yield from self._entry(node, Entry(place, None, where))
@@ -73,7 +73,7 @@ class YamlFile:
 
 
 def _value(node: "yaml.Node") -> object:
-    """Scalars as they are written, so that they mean the same as in the other sources."""
+    """Return scalars as they are written, so that they mean the same as in the other sources."""
     import yaml
 
     def plain(item: yaml.Node) -> object:
@@ -84,20 +84,20 @@ def _value(node: "yaml.Node") -> object:
 
 
 def _mapping(file: str) -> "yaml.MappingNode | None":
-    import yaml  # here, because it is slow to import and needed only with a file
+    import yaml  # here, because the import is slow and only a settings file requires it
 
     try:
         text = Path(file).read_bytes().decode("utf-8-sig")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, ValueError) as error:
-        raise UnreadableFile(f"{file}: cannot be read: {reason(error)}") from None
+        raise UnreadableFile(f"{file}: cannot be read: {reason(error)}; name a readable file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
-        found = filter(None, (getattr(error, "context", None), getattr(error, "problem", "an invalid character")))
-        # The parser quotes parts of the text, such as the name of an alias.
-        what = re.sub(r"'[^'<\\][^']+'", "'…'", ", ".join(found))
-        raise UnreadableFile(f"{file}, line {line + 1}: not YAML: {what}") from None
+        causes = filter(None, (getattr(error, "context", None), getattr(error, "problem", "an invalid character")))
+        # Quotations are hidden, because the parser quotes parts of the text, such as the name of an alias.
+        cause = re.sub(r"'[^'<\\][^']+'", "'…'", ", ".join(causes))
+        raise UnreadableFile(f"{file}, line {line + 1}: not YAML: {cause}; correct it") from None
     if root is None or root.tag == _NULL:
         return None
     if not isinstance(root, yaml.MappingNode):
@@ -107,5 +107,5 @@ def _mapping(file: str) -> "yaml.MappingNode | None":
 
 
 def reason(error: Exception) -> str:
-    """Return why a file cannot be read, without the path and the bytes that exceptions quote."""
+    """Return the cause of a failed read, without the path and the bytes that exceptions quote."""
     return (isinstance(error, OSError) and error.strerror) or "not UTF-8 text"

@@ -1,1 +1,1 @@
-"""What operators see of the service: metrics and their exporter, traces, logs."""
+"""Telemetry for operators: metrics and their exporter, traces, logs."""

@@ -1,4 +1,4 @@
-"""Samples what no call reports by itself: delay and tasks of the event loop, connections to upstreams."""
+"""Samples values that do not belong to a call: delay and tasks of the event loop, connections to upstreams."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -7,14 +7,14 @@ from chatrpc_server.telemetry.metrics import Metrics
 
 _LAG_SECONDS = 0.25
 _LAGS_PER_COUNT = 4
-"""Counting is rarer than timing, because it takes a millisecond for a few thousand tasks."""
+"""Delays are measured more often than tasks are counted, because counting a few thousand tasks takes a millisecond."""
 
 Connections = Callable[[], tuple[int, int]]
 """Returns the numbers of connections in use and idle."""
 
 
 async def sample(metrics: Metrics, connections: Mapping[str, Connections]) -> None:
-    """Record samples until cancelled. `connections`: by name of their upstream."""
+    """Record samples until cancelled. `connections`: upstream name to the function that counts its connections."""
     loop = asyncio.get_running_loop()
     while True:
         metrics.tasks.set(len(asyncio.all_tasks()))

@@ -17,7 +17,7 @@ from chatrpc_server.settings.address import Address
 _POLL_SECONDS = 0.1
 """Longest wait of the exporter's thread before it notices `close`."""
 _IDLE_SECONDS = 10.0
-"""A connection that is silent for so long is closed, because each connection holds a thread."""
+"""A connection that is silent for this time is closed, because each connection occupies a thread."""
 
 
 def listen(registry: CollectorRegistry, address: Address) -> "Exporter":

@@ -1,4 +1,4 @@
-"""Structured logs: one line per event, JSON for machines or text for a terminal, and no secret in either.
+"""Structured logs: one line per event, as JSON for machines or text for a terminal. No line contains a secret.
 
 Every record of the service has an event code in `extra={"event": …}`, stable across releases, beside its sentence;
 docs/runbook.md lists the codes. Further fields travel in `extra=` too. Prompts, completions and upstream messages are
@@ -34,7 +34,7 @@ def configure(level: str, style: str, redact: Callable[[str], str], worker: int 
     handler.setFormatter(_Json(redact) if style == "json" else _Text(redact))
     if worker is not None:
         handler.addFilter(lambda record: record.__dict__.setdefault("worker", worker) is not None)
-    # Fields that no line shows are half the cost of a record (logging HOWTO, "Optimization").
+    # Off, because these fields take half the time of a record and no line shows them (logging HOWTO, "Optimization").
     logging._srcfile = None
     for unused in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
         setattr(logging, unused, False)
@@ -65,8 +65,8 @@ class _Json(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             line["exception"] = without_values(record.exc_info[1])
         shown = {name: value if isinstance(value, _PLAIN) else str(value) for name, value in line.items()}
-        # All values at once, because redaction is rare; then value by value, because in the finished line it could
-        # break the JSON.
+        # First search all values at once, because secrets are rare. Then redact each value, because a redaction of the
+        # finished line could break its JSON.
         texts = "\n".join([value for value in shown.values() if type(value) is str])
         if self._redact(texts) != texts:
             shown = {name: self._redact(value) if type(value) is str else value for name, value in shown.items()}
@@ -85,16 +85,16 @@ class _Text(logging.Formatter):
         line = _line(record)
         ts, level = line.pop("ts"), line.pop("level")
         event, message = line.pop("event"), line.pop("message", "")
-        said = f"{event}: {message}" if message else event
+        sentence = f"{event}: {message}" if message else event
         fields = " ".join(f"{name}={_plain(value)}" for name, value in line.items())
-        text = f"{ts} {level:7} {said}  {fields}".rstrip()
+        text = f"{ts} {level:7} {sentence}  {fields}".rstrip()
         if record.exc_info and record.exc_info[1]:
             text = f"{text}\n{without_values(record.exc_info[1])}"
         return self._redact(text)
 
 
 def _plain(value: Any) -> str:
-    """Return a value, quoted if it could be read as another field or another line."""
+    """Return a value as text, in quotes if it could look like another field or line."""
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
 
@@ -110,7 +110,7 @@ def _second(unix_time: int) -> str:
 
 
 def _line(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the line's fields in order; the message is left out where it only repeats the event code."""
+    """Return the line's fields in order. Omit the message if it only repeats the event code."""
     line: dict[str, Any] = {"ts": _time(record), "level": record.levelname.lower(), "event": _LIBRARY_EVENT}
     message, event = record.getMessage(), getattr(record, "event", None)
     if event is None:

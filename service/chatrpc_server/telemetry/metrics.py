@@ -2,8 +2,7 @@
 
 Names follow go-grpc-middleware (`grpc_server_*`) and the OpenTelemetry GenAI conventions (`gen_ai_client_*`, because
 a gateway is a client of the model server); the service's own have the prefix `chatrpc_`. Label values come from closed
-sets. Known series exist from the start, at 0, so that the first event of
-a kind is an increase to `rate()`, and no event is 0 and not a gap.
+sets. Known series exist from the start, at 0, so that `rate()` counts their first event, and no event is 0, not a gap.
 """
 
 import functools
@@ -58,7 +57,7 @@ class Metrics:
     def __init__(
         self, rpcs: Collection[tuple[str, str, str]], upstreams: Collection[str], models: Iterable[str] = ()
     ) -> None:
-        """`rpcs`: type, service and method of each RPC. `upstreams` and `models`: names that have their own labels."""
+        """Create all instruments. `rpcs`: type, service and method of each. `upstreams`, `models`: names as labels."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.child = functools.cache(_child)

@@ -36,7 +36,7 @@ def use_worker_files(folder: Path, number: int) -> None:
 
 
 def remove_worker_files(folder: Path, number: int) -> None:
-    """Remove the worker's files, and the folder if it is then empty. A worker does this if its parent has exited."""
+    """Remove the worker's files, and the folder once it is empty. A worker calls this if its parent has exited."""
     for file in folder.glob(f"*_{number}.db"):
         file.unlink(missing_ok=True)
     with suppress(OSError):

@@ -44,10 +44,11 @@ FIRST_CHUNK = "first_chunk"
 
 _MODEL_CHARACTERS = 100
 _SERVER_FAULTS = ("Unknown", "DeadlineExceeded", "Unimplemented", "Internal", "Unavailable", "DataLoss")
-"""The codes that mark a server's span as an error; any other is the caller's to correct."""
+"""The codes that mark a server's span as an error. All other errors are the caller's fault."""
 _WITHOUT_REASON = {"Canceled": "CANCELLED", "DeadlineExceeded": "DEADLINE_EXCEEDED"}
 """`error.type` for codes of calls without a status from the service."""
-_UNFORESEEN = "_OTHER"
+_OTHER_ERROR = "_OTHER"
+"""`error.type` for an error without another value."""
 
 
 class Tracing:
@@ -60,12 +61,13 @@ class Tracing:
         rpcs: Collection[tuple[str, str, str]],
         model_label: Callable[[str], str],
     ) -> None:
-        """`rpcs`: type, service and method of each. Raises ValueError or RuntimeError if OTEL_* variables are invalid.
+        """Create the provider. Raises ValueError or RuntimeError if OTEL_* variables are invalid.
 
         `endpoint`: the collector's URL before /v1/traces. `sample_ratio`: the part of traces started here that is kept.
+        `rpcs`: type, service and method of each RPC.
         """
         self._model_label = model_label
-        self._of_rpc: dict[str, dict[str, AttributeValue]] = {
+        self._attributes: dict[str, dict[str, AttributeValue]] = {
             method: {
                 "gen_ai.operation.name": OPERATION,
                 "rpc.system": "grpc",
@@ -84,16 +86,17 @@ class Tracing:
 
     @asynccontextmanager
     async def __call__(self, call: Call, context: object) -> AsyncIterator[None]:
-        """The layer: start the call's span, so that layers inside know its trace; raise no error of its own."""
-        span = self._tracer.start_span(OPERATION, _parent(call), SpanKind.SERVER, self._of_rpc[call.method])
-        place = span.get_span_context()
-        if not place.is_valid:  # OTEL_SDK_DISABLED
+        """Start the call's span before the layers inside, so that they know its trace. Raise no error of its own."""
+        span = self._tracer.start_span(OPERATION, _parent(call), SpanKind.SERVER, self._attributes[call.method])
+        span_context = span.get_span_context()
+        if not span_context.is_valid:  # because OTEL_SDK_DISABLED is set
             yield
             return
         if not call.trace_id:  # a tracestate is valid only beside a valid traceparent
             call.forward = [header for header in call.forward if header[0] != "tracestate"]
-        call.forward = _with_traceparent(call.forward, place)
-        call.span, call.trace_id, call.sampled = span, f"{place.trace_id:032x}", place.trace_flags.sampled
+        call.forward = _with_traceparent(call.forward, span_context)
+        call.span, call.trace_id = span, f"{span_context.trace_id:032x}"
+        call.sampled = span_context.trace_flags.sampled
         try:
             yield
         finally:
@@ -106,18 +109,18 @@ class Tracing:
 
     async def close(self) -> None:
         """Export the remaining spans, for at most `STOP_SECONDS`."""
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop, finished = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
             self.provider.shutdown()
-            with suppress(RuntimeError):  # the loop is closed, so nothing waits
-                loop.call_soon_threadsafe(ended.set)
+            with suppress(RuntimeError):  # the loop is closed, so no code waits
+                loop.call_soon_threadsafe(finished.set)
 
         # A separate thread, because asyncio waits for its own threads when the loop is closed.
         threading.Thread(target=shut_down, name="traces", daemon=True).start()
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                await ended.wait()
+                await finished.wait()
         except TimeoutError:
             self._exporter.abort(f"not within {STOP_SECONDS:g} s")
 
@@ -129,7 +132,7 @@ class Tracing:
         if call.model:
             attributes["gen_ai.request.model"] = call.model[:_MODEL_CHARACTERS]
         if code != "OK":
-            attributes["error.type"] = str(call.reason) or _WITHOUT_REASON.get(code, _UNFORESEEN)
+            attributes["error.type"] = str(call.reason) or _WITHOUT_REASON.get(code, _OTHER_ERROR)
         reasons = [reason for _, reason in sorted(call.finish_reasons.items()) if reason]
         if reasons:
             attributes["gen_ai.response.finish_reasons"] = [r if r in FINISH_REASONS else OTHER for r in reasons]
@@ -144,7 +147,7 @@ class Tracing:
 
 
 class _AttemptSpans:
-    """An observer around another: one span per HTTP request, whose id the upstream gets as its parent."""
+    """An observer around another: one span per HTTP request. The upstream receives the span's id as its parent."""
 
     def __init__(self, inner: UpstreamObserver, tracer: Tracer) -> None:
         self._inner = inner
@@ -168,12 +171,11 @@ class _AttemptSpans:
             failure = error.reason.value
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            span.set_attribute(
-                "error.type", "CANCELLED"
-            )  # by the service or its caller, so the upstream has not failed
+            # No error status, because the service or its caller cancelled: the upstream has not failed.
+            span.set_attribute("error.type", "CANCELLED")
             raise
         except BaseException:
-            failure = _UNFORESEEN
+            failure = _OTHER_ERROR
             raise
         finally:
             if attempt is not call.attempts[0]:
@@ -200,30 +202,30 @@ def _server(upstream: UpstreamIdentity) -> dict[str, AttributeValue]:
 
 
 def _resource() -> Resource:
-    """The resource of all spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
+    """Return the resource of all spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
     ours = Resource.create({"service.name": "chatrpc-server", "service.version": __version__})
     return ours.merge(OTELResourceDetector().detect())
 
 
 def _parent(call: Call) -> Context:
-    """The context of the caller's traceparent, which the pipeline has validated if the call has a trace id.
+    """Return the context of the caller's traceparent, which is valid if the pipeline has set a trace id.
 
-    Not parsed by OpenTelemetry, because its parser logs invalid values, which callers choose.
+    It is not parsed by OpenTelemetry, whose parser logs invalid values: callers could fill the log.
     """
     if not call.trace_id:
         return Context()
     _, trace_id, span_id, flags, *_ = dict(call.forward)["traceparent"].split("-")
-    place = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
-    return set_span_in_context(NonRecordingSpan(place), Context())
+    caller = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return set_span_in_context(NonRecordingSpan(caller), Context())
 
 
-def _with_traceparent(headers: Headers, place: SpanContext) -> Headers:
-    value = f"00-{place.trace_id:032x}-{place.span_id:016x}-{place.trace_flags:02x}"
+def _with_traceparent(headers: Headers, parent: SpanContext) -> Headers:
+    value = f"00-{parent.trace_id:032x}-{parent.span_id:016x}-{parent.trace_flags:02x}"
     return [*(header for header in headers if header[0] != "traceparent"), ("traceparent", value)]
 
 
 def _usage(call: Call) -> dict[str, AttributeValue]:
-    """Tokens as the upstream reports them; 0 means not reported."""
+    """Return the token counts that the upstream reports. A count of 0 is omitted, because it means not reported."""
     if call.usage is None:
         return {}
     tokens = {
