@@ -4,7 +4,7 @@ It serves the demo and stands in for a provider in tests. It repeats the last us
 the model name selects (`echo:status=429,retry_after=2`). Its responses are deterministic. It imports no other package
 of the project.
 
-A request passes through `server` (socket, routes, record of requests) → `validation` → `directives` (which fault) →
+A request passes through `server` (socket, routes, record of requests) → `validation` → `directives` (fault) →
 `completions` (content; uses `tools`, `schema_instances`, `tokens`) → `encoding` (bytes) → `responses` (timing and
 interruptions). `errors` holds OpenAI's error texts.
 """

@@ -1,4 +1,4 @@
-"""A validated request → the whole completion. Pure and deterministic.
+"""Composes the complete completion for a validated request. Pure and deterministic.
 
 `encoding` turns it into one body or a stream; `responses` decides when it is interrupted.
 """
@@ -107,8 +107,8 @@ def _requested_text(behaviour: Behaviour) -> Sequence[str] | None:
     parts = min(behaviour.size, 1 if behaviour.pieces is None else behaviour.pieces)
     if not parts:
         return []
-    each, rest = divmod(behaviour.size, parts)
-    return ["x" * each] * (parts - 1) + ["x" * (each + rest)]
+    each, remainder = divmod(behaviour.size, parts)
+    return ["x" * each] * (parts - 1) + ["x" * (each + remainder)]
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,6 @@
-"""Directives in the model name → behaviour of echo: `echo:status=429,times=2`.
+"""Parses the directives in a model name, such as `echo:status=429,times=2`, to the behaviour of echo.
 
-The fields of `Behaviour` are the one table for the parser and the help. Pure: `responses` and `server` execute the
+The fields of `Behaviour` are the only table, for the parser and the help. Pure: `responses` and `server` execute the
 behaviour.
 """
 
@@ -122,7 +122,7 @@ class Behaviour:
 
 
 DIRECTIVES: dict[str, str] = {each.name: each.metadata["description"] for each in fields(Behaviour)}
-"""Name → description. It starts with the value's form (`=N: …`), so `name + description` is a line of help."""
+"""Name to description, which starts with the form of the value (`=N: …`), so `name + description` is a help line."""
 
 _PARSERS: dict[str, Callable[[str], Any] | None] = {each.name: each.metadata["parse"] for each in fields(Behaviour)}
 

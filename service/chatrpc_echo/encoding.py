@@ -157,7 +157,7 @@ def _function_call_deltas(call: ToolCall) -> Iterator[dict[str, Any]]:
 
 
 def _slices(text: str) -> Iterator[str]:
-    """Slice the text; two characters already give two slices, so that tests detect a client that does not join them."""
+    """Yield slices. Even two characters give two slices, so that tests detect a client that does not join them."""
     length = max(1, min(_ARGUMENT_SLICE, (len(text) + 1) // 2))
     return (text[start : start + length] for start in range(0, len(text), length))
 

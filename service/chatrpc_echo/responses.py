@@ -1,6 +1,6 @@
 """Sends one response with the pauses and interruptions of its `Behaviour`.
 
-This module never decides the content. If the caller disconnects, `server` cancels the code that waits here.
+This module never decides the content. If the caller disconnects, `server` cancels the functions here.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from chatrpc_echo.completions import Completion
 from chatrpc_echo.directives import Behaviour
 
 _CHUNKS_PER_TURN = 32
-"""An unpaced stream yields to the event loop after so many chunks; otherwise it would not notice a disconnect."""
+"""An unpaced stream yields to the event loop after this number of chunks, so that it notices a disconnect."""
 _GAP_AFTER = 2
 _PAGE = b"<!DOCTYPE html>\n<html><head><title>Welcome</title></head><body><h1>It works!</h1></body></html>\n"
 
 
 class AbortedError(Exception):
-    """The connection was aborted on request, so no response can follow."""
+    """A connection that was aborted on request, so that no response can follow."""
 
 
 def html_page(headers: dict[str, str]) -> web.Response:

@@ -1,4 +1,4 @@
-"""JSON Schema → a small valid instance, for tool arguments and structured output.
+"""Builds a small valid instance of a JSON Schema, for tool arguments and structured output.
 
 Supports the common keywords of tool and output schemas: type, properties, required, enum, const, default, items,
 prefixItems, bounds, formats, local $ref, allOf, anyOf, oneOf. Ignores pattern, not, if/then/else, uniqueItems and
@@ -39,7 +39,7 @@ _TYPE_BY_KEYWORD = {
 
 
 class NoInstanceError(ValueError):
-    """The schema has no instance: it is invalid, contradictory or infinite."""
+    """A schema without an instance: it is invalid, contradictory or infinite."""
 
 
 def instance(schema: Any) -> Any:
@@ -98,9 +98,9 @@ class _Builder:
         first = schema.get("prefixItems")
         items = schema.get("items", True)
         values = [self.build(item, depth + 1) for item in first] if isinstance(first, list) else []
-        wanted = _count_at(schema, "minItems", 1 if "items" in schema and not values and depth < _SHALLOW else 0)
-        wanted = min(wanted, _count_at(schema, "maxItems", wanted))
-        while len(values) < wanted:
+        length = _count_at(schema, "minItems", 1 if "items" in schema and not values and depth < _SHALLOW else 0)
+        length = min(length, _count_at(schema, "maxItems", length))
+        while len(values) < length:
             values.append(self.build(items, depth + 1))
         return values
 
@@ -108,17 +108,17 @@ class _Builder:
         """Merge `$ref`, `allOf`, and the first choice of `anyOf` and `oneOf` into the schema."""
         while True:
             self._count_node()
-            rest = dict(schema)
-            if isinstance(reference := rest.pop("$ref", None), str):
-                schema = _merge(self._resolve(reference), rest)
-            elif isinstance(parts := rest.pop("allOf", None), list):
-                schema = rest
+            others = dict(schema)
+            if isinstance(reference := others.pop("$ref", None), str):
+                schema = _merge(self._resolve(reference), others)
+            elif isinstance(parts := others.pop("allOf", None), list):
+                schema = others
                 for part in parts:
                     schema = _merge(schema, self._flatten(_as_object(part)))
-            elif isinstance(parts := rest.pop("anyOf", rest.pop("oneOf", None)), list) and parts:
-                schema = _merge(rest, _as_object(parts[0]))
+            elif isinstance(parts := others.pop("anyOf", others.pop("oneOf", None)), list) and parts:
+                schema = _merge(others, _as_object(parts[0]))
             else:
-                return rest
+                return others
 
     def _resolve(self, reference: str) -> dict[str, Any]:
         if not reference.startswith("#"):

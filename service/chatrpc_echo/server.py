@@ -23,7 +23,7 @@ _MOST_REQUESTS_KEPT = 1000
 _MOST_COUNTERS_KEPT = 10_000
 _LARGEST_REQUEST_BYTES = 256 * 1024 * 1024
 _BACKLOG = 1024  # load tests open all their connections at once
-# For a request that arrives during the stop; open responses are cancelled before this time starts.
+# Longest wait for a request that arrives during the stop. Open responses are cancelled before this wait.
 _SHUTDOWN_SECONDS = 0.2
 
 
@@ -141,7 +141,7 @@ class Echo:
             raw = await request.read()
             received = self._record(request, raw)
             response = await self._respond(request, received, raw)
-            # Written here and not by aiohttp, so that `finished` and `disconnected` can be distinguished.
+            # Write the response here and not in aiohttp, so that `finished` and `disconnected` can be distinguished.
             await response.prepare(request)
             await response.write_eof()
             received.finished.set()

@@ -4,15 +4,15 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 
-# Scripts written without spaces: each character is a token, because real tokenisers come close to that.
+# In scripts without spaces each character is a token, like roughly in real tokenisers.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _LONGEST_WORD = 16
-# Leading space belongs to the word, as in real tokens. The second branch can match only at the end of the text.
+# Leading space belongs to the word, as in real tokens. The second branch matches only spaces at the end of the text.
 _TOKEN = re.compile(rf"\s*(?:[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}})|\s+")
 
 
 def split(text: str) -> list[str]:
-    """Split the text into tokens, which joined give the text. A code point is never split."""
+    """Split the text into tokens, whose concatenation is the text. A code point is never split."""
     return _TOKEN.findall(text)
 
 

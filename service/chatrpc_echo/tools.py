@@ -1,4 +1,4 @@
-"""The tools of a request → the tool calls of the completion. Pure."""
+"""Chooses the tool calls of the completion from the tools of the request. Pure."""
 
 import json
 import re
@@ -31,11 +31,12 @@ class _Tool:
 
 
 def choose_calls(body: dict[str, Any], question: str, identity: str) -> list[ToolCall]:
-    """Return the tool calls; none unless the request has tools and ends with a user message.
+    """Return the tool calls: none unless the request has tools and its last message is from a user.
 
-    The tool is the one that `tool_choice` names, else one that the question names, else the first. With
-    `parallel_tool_calls: true`, all tools that the question names are called, or all if it names none. Functions get
-    small arguments that fit their schema, custom tools the question. Ids derive from `identity`.
+    The called tool is the tool of `tool_choice`, else a tool that the question names, else the first tool. With
+    `parallel_tool_calls: true`, all tools that the question names are called, or all tools if it names none. The input
+    of a function is small arguments that fit its schema; the input of a custom tool is the question. Ids derive from
+    `identity`.
 
     Raises ApiError (400) for an invalid tool, a schema without instance, or a choice that is not among the tools.
     """

@@ -1,6 +1,6 @@
-"""Request bytes → a request with a valid top level, or OpenAI's error 400.
+"""Validates the top level of a request, and rejects it with OpenAI's error 400.
 
-Checks types, and the ranges that OpenAI documents. `tools` and `completions` check the nested schemas.
+It checks types, and the ranges that OpenAI documents. `tools` and `completions` check the nested schemas.
 """
 
 from typing import Any, NamedTuple
