@@ -7,8 +7,8 @@ import sys
 
 def main() -> int:
     """Run one command; return the exit code."""
-    # Until the command handles SIGTERM itself, because the other imports take a second. In a container this is process
-    # 1, and the kernel does not deliver a signal to process 1 if its handler is the default.
+    # Handle SIGTERM during the other imports, which take a second, because the command handles it only later. In a
+    # container this is process 1, to which the kernel does not deliver a signal with the default handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         from chatrpc_server import cli

@@ -174,7 +174,7 @@ def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
 def _run_worker(
     settings: Settings, file: SettingsFile | None, metrics_folder: Path, number: int, parent: "Parent"
 ) -> int:
-    """Serve as one of several workers; return the exit code."""
+    """Serve as worker `number`; return the exit code."""
     from chatrpc_server.server import Server
     from chatrpc_server.telemetry import multiprocess
 

@@ -1,4 +1,4 @@
-"""The demo: runs the whole service in one process, calls it over gRPC, and prints responses and metrics."""
+"""Command `demo`: runs the whole service in one process, calls it over gRPC, and prints responses and metrics."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ _SHOWN_METRICS = (
     "chatrpc_streams_ended_total{",
     "chatrpc_tokens_total{",
 )
-_EVIDENT_LABELS = re.compile(r'(grpc_service|grpc_type|gen_ai_(operation|provider)_name|upstream)="[^"]*",?')
+_OMITTED_LABELS = re.compile(r'(grpc_service|grpc_type|gen_ai_(operation|provider)_name|upstream)="[^"]*",?')
 """Omitted so that lines fit the screen; the other labels still identify the series."""
 
 
@@ -48,7 +48,7 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
         try:
             _print_addresses(server, model)
             try:
-                await _calls(str(server.address), model, prompt)
+                await _make_calls(str(server.address), model, prompt)
             except grpc.aio.AioRpcError as error:
                 print(f"\n  {error.code().name}: {error.details()}", file=sys.stderr)
                 return False
@@ -80,7 +80,7 @@ async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tupl
         yield settings.model_copy(update={"upstream": upstream, "models": {model: ModelSettings()}}), model
 
 
-async def _calls(target: str, model: str, prompt: str) -> None:
+async def _make_calls(target: str, model: str, prompt: str) -> None:
     request = CreateChatCompletionRequest(model=model, messages=[ChatMessage(role="user", content=prompt)])
     # No proxy, because the target is this process.
     async with grpc.aio.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
@@ -134,6 +134,6 @@ def _print_metrics(url: str) -> None:
             if line.startswith(_SHOWN_METRICS):
                 selector, _, value = line.rpartition(" ")
                 if not float(value):
-                    continue  # the series exists from the start, and the calls did not change it
-                selector = _EVIDENT_LABELS.sub("", selector).replace(",}", "}")
+                    continue  # because the calls did not change this series, which exists from the start
+                selector = _OMITTED_LABELS.sub("", selector).replace(",}", "}")
                 print(f"  {selector} {float(value):.4g}")

@@ -44,14 +44,14 @@ log = logging.getLogger("chatrpc.server")
 
 _LEVEL = "log.level"
 _LAST_STATUS_SECONDS = 2.0
-"""Longest sending of the last statuses, after the grace of the drain."""
+"""Longest time to send the last statuses, after the drain's grace."""
 
 
 class Server:
-    """One process of the service. `start`, then `drain`, then `stop`; or `run`, which waits for signals in between."""
+    """One process of the service. Call `start`, `drain` and `stop`, or `run`, which calls them at stop requests."""
 
     def __init__(self, settings: Settings, file: SettingsFile | None = None, *, is_worker: bool = False) -> None:
-        """`file`: the settings file to follow. `is_worker`: one of several, whose parent serves the metrics."""
+        """Create a stopped server. `file`: the settings file to watch. `is_worker`: its parent serves the metrics."""
         self.settings = settings
         self._file = file
         self._is_worker = is_worker
@@ -73,26 +73,26 @@ class Server:
         """Listen and serve. Raises `StartError` after releasing everything."""
         settings = self.settings
         async with AsyncExitStack() as stack:
-            # Closed in reverse order, metrics last, so that a scrape still sees the end.
+            # The stack closes in reverse order, the exporter last, so that Prometheus can scrape the final values.
             if not self._is_worker:
                 register_process(self.metrics.registry)
                 exporter = listen(self.metrics.registry, settings.metrics_listen)
                 stack.push_async_callback(asyncio.to_thread, exporter.close)
                 self.metrics_address = exporter.address
-            self.tracing = self._traces()
+            self.tracing = self._create_tracing()
             if self.tracing:
                 stack.push_async_callback(self.tracing.close)
-            upstream = self._upstream()
+            upstream = self._create_upstream()
             stack.push_async_callback(upstream.aclose)
             _run_in_background(stack, sample(self.metrics, {upstream.identity.name: upstream.connections}))
             if self._file:
                 self.metrics.config_reloaded.set(time.time())
-                _run_in_background(stack, watch(self._file, self._changed, self._reload_failed))
+                _run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
             if settings.health_listen:
                 probed = listeners.server(settings.limits, shares_port=self._is_worker)
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
-            self._grpc = self._build(upstream)
+            self._grpc = self._create_grpc_server(upstream)
             self.address = await self._open(stack, self._grpc, "listen", settings.listen, self._credentials())
             self._running = stack.pop_all()
         self.health.set_serving(True)
@@ -111,7 +111,7 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Let load balancers notice, then let calls finish; calls that outlast the grace fail with UNAVAILABLE."""
+        """Report NOT_SERVING, wait for load balancers, then for calls. Calls that outlast the grace fail."""
         settings = self.settings.drain
         self.metrics.draining.set(1)
         log.info("draining", extra={"event": "draining", "in_flight": self.admission.in_flight})
@@ -141,9 +141,9 @@ class Server:
             started()
             await stop_requested()
             draining = asyncio.ensure_future(self.drain())
-            again = asyncio.ensure_future(stop_requested())
-            await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
-            for task in (draining, again):
+            second_request = asyncio.ensure_future(stop_requested())
+            await asyncio.wait((draining, second_request), return_when=asyncio.FIRST_COMPLETED)
+            for task in (draining, second_request):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
@@ -159,13 +159,12 @@ class Server:
         credentials: grpc.ServerCredentials | None = None,
     ) -> Address:
         """Listen until the stack is closed; return the actual address. Raises `StartError`."""
-        shares_port = self._is_worker
-        opened = listeners.listen(server, setting, address, shares_port=shares_port, credentials=credentials)
+        actual = listeners.listen(server, setting, address, shares_port=self._is_worker, credentials=credentials)
         stack.push_async_callback(server.stop, None)
         await server.start()
-        return opened
+        return actual
 
-    def _build(self, upstream: Upstream) -> grpc.aio.Server:
+    def _create_grpc_server(self, upstream: Upstream) -> grpc.aio.Server:
         """Return the gRPC server with all its services."""
         settings = self.settings
         backoff = Backoff(
@@ -192,8 +191,8 @@ class Server:
             reflection.enable_server_reflection(names, server)
         return server
 
-    def _changed(self, settings: Settings) -> None:
-        """Apply what can change while the service runs, `log.level`, and name what needs a restart."""
+    def _on_change(self, settings: Settings) -> None:
+        """Apply `log.level`, the only setting that can change while the service runs; log the names of the others."""
         others = sorted(differing(self.settings.redacted(), settings.redacted()) - {_LEVEL})
         log.info("settings file reloaded", extra={"event": "config_reloaded", _LEVEL: settings.log.level})
         if others:
@@ -205,7 +204,7 @@ class Server:
         self.metrics.config_reloads.labels("success").inc()
         self.metrics.config_reloaded.set(time.time())
 
-    def _reload_failed(self, error: SettingsError) -> None:
+    def _on_reload_failure(self, error: SettingsError) -> None:
         mistakes = "; ".join(error.mistakes)
         log.error(
             "settings reload failed; keeping the current settings",
@@ -221,7 +220,7 @@ class Server:
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from None
 
-    def _traces(self) -> "Tracing | None":
+    def _create_tracing(self) -> "Tracing | None":
         settings = self.settings
         if not settings.tracing.endpoint:
             return None
@@ -237,7 +236,7 @@ class Server:
         except (ValueError, RuntimeError) as error:  # from the SDK's own variables
             raise StartError(f"OTEL_*: {error}; correct or unset these variables") from None
 
-    def _upstream(self) -> OpenAIUpstream:
+    def _create_upstream(self) -> OpenAIUpstream:
         settings, observer = self.settings.upstream, self._attempt_metrics
         try:
             return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
@@ -247,7 +246,7 @@ class Server:
 
 
 def _tune_garbage_collection() -> None:
-    """Freeze objects that are alive at start-up, because they live as long as the process; collect garbage less often.
+    """Freeze objects that are alive at start-up, because they live as long as the process. Collect garbage less often.
 
     CPU by the loads of bench/peers: 0.97 of a unary call's CPU, 0.94 of a paced chunk's, 0.88 of an unpaced one's.
     """
@@ -260,7 +259,7 @@ def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -
     """Run an endless task until the stack is closed; log it if it fails."""
     task = asyncio.create_task(work)
 
-    def ended(_: object) -> None:
+    def on_done(_: object) -> None:
         if not task.cancelled():
             log.error(
                 "background task stopped unexpectedly",
@@ -268,9 +267,9 @@ def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -
                 exc_info=task.exception(),
             )
 
-    async def end() -> None:
+    async def stop() -> None:
         task.cancel()
         await asyncio.wait({task})
 
-    task.add_done_callback(ended)
-    stack.push_async_callback(end)
+    task.add_done_callback(on_done)
+    stack.push_async_callback(stop)

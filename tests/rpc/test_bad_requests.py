@@ -117,7 +117,7 @@ async def test_bytes_that_are_not_a_message(chat: Service, echo: Echo) -> None:
     call: Any = chat.channel.unary_unary("/chatrpc.v1.ChatCompletionService/CreateChatCompletion")
     failed = await failure(call(b"\xff\xff\xff"))
     assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert failed.message == "request: its 3 bytes are not a valid CreateChatCompletionRequest"
+    assert failed.message == "request: its 3 bytes are no CreateChatCompletionRequest; use the stubs of chatrpc.v1"
     await chat.wait_for(1, "grpc_server_handled_total", grpc_code="InvalidArgument")
     assert not echo.requests
 

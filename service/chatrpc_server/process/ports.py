@@ -9,7 +9,7 @@ from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings.address import Address
 
 MISSING_ADDRESS_ERRNOS = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-"""This machine lacks the address, such as `::1` without IPv6. The host's other addresses are enough."""
+"""Errors of an address that this machine lacks, such as `::1` without IPv6. Another address of the host is enough."""
 
 
 def check_free(setting: str, address: Address) -> None:
@@ -20,10 +20,10 @@ def check_free(setting: str, address: Address) -> None:
 
 @contextmanager
 def reserved(setting: str, address: Address) -> Iterator[Address]:
-    """Reserve the address for processes of this user that share it (SO_REUSEPORT).
+    """Reserve the address for processes of this user that share it (SO_REUSEPORT); port 0 becomes a free port.
 
-    Port 0 becomes a free port. Raises `StartError` like `check_free`, because an unrelated process of this user
-    that already shares the port would otherwise receive part of the connections.
+    Raises `StartError` if the address is in use: another process of this user could share the port and receive part of
+    the connections.
     """
     check_free(setting, address)
     with _bound_sockets(setting, address, socket.SO_REUSEPORT) as port:
@@ -60,6 +60,6 @@ def _bound_sockets(setting: str, address: Address, option: int) -> Iterator[int]
 
 
 def cannot_listen(setting: str, address: Address, error: Exception) -> StartError:
-    """Return the error for an address that cannot be listened on."""
+    """Return the error for an address on which the service cannot listen."""
     cause = error.strerror if isinstance(error, OSError) else None
     return StartError(f"{setting}: cannot listen on {address}: {cause or error}; use a free one")

@@ -27,7 +27,7 @@ _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 """Bounds of the pause between a worker's exit and its restart. The pause doubles each time."""
 _STABLE_SECONDS = 60.0
-"""If a worker has run this long, its exit has a new cause, and the pause starts at the first value again."""
+"""If a worker has run for this time, its next restart uses the first pause, because its exit has a new cause."""
 _EXIT_SECONDS = 5.0
 """Time for workers to exit, in addition to the drain time. After it they are killed."""
 
@@ -123,7 +123,7 @@ class Workers:
                 await asyncio.gather(*(self._keep_running(number) for number in range(self._count)))
             finally:
                 stopping.cancel()
-                self._kill()  # does nothing unless an error above left workers behind
+                self._kill()  # for an error above; workers that have exited are not affected
         if self._failure:
             raise self._failure
 
@@ -248,7 +248,7 @@ class _Worker:
 
 def _run_worker(main: Main, number: int, pipe: "Connection[object, object]") -> None:
     """Run a worker process from its start to its exit."""
-    # Until the worker handles signals itself: the parent handles Ctrl-C for all.
+    # Ignore Ctrl-C until the worker handles signals, because the parent handles it for all workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(main(number, Parent(pipe)))
 

@@ -58,7 +58,7 @@ class Certificates:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
                 self._current = previous
-            # For example, the certificate is replaced and the key not yet.
+            # Normal during a rotation, if the certificate is replaced already and the key not yet.
             log.error(
                 "TLS reload failed; keeping the current certificates",
                 extra={"event": "tls_reload_failed", "cause": str(error)},

@@ -1,8 +1,8 @@
 """The only use of grpc.aio's interceptor API: enters the layers around each RPC and writes every stream.
 
-A stream is written with `context.write` from the RPC's own task, inside `aclosing`. asyncio would close a handler that
-is an async generator in another task and Context if the caller cancels during a blocked send, outer layers before
-inner ones.
+A stream is written with `context.write` from the RPC's own task, inside `aclosing`. If the handler were an async
+generator and the caller cancelled during a blocked send, asyncio would close it in another task and Context, outer
+layers before inner ones.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
     def _streaming(self, method: str, handler: Any) -> _Handler:
         async def behavior(data: bytes, context: Context) -> None:
-            # A write fails only if the caller has disconnected, so there is no caller to report it to.
+            # A write fails only if the caller has disconnected, so no status can be sent.
             with suppress(grpc.aio.InternalError):
                 async with (
                     self._call(method, context) as call,
@@ -155,16 +155,17 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
 
 def _parse(data: bytes, handler: Any, call: Call) -> ChatRequest:
-    """Parse the request. Done here, not by grpc, so that the layers see a failure."""
+    """Parse the request here and not in grpc, so that the layers see a failure."""
     try:
         request: ChatRequest = handler.request_deserializer(data)
     except DecodeError:
-        raise InvalidRequest("request", f"its {len(data)} bytes are not a valid CreateChatCompletionRequest") from None
+        problem = f"its {len(data)} bytes are no CreateChatCompletionRequest; use the stubs of chatrpc.v1"
+        raise InvalidRequest("request", problem) from None
     call.model = request.model
     return request
 
 
 async def _send_initial_metadata(call: Call, context: Context) -> None:
-    """Send the initial metadata with the first message, because gRPC can retry a call only before it."""
+    """Send the initial metadata. Call it just before the first message, because gRPC retries no call after it."""
     call.first_message_at = time.monotonic()
     await context.send_initial_metadata([("x-request-id", call.id), *call.response_metadata])

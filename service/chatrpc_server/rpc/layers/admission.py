@@ -1,7 +1,7 @@
 """Layer: limits the number of calls in flight and enforces deadlines.
 
-It does not use grpc's `maximum_concurrent_rpcs`, because that also rejects health checks. The process would be
-restarted when it is busiest.
+It does not use grpc's `maximum_concurrent_rpcs`, because that also rejects health checks: a busy process would fail its
+liveness probe and be restarted.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Admission:
             raise
         except asyncio.CancelledError:
             if not task.cancelling():
-                # grpc would take the RPC for cancelled and leave the caller waiting.
+                # Another error, because grpc would treat the RPC as cancelled and send the caller no status.
                 raise RuntimeError("cancelled from within the call") from None
             if self._draining:
                 task.uncancel()

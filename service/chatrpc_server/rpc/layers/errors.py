@@ -1,7 +1,7 @@
-"""Layer: maps every exception to the `google.rpc.Status` for the caller. `CODES` is THE table.
+"""Layer: maps every exception to the `google.rpc.Status` for the caller. `CODES` is the only table of codes.
 
-An unexpected exception is logged with its frames; the caller receives INTERNAL and the request id. The upstream's
-error is passed on clipped and without keys, except a 401: it concerns the service's own key and is withheld.
+An unexpected exception is logged with its frames; the caller receives INTERNAL and the request id. The caller receives
+the upstream's error clipped and without keys. The text of a 401 is withheld, because it concerns the service's key.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ _ABORT_SECONDS = 2.0
 
 
 class ErrorStatus:
-    """The layer. `redact` removes keys from a text."""
+    """The layer that fails RPCs. `redact` removes keys from a text."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
@@ -90,7 +90,7 @@ class ErrorStatus:
                 )
             await self._abort(error, call, context)
         except grpc.aio.BaseError:
-            raise  # the caller disconnected during a write, so the RPC is over
+            raise  # because the caller disconnected during a write, no status can be sent
         except Exception:
             call.reason = Reason.INTERNAL
             log.exception("unexpected error in a call", extra={"event": "unexpected_error", "request_id": call.id})
@@ -103,7 +103,7 @@ class ErrorStatus:
             async with asyncio.timeout(_ABORT_SECONDS):
                 await context.abort(code_of(error), status.message, tuple(metadata))
         except TimeoutError:
-            # The caller does not read, so the status would wait behind a message without limit.
+            # The caller does not read, so a message before the status would block it without limit.
             raise asyncio.CancelledError from None
 
 
@@ -163,7 +163,7 @@ def _violation(error: ChatError) -> tuple[str, str]:
 
 
 def _clip_message(message: str) -> str:
-    """Clip a message so that the details fit too; it is sent twice, once percent-encoded."""
+    """Clip a message so that the details also fit, because it is sent twice, once percent-encoded."""
     message = clip(message, MESSAGE_BYTES)
     while len(quote(message)) > 2 * MESSAGE_BYTES:
         message = message[: len(message) * 7 // 8]

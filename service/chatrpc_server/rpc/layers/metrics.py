@@ -1,4 +1,4 @@
-"""Layer: counts and times every call exactly once, however it ends."""
+"""Layer: counts and times every call exactly once, with any outcome."""
 
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ RPCS = (
     ("server_stream", SERVICE, "CreateChatCompletionStream"),
 )
 """Type, service and method, as go-grpc-middleware labels them."""
-_RPC = {rpc[-1]: rpc for rpc in RPCS}
+_RPC_OF_METHOD = {rpc[-1]: rpc for rpc in RPCS}
 _ROUNDED_UP = 0.01
 """gRPC's core sends a timeout with three digits, rounded up: 30 s may arrive as 30.1 s, 10 s as 10.1 s."""
 
@@ -35,13 +35,13 @@ class CallMetrics:
     async def __call__(self, call: Call, context: Context) -> AsyncIterator[None]:
         """Record the call; raise no error of its own."""
         metrics, child = self._metrics, self._metrics.child
-        rpc = _RPC[call.method]
+        rpc = _RPC_OF_METHOD[call.method]
         child(metrics.started, *rpc).inc()
         child(metrics.received, *rpc).inc()
         if call.timeout_seconds is None:
             child(metrics.timeout_missing, call.method).inc()
         else:
-            # Without the rounding, which would move the round figures that callers choose into the next bucket.
+            # Remove gRPC's rounding, which would move usual timeouts such as 30 s into the next bucket.
             child(metrics.timeout, call.method).observe(call.timeout_seconds / (1 + _ROUNDED_UP))
         in_flight = child(metrics.in_flight, call.method)
         in_flight.inc()
@@ -63,7 +63,7 @@ class CallMetrics:
 
     def _record(self, call: Call, code: grpc.StatusCode) -> None:
         metrics, child = self._metrics, self._metrics.child
-        rpc = _RPC[call.method]
+        rpc = _RPC_OF_METHOD[call.method]
         seconds = time.monotonic() - call.started
         exemplar = {"trace_id": call.trace_id} if call.sampled else None
         child(metrics.handled, *rpc, call.code).inc()
@@ -114,14 +114,14 @@ class CallMetrics:
 
 
 def final_code(call: Call, context: Context) -> grpc.StatusCode:
-    """Return the code of an RPC that raised: the one an abort has set, else CANCELLED or DEADLINE_EXCEEDED."""
+    """Return the code of a failed RPC: the code that an abort has set, else CANCELLED or DEADLINE_EXCEEDED."""
     code: Any = context.code()
     if code:
         return code if isinstance(code, grpc.StatusCode) else next(c for c in grpc.StatusCode if c.value[0] == code)
     remaining = context.time_remaining()
     if remaining is None:
         return grpc.StatusCode.CANCELLED
-    # The caller's clock expires a little before the service's.
+    # The rounding makes the caller's deadline expire before the service's.
     total = remaining + time.monotonic() - call.started
     timed_out = remaining <= 0.005 + _ROUNDED_UP * total
     return grpc.StatusCode.DEADLINE_EXCEEDED if timed_out else grpc.StatusCode.CANCELLED
@@ -151,7 +151,7 @@ def stream_outcome(call: Call, code: grpc.StatusCode) -> str:
 
 
 def _is_abandoned(call: Call, code: grpc.StatusCode) -> bool:
-    """Whether the caller cancelled, or its deadline passed."""
+    """Return whether the caller cancelled, or its deadline expired."""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return call.reason != Reason.UPSTREAM_TIMEOUT
     return code is grpc.StatusCode.CANCELLED
