@@ -55,11 +55,13 @@ def without_values(error: BaseException) -> str:
     return "".join([*traceback.format_tb(error.__traceback__), type(error).__qualname__])
 
 
-class _Json(logging.Formatter):
+class _Formatter(logging.Formatter):
     def __init__(self, redact: Callable[[str], str]) -> None:
         super().__init__()
         self._redact = redact
 
+
+class _Json(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = _line(record)
         if record.exc_info and record.exc_info[1]:
@@ -76,11 +78,7 @@ class _Json(logging.Formatter):
             return json.dumps(shown)
 
 
-class _Text(logging.Formatter):
-    def __init__(self, redact: Callable[[str], str]) -> None:
-        super().__init__()
-        self._redact = redact
-
+class _Text(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = _line(record)
         ts, level = line.pop("ts"), line.pop("level")
