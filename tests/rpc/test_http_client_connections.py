@@ -222,7 +222,7 @@ async def test_an_upstream_that_closes_each_connection_at_once(name: str, resets
 async def test_an_idle_connection_is_reused_and_expires(
     any_script: tuple[Script, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.2)
     script, settings = any_script
     script.respond_with(THREE)
     transport = of(script, "builtin", **settings)
@@ -248,7 +248,7 @@ async def test_an_idle_connection_is_reused_and_expires(
 
 
 async def test_a_connection_in_use_outlives_the_idle_ones(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.05)
     goes_on = asyncio.Event()
 
     async def slow(exchange: Exchange) -> None:
@@ -274,7 +274,7 @@ async def test_a_closing_connection_is_not_reused(
     any_script: tuple[Script, dict[str, Any]], closer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Idle for too long or closed by its peer: it is lost some turns later, with TLS after up to half a minute."""
-    monkeypatch.setattr(pool, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.05)
     script, settings = any_script
     script.respond_with(THREE)
     transport = of(script, "builtin", **settings)

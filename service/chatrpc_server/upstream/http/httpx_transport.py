@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpx
 
 from chatrpc_server.core.call import Headers
+from chatrpc_server.upstream.http.pool import IDLE_SECONDS
 
 _T = TypeVar("_T")
 
@@ -29,7 +30,7 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         proxy: str | None,
         connect_timeout_seconds: float,
     ) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS)
         super().__init__(verify=tls or True, trust_env=False, limits=limits, proxy=proxy)
         self._url, self._headers = url, list(headers)
         self._extensions = {"timeout": {"connect": connect_timeout_seconds}}

@@ -13,7 +13,7 @@ import httpx
 from chatrpc_server.core.call import Headers
 from chatrpc_server.upstream.http.http1 import Connection, Exchange
 
-_IDLE_SECONDS = 15.0
+IDLE_SECONDS = 15.0
 """Shorter than the idle timeout of most servers, about a minute: a request sent as the server closes would be lost."""
 _CONNECTION_ATTEMPT_DELAY_SECONDS = 0.25
 """Delay before the next address is tried in parallel (Happy Eyeballs, RFC 8305 section 8)."""
@@ -85,7 +85,7 @@ class Pool:
         connection.idle_since = self._loop.time()
         self._idle.append(connection)
         if self._idle_timer is None:
-            self._idle_timer = self._loop.call_later(_IDLE_SECONDS, self._close_idle)
+            self._idle_timer = self._loop.call_later(IDLE_SECONDS, self._close_idle)
 
     def _on_lost(self, connection: Connection) -> None:
         if connection in self._busy:
@@ -95,12 +95,12 @@ class Pool:
 
     def _close_idle(self) -> None:
         """Close connections that were idle too long. The oldest come first, because the newest are used first."""
-        latest = self._loop.time() - _IDLE_SECONDS
+        latest = self._loop.time() - IDLE_SECONDS
         for connection in self._idle:
             if connection.idle_since <= latest:
                 connection.abort()
         left = [connection for connection in self._idle if connection.idle_since > latest]
-        self._idle_timer = self._loop.call_at(left[0].idle_since + _IDLE_SECONDS, self._close_idle) if left else None
+        self._idle_timer = self._loop.call_at(left[0].idle_since + IDLE_SECONDS, self._close_idle) if left else None
 
     async def _connect(self) -> Connection:
         try:
