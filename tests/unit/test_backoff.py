@@ -55,7 +55,7 @@ ERRORS: dict[str, tuple[ChatError, bool]] = {
 @pytest.mark.parametrize(("error", "transient"), ERRORS.values(), ids=ERRORS)
 def test_which_errors_are_retried(error: ChatError, transient: bool) -> None:
     assert is_transient(error) is transient
-    assert (Backoff().delay_seconds(error, 0, 0.5) is not None) is transient
+    assert (Backoff(2, 0.5, 8.0).delay_seconds(error, 0, 0.5) is not None) is transient
 
 
 DELAYS = {
@@ -76,12 +76,12 @@ DELAYS = {
 
 @pytest.mark.parametrize(("error", "retries", "chance", "expected"), DELAYS.values(), ids=DELAYS)
 def test_delay(error: ChatError, retries: int, chance: float, expected: float | None) -> None:
-    assert Backoff(max_retries=10).delay_seconds(error, retries, chance) == expected
+    assert Backoff(10, 0.5, 8.0).delay_seconds(error, retries, chance) == expected
 
 
 @pytest.mark.parametrize(("max_retries", "expected"), [(0, []), (1, [0.5]), (2, [0.5, 1.0])])
 def test_number_of_retries(max_retries: int, expected: list[float]) -> None:
-    delays = (Backoff(max_retries).delay_seconds(Unreachable("m"), retries, 1.0) for retries in range(9))
+    delays = (Backoff(max_retries, 0.5, 8.0).delay_seconds(Unreachable("m"), retries, 1.0) for retries in range(9))
     assert list(takewhile(lambda delay: delay is not None, delays)) == expected
 
 

@@ -11,9 +11,9 @@ _RETRIED_STATUSES = {408, 409, 429}
 class Backoff:
     """Exponential backoff with full jitter, like the OpenAI SDKs."""
 
-    max_retries: int = 2
-    initial_seconds: float = 0.5
-    max_seconds: float = 8.0
+    max_retries: int
+    initial_seconds: float
+    max_seconds: float
 
     def delay_seconds(self, error: ChatError, retries: int, chance: float) -> float | None:
         """Return the delay before the next attempt, or None if no retry follows.
