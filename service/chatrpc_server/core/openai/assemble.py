@@ -11,11 +11,10 @@ from google.protobuf.message import Message
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage, ToolCall
 from chatrpc.v1.chat_response_pb2 import Choice, Delta, ToolCallDelta
-from chatrpc_server.core.openai import jsontext
+from chatrpc_server.core.openai import TEXT_FIELDS, jsontext
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "moderation_json")
-_TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
 def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
@@ -48,7 +47,7 @@ def _add_delta(message: ChatMessage, delta: Delta) -> None:
     message.SetInParent()
     _take_newest(message, delta, ("role",))
     _add_parts(message, delta)
-    _concatenate(message, delta, _TEXTS)
+    _concatenate(message, delta, TEXT_FIELDS)
     message.annotations.extend(delta.annotations)
     if delta.HasField("function_call"):
         _take_newest(message.function_call, delta.function_call, ("name",))

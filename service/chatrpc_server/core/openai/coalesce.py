@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from google.protobuf.message import Message
 
 from chatrpc.v1.chat_response_pb2 import Delta, ToolCallDelta
+from chatrpc_server.core.openai import TEXT_FIELDS
 from chatrpc_server.core.upstream import ChatChunk
 
 _SAME = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 _CHUNK_FIELDS = {*_SAME, "choices", "obfuscation"}
 _CHOICE_FIELDS = {"index", "delta", "logprobs"}
-_TEXTS = {"content", "reasoning_content", "reasoning", "refusal"}
+_TEXTS = frozenset(TEXT_FIELDS)
 
 
 def coalesce(chunks: Sequence[ChatChunk]) -> Sequence[ChatChunk]:

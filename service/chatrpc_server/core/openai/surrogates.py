@@ -6,9 +6,9 @@ of the same text, which can begin with the low one. A surrogate without its othe
 
 from typing import Any
 
+from chatrpc_server.core.openai import TEXT_FIELDS
 from chatrpc_server.core.text import well_formed
 
-_TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _HEAD = ("id", "object", "created", "model")
 _REPLACEMENT = "\ufffd"
 _Place = tuple[str, str, str, str]
@@ -34,7 +34,7 @@ class SurrogateJoiner:
         for choice in _objects(chunk.get("choices")):
             index = choice.get("index")
             delta = _object(choice.get("delta"))
-            self._join(delta, index, "", _TEXTS)
+            self._join(delta, index, "", TEXT_FIELDS)
             for part in _objects(delta.get("content")):
                 self._join(part, index, "content", ("text",))
             self._join(_object(delta.get("function_call")), index, "function_call", ("arguments",))
