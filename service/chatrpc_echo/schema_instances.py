@@ -51,7 +51,7 @@ def instance(schema: Any) -> Any:
 
 
 class _Builder:
-    """Builds one instance. Holds the root schema for `$ref`, and the node count."""
+    """The builder of one instance, with the root schema for `$ref` and the number of nodes so far."""
 
     def __init__(self, root: Any) -> None:
         self._root = root

@@ -1,6 +1,6 @@
 """One RPC on its way through the service: the caller's input, the attempts made for it, and the observations.
 
-The inbound edge creates one `Call` per RPC. All code on the way may read it; each observed field has one writer.
+The inbound edge creates one `Call` per RPC. All code on the way can read it; each observed field has one writer.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Call:
     forward: Headers = ()
     """HTTP headers that go to the upstream with every attempt."""
     coalesce: bool = True
-    """Whether chunks that arrive together may become one message."""
+    """Whether chunks that arrive together can become one message."""
     trace_id: str = ""
     """The trace of the call, 32 hexadecimal digits, or empty."""
     sampled: bool = False

@@ -8,7 +8,7 @@ from chatrpc_server.core.call import Attempt, Call, Headers
 
 
 class UpstreamObserver(Protocol):
-    """Metrics or tracing. One observer wraps the next; none raises an error of its own."""
+    """An observer, such as metrics or tracing. It can wrap another one, and must not raise an error of its own."""
 
     def request(self, call: Call, attempt: Attempt) -> AbstractContextManager[Headers]:
         """Enter around an HTTP request until its response is closed; the value is the request's extra headers."""

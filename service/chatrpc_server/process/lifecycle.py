@@ -10,7 +10,7 @@ StopRequests = Callable[[], Awaitable[None]]
 
 
 class StartError(Exception):
-    """The service cannot start. The message names the setting and the problem."""
+    """A failed start of the service. The message names the setting, the problem and the remedy."""
 
 
 @contextmanager

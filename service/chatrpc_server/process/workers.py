@@ -1,6 +1,6 @@
 """Supervises N worker processes that run the same function: spawns, observes, restarts and stops them.
 
-Workers are spawned, never forked, because gRPC does not survive a fork. This module does not know what the workers do.
+Workers are spawned, never forked, because gRPC does not survive a fork. This module does not know their function.
 They share a port by binding it with SO_REUSEPORT.
 
 Stop requests travel over pipes, not by signals: a terminal or an init system signals all processes at once. A worker
@@ -92,7 +92,7 @@ Main = Callable[[int, Parent], int]
 
 
 class WorkerObserver(Protocol):
-    """Receives worker start and exit events."""
+    """The port for observers of worker start and exit events."""
 
     def started(self, number: int, pid: int) -> None:
         """Record that a process of this worker started."""

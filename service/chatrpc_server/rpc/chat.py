@@ -12,7 +12,7 @@ from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, U
 
 
 class ChatCompletionService(ChatCompletionServiceServicer):
-    """Passes each request to the upstream."""
+    """The servicer, which passes each request to the upstream."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream

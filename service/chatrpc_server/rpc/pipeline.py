@@ -37,7 +37,7 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[
 
 
 class Pipeline(grpc.aio.ServerInterceptor):
-    """Runs each RPC inside `layers`, given outermost first. Calls without a deadline get the default one.
+    """The interceptor that runs each RPC inside `layers`, outermost first. Calls without a deadline get the default.
 
     `count_unknown` is called for each RPC whose method does not exist.
     """

@@ -134,7 +134,7 @@ def _file(args: Namespace, environ: Mapping[str, str]) -> str:
 
 
 class _Search:
-    """Collects entries from the sources, the strongest first: values, the place of each value, and all mistakes."""
+    """The entries found so far, from the strongest source to the weakest: values, their places, and all mistakes."""
 
     def __init__(self, root: Group, args: Namespace, environ: Mapping[str, str]) -> None:
         self.mistakes: list[str] = []
@@ -151,7 +151,7 @@ class _Search:
             if (name := ".".join(place)) in self._args:
                 value = getattr(self._args, name)  # a list for flags that can be repeated
                 yield from self._given(place, ",".join(value) if isinstance(value, list) else value, flag)
-        # The argument after an unknown flag may be its value, so it is not shown.
+        # The argument after an unknown flag can be its value, a secret, so it is not shown.
         for argument in unknown:
             flag = argument.partition("=")[0]
             place = tuple(flag[2:].replace("-", "_").split("."))

@@ -49,7 +49,7 @@ def set_level(level: str) -> None:
 
 
 def without_values(error: BaseException) -> str:
-    """Return the frames and the type of an exception, without its message, which may quote a caller's text."""
+    """Return the frames and the type of an exception, without its message, which can quote a caller's text."""
     import traceback
 
     return "".join([*traceback.format_tb(error.__traceback__), type(error).__qualname__])

@@ -52,7 +52,7 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """The instruments on their own registry, because one process may contain several servers."""
+    """The instruments, on their own registry because one process can contain several servers."""
 
     def __init__(
         self, rpcs: Collection[tuple[str, str, str]], upstreams: Collection[str], models: Iterable[str] = ()

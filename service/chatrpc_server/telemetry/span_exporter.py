@@ -12,7 +12,7 @@ log = logging.getLogger("chatrpc.tracing")
 
 
 class _LastLogMessage(logging.Filter):
-    """Drops the log lines of OpenTelemetry's exporter, several per batch, and keeps the last message of each thread."""
+    """A filter that drops the log lines of OpenTelemetry's exporter and keeps the last message of each thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ _last_log_message = _LastLogMessage()
 
 
 class ReportingSpanExporter(SpanExporter):
-    """Sends spans to a collector, and logs once when export starts to fail and once when it resumes."""
+    """An exporter to a collector. It logs one line when export starts to fail, and one when it resumes."""
 
     def __init__(self, url: str) -> None:
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_last_log_message)

@@ -160,7 +160,7 @@ class OpenAIUpstream:
             )
             raise Unreachable("cannot connect to the upstream") from error
         except httpx.TransportError as error:
-            # Only the type, because the text may quote the upstream's bytes.
+            # Log only the type, because the text can quote the upstream's bytes.
             cause = type(error).__name__
             log.warning(
                 "upstream closed the connection before its response",
@@ -195,7 +195,7 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
 
 
 def _note_headers(response: transport.Response, attempt: Attempt) -> None:
-    """Keep the status, and the headers that the caller may see as gRPC metadata."""
+    """Keep the status, and the headers that the caller receives as gRPC metadata."""
     headers, attempt.status = response.headers, response.status
     shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
     request_id = headers.get("x-request-id", "")

@@ -14,7 +14,7 @@ from chatrpc_server.core.upstream import ChatChunk
 
 _KEYS = (b'"content":"', b'"content": "')
 _PROOF_SUFFIX = "x"
-"""Appended to the text for the proof. The text must change because the same bytes may also occur elsewhere."""
+"""Appended to the text for the proof. The text must change, because the same bytes can also occur elsewhere."""
 _MAX_UNUSED_LESSONS = 3
 """Learnt templates without a match. Learning then stops: the chunks differ in more than text (`obfuscation`)."""
 _MAX_REUSES = 1000

@@ -30,7 +30,7 @@ class StreamUsage:
             if isinstance(options, dict):
                 options["include_usage"] = True
         elif self.is_declined:
-            # Removed, because the value is for the service, and an upstream without usage may reject the key.
+            # Removed, because the value is for the service, and an upstream without usage can reject the key.
             del body["stream_options"]["include_usage"]
             if not body["stream_options"]:
                 del body["stream_options"]

@@ -16,7 +16,7 @@ _RETRY_AFTER_SECONDS = 1.0
 
 
 class Admission:
-    """Admits calls. `count_rejected` receives the reason for each rejection: `in_flight` or `deadline`."""
+    """The layer that admits calls. `count_rejected` receives the reason of each rejection, such as `in_flight`."""
 
     def __init__(self, max_in_flight: int, min_deadline_seconds: float, count_rejected: Callable[[str], None]) -> None:
         self._max_in_flight = max_in_flight

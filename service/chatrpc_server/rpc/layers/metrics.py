@@ -20,7 +20,7 @@ RPCS = (
 """Type, service and method, as go-grpc-middleware labels them."""
 _RPC_OF_METHOD = {rpc[-1]: rpc for rpc in RPCS}
 _ROUNDED_UP = 0.01
-"""gRPC's core sends a timeout with three digits, rounded up: 30 s may arrive as 30.1 s, 10 s as 10.1 s."""
+"""gRPC's core sends a timeout with three digits, rounded up: 30 s can arrive as 30.1 s, 10 s as 10.1 s."""
 
 CODE_NAMES = {code: GRPC_CODES[code.value[0]] for code in grpc.StatusCode}
 

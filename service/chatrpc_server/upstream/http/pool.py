@@ -20,7 +20,7 @@ _CONNECTION_ATTEMPT_DELAY_SECONDS = 0.25
 
 
 class Pool:
-    """The pool. Create it inside the running loop. `headers` go with every request; `tls` is for https."""
+    """The pool. Create it inside the running loop. Every request has these `headers`; `tls` is for https."""
 
     def __init__(
         self,
