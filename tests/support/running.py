@@ -34,7 +34,7 @@ class Service:
 
     async def wait_for(self, value: float, name: str, **labels: str) -> None:
         """Wait until the metric has this value, because the caller may see the end of its call slightly earlier."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.value(name, **labels) != value:
                 await asyncio.sleep(0.001)
 
