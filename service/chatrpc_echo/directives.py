@@ -81,7 +81,7 @@ class Behaviour:
     size: int | None = _directive(
         None,
         _integer(0, 100_000_000),
-        "=BYTES: the content has so many bytes, in one chunk or in as many as pieces requests",
+        "=BYTES: length of the content, in one chunk or in the number of chunks that pieces requests",
     )
     truncate: int | None = _directive(
         None,

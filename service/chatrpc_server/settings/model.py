@@ -35,11 +35,11 @@ def _safe_listen(value: Address, info: pydantic.ValidationInfo) -> Address:
     tls = info.data.get("tls")  # absent if it is invalid itself
     if value.is_loopback or tls is None or tls.client_ca_file or info.data.get("allow_insecure", True):
         return value
-    lacks = "authentication of callers (tls.client_ca_file)"
+    missing = "authentication of callers (tls.client_ca_file)"
     if not tls.cert_file:
-        lacks = f"TLS (tls.cert_file) and {lacks}"
+        missing = f"TLS (tls.cert_file) and {missing}"
     raise ValueError(
-        f"is beyond loopback without {lacks};"
+        f"is beyond loopback without {missing};"
         " add that, or set allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
     )
 
@@ -52,7 +52,7 @@ OptionalListen = Annotated[
 ]
 
 
-def _is(default: object, description: str, **bounds: Any) -> Any:
+def _field(default: object, description: str, **bounds: Any) -> Any:
     return Field(default=default, description=description, **bounds)
 
 
@@ -66,44 +66,48 @@ class _Frozen(pydantic.BaseModel):
 class UpstreamSettings(_Frozen):
     """The OpenAI-compatible server that completes chats."""
 
-    name: Name = _is("default", "Name of this upstream in metrics and logs.")
-    provider: Provider = _is("openai", "Provider in metrics: OpenTelemetry's gen_ai.provider.name.")
-    base_url: Annotated[str, stripped, url_before("/chat/completions")] = _is(
+    name: Name = _field("default", "Name of this upstream in metrics and logs.")
+    provider: Provider = _field("openai", "Provider in metrics: OpenTelemetry's gen_ai.provider.name.")
+    base_url: Annotated[str, stripped, url_before("/chat/completions")] = _field(
         "https://api.openai.com/v1", "URL before /chat/completions, with /v1 if it has one; else OPENAI_BASE_URL."
     )
-    api_key: Secret = _is(None, "API key sent to the upstream; else OPENAI_API_KEY. Prefer the file: `ps` shows flags.")
-    api_key_file: Path | None = _is(None, "File that contains the API key, read at start; else OPENAI_API_KEY_FILE.")
-    organization: HeaderValue = _is(None, "Sent as OpenAI-Organization; else OPENAI_ORG_ID.")
-    project: HeaderValue = _is(None, "Sent as OpenAI-Project; else OPENAI_PROJECT_ID.")
-    http_client: Literal["builtin", "httpx"] = _is(
+    api_key: Secret = _field(
+        None, "API key sent to the upstream; else OPENAI_API_KEY. Prefer the file: `ps` shows flags."
+    )
+    api_key_file: Path | None = _field(None, "File that contains the API key, read at start; else OPENAI_API_KEY_FILE.")
+    organization: HeaderValue = _field(None, "Sent as OpenAI-Organization; else OPENAI_ORG_ID.")
+    project: HeaderValue = _field(None, "Sent as OpenAI-Project; else OPENAI_PROJECT_ID.")
+    http_client: Literal["builtin", "httpx"] = _field(
         "builtin", "HTTP client: `builtin` is fast, `httpx` the plain alternative."
     )
-    connect_timeout_seconds: float = _is(5, "Longest wait for a connection, in seconds.", gt=0)
-    first_chunk_timeout_seconds: float = _is(120, "Longest wait for the first chunk, in seconds.", gt=0)
-    chunk_gap_timeout_seconds: float = _is(60, "Longest wait from one chunk to the next, in seconds.", gt=0)
-    max_retries: int = _is(2, "Retries per call; none after the first message.", ge=0)
-    initial_backoff_seconds: float = _is(
+    connect_timeout_seconds: float = _field(5, "Longest wait for a connection, in seconds.", gt=0)
+    first_chunk_timeout_seconds: float = _field(120, "Longest wait for the first chunk, in seconds.", gt=0)
+    chunk_gap_timeout_seconds: float = _field(60, "Longest wait from one chunk to the next, in seconds.", gt=0)
+    max_retries: int = _field(2, "Retries per call; none after the first message.", ge=0)
+    initial_backoff_seconds: float = _field(
         0.5, "Longest pause before the first retry, in seconds; doubled for each further one.", gt=0
     )
-    max_backoff_seconds: Annotated[float, at_least("initial_backoff_seconds")] = _is(
+    max_backoff_seconds: Annotated[float, at_least("initial_backoff_seconds")] = _field(
         8, "Longest pause before any retry, in seconds.", gt=0
     )
-    max_event_bytes: int = _is(1 << 20, "Largest event of a stream, in bytes.", gt=0)
-    max_response_bytes: Annotated[int, at_least("max_event_bytes")] = _is(
+    max_event_bytes: int = _field(1 << 20, "Largest event of a stream, in bytes.", gt=0)
+    max_response_bytes: Annotated[int, at_least("max_event_bytes")] = _field(
         64 << 20, "Largest response that is not streamed, in bytes.", gt=0
     )
-    ca_file: Path | None = _is(None, "PEM file of the certificate authorities to trust; unset: certifi's.")
-    proxy: Proxy = _is(None, "HTTP proxy, http://host:port. HTTPS_PROXY and similar variables are ignored.")
+    ca_file: Path | None = _field(None, "PEM file of the certificate authorities to trust; unset: certifi's.")
+    proxy: Proxy = _field(None, "HTTP proxy, http://host:port. HTTPS_PROXY and similar variables are ignored.")
 
 
 class TlsSettings(_Frozen):
     """TLS on `listen`. Changed files apply to new connections."""
 
-    cert_file: Path | None = _is(None, "PEM file of the certificate and its chain. If set, `listen` accepts TLS only.")
-    key_file: Annotated[Path | None, only_with("cert_file", both=True)] = _is(
+    cert_file: Path | None = _field(
+        None, "PEM file of the certificate and its chain. If set, `listen` accepts TLS only."
+    )
+    key_file: Annotated[Path | None, only_with("cert_file", both=True)] = _field(
         None, "PEM file of the certificate's private key, not encrypted."
     )
-    client_ca_file: Annotated[Path | None, only_with("cert_file")] = _is(
+    client_ca_file: Annotated[Path | None, only_with("cert_file")] = _field(
         None, "PEM file of the authorities of callers' certificates. If set, other callers are rejected."
     )
 
@@ -111,16 +115,16 @@ class TlsSettings(_Frozen):
 class LimitsSettings(_Frozen):
     """Limits of one process."""
 
-    max_message_bytes: int = _is(20 << 20, "Largest gRPC message in or out, in bytes.", gt=0, le=(1 << 31) - 1)
-    max_in_flight: int = _is(1000, "Concurrent calls per process; more are rejected.", gt=0)
-    max_connection_age_seconds: float = _is(
+    max_message_bytes: int = _field(20 << 20, "Largest gRPC message in or out, in bytes.", gt=0, le=(1 << 31) - 1)
+    max_in_flight: int = _field(1000, "Concurrent calls per process; more are rejected.", gt=0)
+    max_connection_age_seconds: float = _field(
         600,
         "Age at which connections close, in seconds, so that callers find new replicas. Calls continue.",
         ge=1,
         le=2_147_483,
     )
-    min_deadline_seconds: float = _is(0.05, "Deadline below which calls are rejected, in seconds.", ge=0)
-    default_deadline_seconds: Annotated[float, at_least("min_deadline_seconds")] = _is(
+    min_deadline_seconds: float = _field(0.05, "Deadline below which calls are rejected, in seconds.", ge=0)
+    default_deadline_seconds: Annotated[float, at_least("min_deadline_seconds")] = _field(
         600, "Deadline of calls without one, in seconds.", gt=0
     )
 
@@ -128,17 +132,17 @@ class LimitsSettings(_Frozen):
 class DrainSettings(_Frozen):
     """Graceful shutdown."""
 
-    delay_seconds: float = _is(5, "Time to accept calls while load balancers notice, in seconds.", ge=0)
-    grace_seconds: float = _is(120, "Time after that for calls in flight to finish, in seconds.", ge=0)
+    delay_seconds: float = _field(5, "Time to accept calls while load balancers notice, in seconds.", ge=0)
+    grace_seconds: float = _field(120, "Time after that for calls in flight to finish, in seconds.", ge=0)
 
 
 class TracingSettings(_Frozen):
     """OpenTelemetry traces."""
 
-    endpoint: Annotated[str | None, stripped, url_before("/v1/traces")] = _is(
+    endpoint: Annotated[str | None, stripped, url_before("/v1/traces")] = _field(
         None, "Collector's OTLP/HTTP URL before /v1/traces; else OTEL_EXPORTER_OTLP_ENDPOINT. If unset, tracing is off."
     )
-    sample_ratio: float = _is(1, "Share of traces to keep if the caller has not decided.", ge=0, le=1)
+    sample_ratio: float = _field(1, "Share of traces to keep if the caller has not decided.", ge=0, le=1)
 
 
 class ModelSettings(_Frozen):
@@ -154,8 +158,8 @@ Models = Annotated[
 class LogSettings(_Frozen):
     """Logs on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = _is("info", "Lowest severity that is logged.")
-    format: Literal["auto", "json", "text"] = _is("auto", "`auto` is text on a terminal, else json.")
+    level: Literal["debug", "info", "warning", "error"] = _field("info", "Lowest severity that is logged.")
+    format: Literal["auto", "json", "text"] = _field("auto", "`auto` is text on a terminal, else json.")
 
 
 def _secrets(value: object) -> Iterator[SecretStr]:
@@ -172,19 +176,19 @@ def _secrets(value: object) -> Iterator[SecretStr]:
 class Settings(_Frozen):
     """All settings. Use `load`: the constructor reads no files and raises pydantic's ValidationError."""
 
-    allow_insecure: bool = _is(False, "Allows `listen` beyond loopback without TLS or authentication of callers.")
+    allow_insecure: bool = _field(False, "Allows `listen` beyond loopback without TLS or authentication of callers.")
     tls: TlsSettings = TlsSettings()  # before `listen`, because the rule of `listen` reads it
-    listen: Annotated[Listen, AfterValidator(_safe_listen)] = _is(
+    listen: Annotated[Listen, AfterValidator(_safe_listen)] = _field(
         Address("127.0.0.1", 50051), "Address of the gRPC server; port 0 is any free one."
     )
-    health_listen: OptionalListen = _is(None, "A second address for health checks only, without TLS, for probes.")
-    metrics_listen: Listen = _is(Address("127.0.0.1", 9464), "Address of /metrics; port 0 is any free one.")
-    workers: int = _is(1, "Processes that share `listen`; limits apply to each.", ge=1, le=256)
-    reflection: bool = _is(False, "Serves gRPC reflection, so that grpcurl needs no .proto files.")
-    coalesce: bool = _is(True, "Merges chunks that arrive together into one message; never waits.")
-    event_loop: Literal["uvloop", "asyncio"] = _is("uvloop", "Event loop that runs the service.")
+    health_listen: OptionalListen = _field(None, "A second address for health checks only, without TLS, for probes.")
+    metrics_listen: Listen = _field(Address("127.0.0.1", 9464), "Address of /metrics; port 0 is any free one.")
+    workers: int = _field(1, "Processes that share `listen`; limits apply to each.", ge=1, le=256)
+    reflection: bool = _field(False, "Serves gRPC reflection, so that grpcurl needs no .proto files.")
+    coalesce: bool = _field(True, "Merges chunks that arrive together into one message; never waits.")
+    event_loop: Literal["uvloop", "asyncio"] = _field("uvloop", "Event loop that runs the service.")
     upstream: UpstreamSettings = UpstreamSettings()
-    models: Models = _is({}, "Models with their own label in metrics; any other counts as `other`.", max_length=50)
+    models: Models = _field({}, "Models with their own label in metrics; any other counts as `other`.", max_length=50)
     limits: LimitsSettings = LimitsSettings()
     drain: DrainSettings = DrainSettings()
     log: LogSettings = LogSettings()

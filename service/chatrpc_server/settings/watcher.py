@@ -36,9 +36,9 @@ def differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> s
     """Return the dotted paths at which two redacted settings differ."""
     paths: set[str] = set()
     for name in one.keys() | other.keys():
-        mine, theirs, path = one.get(name), other.get(name), f"{prefix}{name}"
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            paths |= differing(mine, theirs, f"{path}.")
-        elif mine != theirs:
+        first, second, path = one.get(name), other.get(name), f"{prefix}{name}"
+        if isinstance(first, dict) and isinstance(second, dict):
+            paths |= differing(first, second, f"{path}.")
+        elif first != second:
             paths.add(path)
     return paths

@@ -203,8 +203,8 @@ def _server(upstream: UpstreamIdentity) -> dict[str, AttributeValue]:
 
 def _resource() -> Resource:
     """Return the resource of all spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
-    ours = Resource.create({"service.name": "chatrpc-server", "service.version": __version__})
-    return ours.merge(OTELResourceDetector().detect())
+    defaults = Resource.create({"service.name": "chatrpc-server", "service.version": __version__})
+    return defaults.merge(OTELResourceDetector().detect())
 
 
 def _parent(call: Call) -> Context:

@@ -23,13 +23,13 @@ def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
     choices: dict[int, Choice] = {}
     calls: dict[tuple[int, int], ToolCall] = {}
     for chunk in chunks:
-        _take_newest(response, chunk, _HEAD)
+        _set_newest(response, chunk, _HEAD)
         _merge_extras(response, chunk)
         if chunk.HasField("usage"):
             response.usage.CopyFrom(chunk.usage)
         for part in chunk.choices:
             choice = choices.setdefault(part.index, Choice(index=part.index))
-            _take_newest(choice, part, ("finish_reason",))
+            _set_newest(choice, part, ("finish_reason",))
             _merge_extras(choice, part)
             if part.HasField("logprobs"):
                 choice.logprobs.MergeFrom(part.logprobs)
@@ -45,16 +45,16 @@ def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
 
 def _add_delta(message: ChatMessage, delta: Delta) -> None:
     message.SetInParent()
-    _take_newest(message, delta, ("role",))
+    _set_newest(message, delta, ("role",))
     _add_parts(message, delta)
     _concatenate(message, delta, TEXT_FIELDS)
     message.annotations.extend(delta.annotations)
     if delta.HasField("function_call"):
-        _take_newest(message.function_call, delta.function_call, ("name",))
+        _set_newest(message.function_call, delta.function_call, ("name",))
         _concatenate(message.function_call, delta.function_call, ("arguments",))
         _merge_extras(message.function_call, delta.function_call)
     if delta.HasField("audio"):
-        _take_newest(message.audio, delta.audio, ("id", "expires_at"))
+        _set_newest(message.audio, delta.audio, ("id", "expires_at"))
         if delta.audio.HasField("data"):
             message.audio.data = _add_base64(message.audio.data, delta.audio.data)
         _concatenate(message.audio, delta.audio, ("transcript",))
@@ -85,19 +85,19 @@ def _add_base64(known: str, more: str) -> str:
 
 
 def _add_call(call: ToolCall, delta: ToolCallDelta) -> None:
-    _take_newest(call, delta, ("id", "type"))
+    _set_newest(call, delta, ("id", "type"))
     _merge_extras(call, delta)
     if delta.HasField("function"):
-        _take_newest(call.function, delta.function, ("name",))
+        _set_newest(call.function, delta.function, ("name",))
         _concatenate(call.function, delta.function, ("arguments",))
         _merge_extras(call.function, delta.function)
     if delta.HasField("custom"):
-        _take_newest(call.custom, delta.custom, ("name",))
+        _set_newest(call.custom, delta.custom, ("name",))
         _concatenate(call.custom, delta.custom, ("input",))
         _merge_extras(call.custom, delta.custom)
 
 
-def _take_newest(into: Message, source: Message, names: tuple[str, ...]) -> None:
+def _set_newest(into: Message, source: Message, names: tuple[str, ...]) -> None:
     for field, value in source.ListFields():
         if field.name in names:
             setattr(into, field.name, value)

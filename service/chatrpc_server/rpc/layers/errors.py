@@ -184,9 +184,9 @@ def _upstream_error(
     for name in ("type", "param", "code"):
         if original.HasField(name):
             setattr(detail, name, redact(getattr(original, name)))
-    left = _STATUS_BYTES - len(quote(status.message)) - (status.ByteSize() + detail.ByteSize()) * 4 // 3
+    available = _STATUS_BYTES - len(quote(status.message)) - (status.ByteSize() + detail.ByteSize()) * 4 // 3
     body = redact(original.raw_body)
-    detail.raw_body = clip(body, min(RAW_BODY_BYTES, max(0, left * 3 // 4)))
+    detail.raw_body = clip(body, min(RAW_BODY_BYTES, max(0, available * 3 // 4)))
     detail.raw_body_truncated = original.raw_body_truncated or len(detail.raw_body) < len(body)
     return detail
 

@@ -99,8 +99,8 @@ class Pool:
         for connection in self._idle:
             if connection.idle_since <= latest:
                 connection.abort()
-        left = [connection for connection in self._idle if connection.idle_since > latest]
-        self._idle_timer = self._loop.call_at(left[0].idle_since + IDLE_SECONDS, self._close_idle) if left else None
+        kept = [connection for connection in self._idle if connection.idle_since > latest]
+        self._idle_timer = self._loop.call_at(kept[0].idle_since + IDLE_SECONDS, self._close_idle) if kept else None
 
     async def _connect(self) -> Connection:
         try:
