@@ -6,23 +6,24 @@ from typing import Any
 
 import pytest
 
-from support.settings_loading import ROWS, as_yaml, mistakes
+from support.settings_loading import (
+    BEYOND,
+    COLLECTOR,
+    HEADER,
+    HOST_PORT,
+    NAME,
+    NAMES,
+    POSITIVE,
+    PROXY,
+    ROWS,
+    URL,
+    URL_EXTRAS,
+    URL_TOO_LONG,
+    as_yaml,
+    mistakes,
+)
 
 MISSING_FILE = "the file cannot be read: No such file or directory; name a readable file"
-BEYOND = (
-    "is beyond loopback without TLS (tls.cert_file) and authentication of callers (tls.client_ca_file);"
-    " add that, or set allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
-)
-HOST_PORT = "must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)"
-URL = "must be http:// or https://, a host and the path before /chat/completions"
-COLLECTOR = "must be http:// or https://, a host and the path before /v1/traces"
-URL_EXTRAS = "must not contain a user name, password, query (?…) or fragment (#…)"
-URL_TOO_LONG = "must end before /chat/completions, which the service adds"
-PROXY = "must be http://host:port, without user name and path"
-HEADER = "must be visible ASCII characters, without spaces or line breaks"
-NAME = "must be lower-case letters, digits, '_' and '-', such as eu-1"
-NAMES = "must be names, or a mapping of names to settings, at most 50"
-POSITIVE = "must be a number, more than 0"
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,7 @@ from chatrpc_server.settings import (
     UpstreamSettings,
     load,
 )
-from support.settings_loading import CANARY, load_from, mistakes
-
-BEYOND = (
-    "is beyond loopback without TLS (tls.cert_file) and authentication of callers (tls.client_ca_file);"
-    " add that, or set allow_insecure: true, CHATRPC_ALLOW_INSECURE=true or --allow-insecure"
-)
-HOST_PORT = "must be host:port, such as 127.0.0.1:50051 or [::1]:0 (no unix sockets)"
-URL = "must be http:// or https://, a host and the path before /chat/completions"
-COLLECTOR = "must be http:// or https://, a host and the path before /v1/traces"
-URL_EXTRAS = "must not contain a user name, password, query (?…) or fragment (#…)"
-URL_TOO_LONG = "must end before /chat/completions, which the service adds"
-PROXY = "must be http://host:port, without user name and path"
-HEADER = "must be visible ASCII characters, without spaces or line breaks"
-NAME = "must be lower-case letters, digits, '_' and '-', such as eu-1"
-NAMES = "must be names, or a mapping of names to settings, at most 50"
-POSITIVE = "must be a number, more than 0"
+from support.settings_loading import BEYOND, CANARY, load_from, mistakes
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "chatrpc.example.com:50051"])
