@@ -12,14 +12,8 @@ from typing import Any
 import grpc
 import uvloop
 
-from chatrpc.v1.chat_response_pb2 import (
-    CreateChatCompletionResponse,
-    CreateChatCompletionStreamResponse,
-)
-from chatrpc.v1.chat_service_pb2_grpc import (
-    ChatCompletionServiceServicer,
-    add_ChatCompletionServiceServicer_to_server,
-)
+from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceServicer, add_ChatCompletionServiceServicer_to_server
 
 ID, CREATED, FINGERPRINT = "chatcmpl-bench0123456789abcdefghij", 1_700_000_000, "fp_bench"
 TEXT = "The quick brown fox jumps over the lazy dog. " * 12

@@ -13,10 +13,7 @@ import grpc
 from openai import AsyncOpenAI
 
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
-from chatrpc.v1.chat_service_pb2_grpc import (
-    ChatCompletionServiceServicer,
-    add_ChatCompletionServiceServicer_to_server,
-)
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceServicer, add_ChatCompletionServiceServicer_to_server
 
 
 class Naive(ChatCompletionServiceServicer):

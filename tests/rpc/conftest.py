@@ -13,9 +13,7 @@ from opentelemetry.trace import SpanKind
 
 from chatrpc_server.telemetry import span_exporter
 from support import Script, Service
-from support.spans import (
-    Spans,
-)
+from support.spans import Spans
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,7 @@ from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.server import Server
 from chatrpc_server.telemetry import span_exporter
 from support import request, service, settings
-from support.spans import (
-    ON,
-    UNARY,
-)
+from support.spans import ON, UNARY
 
 
 async def test_an_unreachable_collector(

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.echo_caller import (
-    Caller,
-    calling,
-)
+from support.echo_caller import Caller, calling
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ import re
 
 import pytest
 
-from chatrpc_server.settings import (
-    Address,
-)
+from chatrpc_server.settings import Address
 from support.settings_loading import HOST_PORT
 
 
