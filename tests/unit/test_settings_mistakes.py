@@ -286,3 +286,11 @@ def test_all_mistakes_at_once(file: Path) -> None:
         "--drain.delay-seconds: must be a number, at least 0",
         "CHATRPC_LOG__LEVEL in the environment: must be one of debug, info, warning, error",
     ]
+
+
+def test_an_unreadable_file_hides_no_unknown_names(file: Path) -> None:
+    assert mistakes(flags=("--lisen=x",), environ={"CHATRPC_LISEN": "x"}, file=file, text="a: b: c") == [
+        "--lisen: unknown setting; did you mean --listen?",
+        "CHATRPC_LISEN in the environment: unknown setting; did you mean CHATRPC_LISTEN?",
+        f"{file}, line 1: not YAML: mapping values are not allowed here; correct it",
+    ]

@@ -188,7 +188,8 @@ class _Search:
         try:
             found = YamlFile(path, self._root, self.file_mistakes).entries()
         except UnreadableFile as error:
-            # Only this mistake: without the file's settings, valid settings that depend on them would be reported too.
+            list(self.variables(()))  # for their mistakes
+            # No value is checked: without the file's settings, valid settings that depend on them would be reported.
             raise SettingsError([*self.mistakes, str(error)]) from None
         entries: list[Entry] = []
         for entry in found:
