@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test tools lint format version protos protos-breaking protos-release dashboard chart dashboard-preview docs lock fuzz \
 	mutation soak bench bench-quick bench-core bench-http-clients bench-cancel bench-observe bench-start test-clients test-deploy test-balancing image-check test-kubernetes \
-	test-litellm test-collector test-dist test-bounds dist clean
+	test-litellm test-collector test-dist test-bounds test-hostile dist clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,10 @@ test-clients: $(INSTALLED) ## build the clients whose toolchain is installed, an
 
 dist: $(INSTALLED) ## sdists and wheels of the Python packages into dist/, and the image if it can be built here
 	$(BIN)/python deploy/release/build.py --image dist
+
+test-hostile: $(INSTALLED) ## attack the service: hostile callers and upstreams, exhausted resources; also the slow cases
+	$(BIN)/pytest tests -m 'slow' --timeout 900 $(ARGS)
+	$(BIN)/pytest tests/robustness/hostile $(ARGS)
 
 test-dist: $(INSTALLED) ## builds the wheels, installs them outside the checkout: do server and client run, also each alone?
 	tests/dist/run $(ARGS)
