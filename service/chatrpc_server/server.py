@@ -171,6 +171,7 @@ class Server:
             settings.upstream.max_retries,
             settings.upstream.initial_backoff_seconds,
             settings.upstream.max_backoff_seconds,
+            settings.upstream.max_retry_after_seconds,
         )
         upstream = Retrying(upstream, backoff, self._attempt_metrics.retried)
         redact = Redactor(settings.secrets())

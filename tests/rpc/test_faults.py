@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc_server.rpc.layers.metrics import CODE_NAMES
 from support import Outcome, Service, docs, outcome, request, service
-from support.faults import FAULTS, RETRY_AFTER_SECONDS, UNREACHABLE, WHOLE_TEXT, base_url_of
+from support.faults import FAULTS, LONG_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS, UNREACHABLE, WHOLE_TEXT, base_url_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
 COLUMNS = ("fault", "the upstream", "RPC", "status", "reason", "attempts", "chunks before", "ends", "left behind")
@@ -76,6 +76,7 @@ async def _service(fault: str) -> AsyncIterator[Service]:
     upstream = {
         "connect_timeout_seconds": CONNECT_SECONDS,
         "max_retries": MAX_RETRIES,
+        "max_retry_after_seconds": (RETRY_AFTER_SECONDS + LONG_RETRY_AFTER_SECONDS) / 2,
         "first_chunk_timeout_seconds": FIRST_CHUNK_SECONDS,
         "chunk_gap_timeout_seconds": GAP_SECONDS,
         "max_event_bytes": 1 << 20,

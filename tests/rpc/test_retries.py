@@ -50,6 +50,28 @@ async def test_attempts(script: Script, rpc: str, good: bytes, response: bytes, 
     assert failed.code is not grpc.StatusCode.DEADLINE_EXCEEDED, "the retry would be after the deadline"
 
 
+LONG_WAITS = {
+    "seconds": ({"retry_after": "31"}, 31.0),
+    "milliseconds": ({"retry_after_ms": "30001"}, 30.001),
+    "date": ({"retry_after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 1e9),
+    "beyond every number": ({"retry_after": "9" * 400}, 1e9),
+}
+
+
+@rpcs
+@pytest.mark.parametrize(("headers", "seconds"), LONG_WAITS.values(), ids=LONG_WAITS)
+async def test_a_pause_beyond_its_limit_ends_the_call_and_reaches_the_caller(
+    script: Script, rpc: str, good: bytes, headers: dict[str, str], seconds: float
+) -> None:
+    """Although the deadline, 600 s by default, is later."""
+    script.respond_with(http(b"{}", "429 x", **headers), good)
+    async with service(script.base_url) as chat, asyncio.timeout(30):
+        failed = await failure(getattr(chat.stub, rpc)(request()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED")
+    assert failed.details["RetryInfo"].retry_delay.ToNanoseconds() == seconds * 1e9
+    assert len(script.exchanges) == 1
+
+
 async def test_a_connection_that_breaks_before_the_response(echo: Echo) -> None:
     """As an idle connection does if the upstream has just closed it."""
     async with service(echo.base_url) as chat:

@@ -20,7 +20,7 @@ from support import Exchange, Script, http
 PIECES = ("0 ", "1 ")
 """The text of a sound response, chunk by chunk; a stream with a fault has sent them before it."""
 WHOLE_TEXT = "".join(PIECES)
-RETRY_AFTER_SECONDS = 1
+RETRY_AFTER_SECONDS, LONG_RETRY_AFTER_SECONDS = 1, 3
 ENOUGH = b"x" * 65536
 
 
@@ -273,6 +273,11 @@ async def _(response: ResponseWriter) -> None:
         await response.status("429 Too Many Requests", retry_after=str(RETRY_AFTER_SECONDS))
     else:
         await response.sound()
+
+
+@_fault("429-retry-long", "responds 429 with a Retry-After longer than its limit")
+async def _(response: ResponseWriter) -> None:
+    await response.status("429 Too Many Requests", retry_after=str(LONG_RETRY_AFTER_SECONDS))
 
 
 @_fault("429-retry-late", "responds 429 with a Retry-After past the deadline")

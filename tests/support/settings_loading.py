@@ -59,6 +59,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "upstream.max_retries": ("0", 0),
     "upstream.initial_backoff_seconds": ("8", 8.0),
     "upstream.max_backoff_seconds": ("0.5", 0.5),
+    "upstream.max_retry_after_seconds": ("0", 0.0),
     "upstream.max_event_bytes": ("1024", 1024),
     "upstream.max_response_bytes": ("1048576", 1048576),
     "upstream.proxy": ("http://proxy.example.com:3128", "http://proxy.example.com:3128"),

@@ -55,7 +55,7 @@ ERRORS: dict[str, tuple[ChatError, bool]] = {
 @pytest.mark.parametrize(("error", "transient"), ERRORS.values(), ids=ERRORS)
 def test_which_errors_are_retried(error: ChatError, transient: bool) -> None:
     assert is_transient(error) is transient
-    assert (Backoff(2, 0.5, 8.0).delay_seconds(error, 0, 0.5) is not None) is transient
+    assert (Backoff(2, 0.5, 8.0, 30.0).delay_seconds(error, 0, 0.5) is not None) is transient
 
 
 DELAYS = {
@@ -69,6 +69,14 @@ DELAYS = {
     "the last": (rejected(503), 9, 1.0, 8.0),
     "one too many": (rejected(503), 10, 1.0, None),
     "as the upstream requests": (rejected(429, retry_after_seconds=30.0), 0, 0.5, 30.0),
+    "longer than its limit": (rejected(429, retry_after_seconds=30.001), 0, 0.5, None),
+    "longer than any time": (rejected(503, retry_after_seconds=1e9), 0, 0.5, None),
+    "longer than its limit, although the upstream requests a retry": (
+        rejected(503, should_retry=True, retry_after_seconds=31.0),
+        0,
+        0.5,
+        None,
+    ),
     "at once, as the upstream requests": (rejected(429, retry_after_seconds=0.0), 3, 0.5, 0.0),
     "as the upstream requests, but one too many": (rejected(429, retry_after_seconds=1.0), 10, 0.5, None),
 }
@@ -76,18 +84,20 @@ DELAYS = {
 
 @pytest.mark.parametrize(("error", "retries", "chance", "expected"), DELAYS.values(), ids=DELAYS)
 def test_delay(error: ChatError, retries: int, chance: float, expected: float | None) -> None:
-    assert Backoff(10, 0.5, 8.0).delay_seconds(error, retries, chance) == expected
+    assert Backoff(10, 0.5, 8.0, 30.0).delay_seconds(error, retries, chance) == expected
 
 
 @pytest.mark.parametrize(("max_retries", "expected"), [(0, []), (1, [0.5]), (2, [0.5, 1.0])])
 def test_number_of_retries(max_retries: int, expected: list[float]) -> None:
-    delays = (Backoff(max_retries, 0.5, 8.0).delay_seconds(Unreachable("m"), retries, 1.0) for retries in range(9))
+    delays = (
+        Backoff(max_retries, 0.5, 8.0, 30.0).delay_seconds(Unreachable("m"), retries, 1.0) for retries in range(9)
+    )
     assert list(takewhile(lambda delay: delay is not None, delays)) == expected
 
 
 @given(st.integers(0, 20), st.floats(0, 1), st.floats(0.001, 60), st.floats(0.001, 60))
 def test_delays_are_bounded(retries: int, chance: float, initial: float, most: float) -> None:
-    delay = Backoff(21, initial, most).delay_seconds(rejected(500), retries, chance)
+    delay = Backoff(21, initial, most, 30.0).delay_seconds(rejected(500), retries, chance)
     assert delay is not None
     assert 0 <= delay <= most
     assert delay <= initial * 2**retries

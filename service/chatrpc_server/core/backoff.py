@@ -14,6 +14,8 @@ class Backoff:
     max_retries: int
     initial_seconds: float
     max_seconds: float
+    max_retry_after_seconds: float
+    """Longest delay of the upstream that is waited for. A longer one ends the call, so that the caller can decide."""
 
     def delay_seconds(self, error: ChatError, retries: int, chance: float) -> float | None:
         """Return the delay before the next attempt, or None if no retry follows.
@@ -23,7 +25,7 @@ class Backoff:
         if retries >= self.max_retries or not is_transient(error):
             return None
         if error.retry_after_seconds is not None:
-            return error.retry_after_seconds
+            return error.retry_after_seconds if error.retry_after_seconds <= self.max_retry_after_seconds else None
         return chance * min(self.max_seconds, self.initial_seconds * 2.0**retries)
 
 

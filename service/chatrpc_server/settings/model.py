@@ -88,7 +88,10 @@ class UpstreamSettings(_Frozen):
         0.5, "Longest pause before the first retry, in seconds; doubled for each further one.", gt=0
     )
     max_backoff_seconds: Annotated[float, at_least("initial_backoff_seconds")] = _field(
-        8, "Longest pause before any retry, in seconds.", gt=0
+        8, "Longest pause before any retry, in seconds, unless the upstream requests one.", gt=0
+    )
+    max_retry_after_seconds: float = _field(
+        30, "Longest pause that the upstream can request, in seconds; a longer one ends the call.", ge=0
     )
     max_event_bytes: int = _field(1 << 20, "Largest event of a stream, in bytes.", gt=0)
     max_response_bytes: Annotated[int, at_least("max_event_bytes")] = _field(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
@@ -21,7 +21,7 @@ RAW_BODY_BYTES = 4096
 FIELD_BYTES = 128
 """Size limits, higher than those for callers: a key that is cut here is not redacted, and the later cut removes it."""
 _MAX_RETRY_AFTER_SECONDS = 1e9
-"""A longer wait is ignored; it would not fit a `google.protobuf.Duration`."""
+"""A longer wait is cut, because it would not fit a `google.protobuf.Duration`."""
 
 _BY_STATUS = {
     400: Reason.UPSTREAM_INVALID_REQUEST,
@@ -167,8 +167,8 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Return the upstream's delay in seconds, from the headers that the OpenAI SDKs honour."""
     value = headers.get("retry-after", "")
     for seconds in (_number(headers.get("retry-after-ms", "")) / 1000, _number(value), _unix_time(value) - now):
-        if seconds < _MAX_RETRY_AFTER_SECONDS:  # false for NaN
-            return max(0.0, seconds)
+        if not isnan(seconds):
+            return min(max(0.0, seconds), _MAX_RETRY_AFTER_SECONDS)
     return None
 
 

@@ -80,8 +80,8 @@ const (
 // connection at once, so that the model stops generating.
 //
 // Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-// exponential backoff, or for the time that the upstream requests. It never retries past the deadline, never if the
-// quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+// exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
+// never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
 //
 // Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
 // ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -200,8 +200,8 @@ type ChatCompletionService_CreateChatCompletionStreamClient = grpc.ServerStreami
 // connection at once, so that the model stops generating.
 //
 // Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-// exponential backoff, or for the time that the upstream requests. It never retries past the deadline, never if the
-// quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+// exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
+// never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
 //
 // Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
 // ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest

@@ -78,8 +78,8 @@ class ChatCompletionServiceStub:
     connection at once, so that the model stops generating.
 
     Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests. It never retries past the deadline, never if the
-    quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
+    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -162,8 +162,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     connection at once, so that the model stops generating.
 
     Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests. It never retries past the deadline, never if the
-    quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
+    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -242,8 +242,8 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
     connection at once, so that the model stops generating.
 
     Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests. It never retries past the deadline, never if the
-    quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
+    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
