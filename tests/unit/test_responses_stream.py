@@ -288,7 +288,11 @@ FAILURES: dict[str, tuple[bytes, Reason, str]] = {
     "an object cut short": (END[:-5] + b"\n\n", INVALID, "an event of the upstream's stream is not JSON (62 bytes)"),
     "a number": (b"data: 5\n\n", INVALID, "an event of the upstream's stream is not a JSON object"),
     "an array": (b"data: []\n\n", INVALID, "an event of the upstream's stream is not a JSON object"),
-    "too much": (b"data: " + b"x" * LIMIT * 2, INVALID, f"an event of the upstream's stream exceeds {LIMIT} bytes"),
+    "too much": (
+        b"data: " + b"x" * LIMIT * 2,
+        INVALID,
+        f"an event of the upstream's stream exceeds {LIMIT} bytes; raise upstream.max_event_bytes",
+    ),
 }
 
 

@@ -67,7 +67,7 @@ MISSING_FILE = "the file cannot be read: No such file or directory; name a reada
         ("upstream.initial_backoff_seconds", "0", POSITIVE),
         ("upstream.max_backoff_seconds", "0.25", "must be at least initial_backoff_seconds, which is 0.5"),
         ("upstream.max_event_bytes", "1 MiB", "must be a whole number, more than 0"),
-        ("upstream.max_response_bytes", "1024", "must be at least max_event_bytes, which is 1048576"),
+        ("upstream.max_response_bytes", "1024", "must be at least max_event_bytes, which is 20971520"),
         ("upstream.ca_file", "/no/such/file", MISSING_FILE),
         ("upstream.api_key_file", "/no/such/file", MISSING_FILE),
         ("upstream.api_key_file", "/", "the file cannot be read: Is a directory; name a readable file"),

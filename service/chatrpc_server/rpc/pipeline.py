@@ -113,7 +113,8 @@ class Pipeline(grpc.aio.ServerInterceptor):
         # Checked here, because grpc would fail the RPC without the layers noticing.
         size = message.ByteSize()
         if size > self._max_message_bytes:
-            raise ResponseTooLarge(f"the response message has {size} bytes; the limit is {self._max_message_bytes}")
+            problem = f"the response message has {size} bytes, more than {self._max_message_bytes}"
+            raise ResponseTooLarge(f"{problem}; raise limits.max_message_bytes")
         return size
 
     @asynccontextmanager

@@ -93,7 +93,9 @@ class UpstreamSettings(_Frozen):
     max_retry_after_seconds: float = _field(
         30, "Longest pause that the upstream can request, in seconds; a longer one ends the call.", ge=0
     )
-    max_event_bytes: int = _field(1 << 20, "Largest event of a stream, in bytes.", gt=0)
+    max_event_bytes: int = _field(
+        20 << 20, "Largest event of a stream, in bytes; by default as large as a message (an image).", gt=0
+    )
     max_response_bytes: Annotated[int, at_least("max_event_bytes")] = _field(
         64 << 20, "Largest response that is not streamed, in bytes.", gt=0
     )

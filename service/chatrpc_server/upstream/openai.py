@@ -254,7 +254,8 @@ class _Body:
             while (piece := await self.next()) is not None:
                 data += piece
                 if len(data) > limit_bytes:
-                    raise InvalidResponse(f"the upstream's response is larger than {limit_bytes} bytes", "oversize")
+                    problem = f"the upstream's response is larger than {limit_bytes} bytes"
+                    raise InvalidResponse(f"{problem}; raise upstream.max_response_bytes", "oversize")
         except (InvalidResponse, Truncated):
             if not keep_start:
                 raise

@@ -59,7 +59,7 @@
 {{- end -}}
 {{- end -}}
 {{- /* Pairs of settings, with the service's defaults. */ -}}
-{{- range list (list "upstream" "initial_backoff_seconds" 0.5 "max_backoff_seconds" 8) (list "upstream" "max_event_bytes" 1048576 "max_response_bytes" 67108864) (list "limits" "min_deadline_seconds" 0.05 "default_deadline_seconds" 600) -}}
+{{- range list (list "upstream" "initial_backoff_seconds" 0.5 "max_backoff_seconds" 8) (list "upstream" "max_event_bytes" 20971520 "max_response_bytes" 67108864) (list "limits" "min_deadline_seconds" 0.05 "default_deadline_seconds" 600) -}}
 {{- $settings := get $.Values.config (index . 0) | default dict -}}
 {{- $least := dig (index . 1) nil $settings -}}
 {{- if kindIs "invalid" $least }}{{ $least = index . 2 }}{{ end -}}

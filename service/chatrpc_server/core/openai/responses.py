@@ -108,7 +108,7 @@ class StreamReader:
                 self._unframed += data
                 if len(self._unframed) > self._max_event_bytes:
                     problem = f"the upstream sent more than {self._max_event_bytes} bytes without an event"
-                    raise InvalidResponse(problem, "oversize")
+                    raise InvalidResponse(f"{problem}; raise upstream.max_event_bytes", "oversize")
                 return chunks
             self._read_events(self._decoder.only_lf(data), chunks)
         except ChatError as error:

@@ -103,5 +103,7 @@ class Decoder:
     def _check_size(self, more: int) -> None:
         if self._data_bytes + more > self._max_event_bytes:
             raise InvalidResponse(
-                f"an event of the upstream's stream exceeds {self._max_event_bytes} bytes", "oversize"
+                f"an event of the upstream's stream exceeds {self._max_event_bytes} bytes;"
+                " raise upstream.max_event_bytes",
+                "oversize",
             )
