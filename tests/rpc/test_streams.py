@@ -107,6 +107,15 @@ async def test_after_a_rejection_of_stream_options_they_are_omitted(chat: Servic
     assert chat.value("chatrpc_usage_missing_total", stream="true") == 2
 
 
+async def test_a_rejection_of_stream_options_concerns_one_model(chat: Service, echo: Echo) -> None:
+    for model in ("echo:reject_usage", "echo", "echo:reject_usage"):
+        await collect(chat.stub.CreateChatCompletionStream(request(model=model)))
+    seen = [(received.body["model"], "stream_options" in received.body) for received in echo.requests]
+    old, new = "echo:reject_usage", "echo"
+    assert seen == [(old, True), (old, False), (new, True), (old, False)]
+    assert chat.value("chatrpc_usage_missing_total", stream="true") == 2
+
+
 async def test_only_chunks_become_messages(script: Script) -> None:
     body = (
         b"\xef\xbb\xbf: OPENROUTER PROCESSING\r\n\r\n:\r\n\r\ndata:"

@@ -36,7 +36,7 @@ def sent(request: ChatRequest, policy: UsagePolicy) -> Any:
 def a_policy(*, is_supported: bool = True) -> UsagePolicy:
     policy = UsagePolicy()
     if not is_supported:
-        policy.disable()
+        policy.disable("")
     return policy
 
 
@@ -113,3 +113,20 @@ def test_a_fallback_alone_changes_nothing_for_later_streams() -> None:
     policy = UsagePolicy()
     policy.of_stream(a_request()).fallback(error(param="stream_options"))
     assert sent(a_request(), policy) == USAGE
+
+
+def test_one_model_without_usage_changes_nothing_for_others() -> None:
+    policy = UsagePolicy()
+    policy.disable("old")
+    policy.disable("old")
+    assert sent(a_request(model="old"), policy) is None
+    for model in ("", "new", "OLD", "old "):
+        assert sent(a_request(model=model), policy) == USAGE
+
+
+def test_the_memory_for_models_is_bounded() -> None:
+    policy = UsagePolicy()
+    for number in range(3000):
+        policy.disable(f"{number} {'x' * 1000}")
+    known = [sent(a_request(model=f"{number} {'x' * 1000}"), policy) is None for number in range(3000)]
+    assert known == [False] * 2000 + [True] * 1000

@@ -34,7 +34,10 @@ _LIMIT_HEADER = re.compile(r"x-ratelimit-[a-z0-9_.-]{1,50}(?<!-bin)")
 """gRPC rejects other metadata keys, and requires bytes for keys that end in `-bin`."""
 _SHOWN_HEADERS = 12
 _SHOWN_CHARACTERS = 64
-"""Limits for the upstream's headers that a caller receives: their number, and the characters of each."""
+"""Limits for the upstream's headers that a caller receives: their number, and the characters of each.
+
+The second one also limits the name of a model in logs.
+"""
 
 
 class OpenAIUpstream:
@@ -127,10 +130,10 @@ class OpenAIUpstream:
         response = await stack.enter_async_context(self._open(requests.stream_body(request, fallback), call))
         # Only this success proves the cause, because every error that quotes the request contains stream_options.
         log.warning(
-            "upstream rejects stream_options; no longer requesting usage of streams",
-            extra={"event": "upstream_usage_unsupported"},
+            "upstream rejects stream_options for this model; no longer requesting usage of its streams",
+            extra={"event": "upstream_usage_unsupported", "model": call.model[:_SHOWN_CHARACTERS]},
         )
-        self._usage.disable()
+        self._usage.disable(request.model)
         return response
 
     @asynccontextmanager

@@ -1,7 +1,8 @@
-"""Usage of streams: which streams request it, which callers get it, and which upstreams cannot send it.
+"""Usage of streams: which streams request it, which callers get it, and for which models the upstream cannot send it.
 
 The service requests usage of every stream because the metrics count tokens. A caller declines the usage chunk with
-`stream_options.include_usage: false`. If an upstream rejects `stream_options`, only a caller's own request is sent.
+`stream_options.include_usage: false`. If the upstream rejects `stream_options` for a model, only a caller's own request
+is sent for it.
 """
 
 from dataclasses import dataclass, replace
@@ -46,28 +47,34 @@ class StreamUsage:
         return replace(self, is_requested=False)
 
 
+_MAX_MODELS = 1000
+"""Limit of remembered models, because callers choose their names. A forgotten one costs one more rejected request."""
+
 NO_USAGE = StreamUsage()
 """Neither requested nor declined."""
 
 
 class UsagePolicy:
-    """The state of one upstream: it accepts `stream_options` until `disable` is called."""
+    """The state of one upstream: it accepts `stream_options` for a model until `disable` is called with it."""
 
     def __init__(self) -> None:
-        self._is_supported = True
+        self._unsupported: dict[int, None] = {}
+        """Hashes of models, oldest first: hashes, because a name can be as long as a request."""
 
     def of_stream(self, request: ChatRequest) -> StreamUsage:
         """Return the decisions for a new stream."""
         options = request.stream_options
         return StreamUsage(
-            is_requested=self._is_supported,
+            is_requested=hash(request.model) not in self._unsupported,
             is_required=options.include_usage,
             is_declined=options.HasField("include_usage") and not options.include_usage,
         )
 
-    def disable(self) -> None:
-        """Stop requesting usage. Call it after a successful fallback, which proves that the upstream rejects it."""
-        self._is_supported = False
+    def disable(self, model: str) -> None:
+        """Stop requesting usage of a model. Call it after a successful fallback, which proves that it is rejected."""
+        if len(self._unsupported) >= _MAX_MODELS:
+            del self._unsupported[next(iter(self._unsupported))]
+        self._unsupported[hash(model)] = None
 
 
 def _has_content(choice: ChunkChoice) -> bool:
