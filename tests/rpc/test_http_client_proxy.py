@@ -3,11 +3,12 @@
 import asyncio
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 import trustme
 
-from support import Exchange, Script
+from support import Exchange, Script, failure, http, request, service
 from support.http_clients import (
     THREE,
     engines,
@@ -122,6 +123,91 @@ async def test_no_tunnel(response: bytes | None, behind: bool, error: type[Excep
         assert await idle(transport) == 0
         await gone(proxy)
         await transport.aclose()
+
+
+USER = "http://canary-user:canary%2Fpass@"
+AUTHORIZATION = b"proxy-authorization: basic y2fuyxj5lxvzzxi6y2fuyxj5l3bhc3m="
+"""In lower case."""
+
+
+@engines
+async def test_a_tunnel_with_user_name_and_password(authority: trustme.CA, tmp_path: Path, name: str) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with (
+        Script(authority.issue_cert("localhost")) as script,
+        Proxy(ESTABLISHED, int(script.base_url.split(":")[2].partition("/")[0])) as proxy,
+    ):
+        script.respond_with(THREE)
+        url = proxy.url.replace("http://", USER)
+        transport = of(script, name, ca_file=tmp_path / "ca.pem", proxy=url)
+        assert (await posted(transport)).body == b"abc"
+        await transport.aclose()
+    assert AUTHORIZATION in proxy.heads[0].lower()
+    assert b"proxy-authorization" not in script.exchanges[0].head.lower(), "it is for the proxy alone"
+
+
+@engines
+async def test_a_proxy_without_a_tunnel_gets_user_name_and_password(script: Script, name: str) -> None:
+    script.respond_with(THREE)
+    url = script.base_url.removesuffix("/v1").replace("http://", USER)
+    transport = of(Script(), name, "http://model.invalid/v1", proxy=url)
+    assert (await posted(transport)).body == b"abc"
+    await transport.aclose()
+    (exchange,) = script.exchanges
+    assert exchange.head.startswith(b"POST http://model.invalid/v1/x HTTP/1.1\r\n")
+    assert exchange.head.lower().count(AUTHORIZATION) == 1
+    assert exchange.header(b"host") == "model.invalid"
+
+
+REFUSALS = {
+    # status, attempts, the words for the caller
+    "user and password": (407, 1, "; check user name and password in upstream.proxy"),
+    "forbidden": (403, 1, ""),
+    "not found": (404, 1, ""),
+    "redirect": (302, 1, ""),
+    "busy": (429, 3, ""),
+    "no upstream": (502, 3, ""),
+    "overloaded": (503, 3, ""),
+}
+
+
+@engines
+@pytest.mark.parametrize(("status", "attempts", "remedy"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_refusal_is_reported_as_the_proxys(
+    name: str, status: int, attempts: int, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = f"HTTP/1.1 {status} canary-words\r\ncontent-length: 6\r\nx: canary\r\n\r\ncanary".encode()
+    async with Proxy(response) as proxy:
+        upstream = {"http_client": name, "proxy": proxy.url.replace("http://", USER)}
+        async with service("https://model.invalid/v1", upstream=upstream) as chat:
+            failed = await failure(chat.stub.CreateChatCompletion(request()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNREACHABLE")
+    assert failed.message == f"cannot connect to the upstream: the proxy refused with HTTP {status}{remedy}"
+    assert len(proxy.heads) == attempts
+    causes = [record.cause for record in caplog.records if getattr(record, "event", "") == "upstream_connect_failed"]
+    assert causes
+    assert all(f"the proxy refused with HTTP {status}" in cause for cause in causes)
+    for text in (str(failed), *causes, *(str(record.__dict__) for record in caplog.records)):
+        assert "canary" not in text, "neither the password nor the proxy's words are shown"
+
+
+@engines
+async def test_a_refusal_without_a_tunnel(script: Script, name: str) -> None:
+    script.respond_with(http(b"canary", "407 canary"))
+    upstream = {"http_client": name, "proxy": script.base_url.removesuffix("/v1")}
+    async with service("http://model.invalid/v1", upstream=upstream) as chat:
+        failed = await failure(chat.stub.CreateChatCompletionStream(request()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNREACHABLE")
+    assert "the proxy refused with HTTP 407" in failed.message
+    assert "canary" not in str(failed)
+    assert len(script.exchanges) == 1
+
+
+async def test_a_407_of_an_upstream_without_a_proxy_is_its_own(script: Script) -> None:
+    script.respond_with(http(b'{"error": {"message": "no"}}', "407 x"))
+    async with service(script.base_url) as chat:
+        failed = await failure(chat.stub.CreateChatCompletion(request()))
+    assert (failed.reason, failed.message) == ("UPSTREAM_ERROR", "no")
 
 
 async def test_a_cancel_of_a_tunnel_at_any_time_leaves_nothing_open(authority: trustme.CA, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ URL = "must be http:// or https://, a host and the path before /chat/completions
 COLLECTOR = "must be http:// or https://, a host and the path before /v1/traces"
 URL_EXTRAS = "must not contain a user name, password, query (?…) or fragment (#…)"
 URL_TOO_LONG = "must end before /chat/completions, which the service adds"
-PROXY = "must be http://host:port, without user name and path"
+PROXY = "must be http://host:port or http://user:password@host:port"
 HEADER = "must be visible ASCII characters, without spaces or line breaks"
 NAME = "must be lower-case letters, digits, '_' and '-', such as eu-1"
 NAMES = "must be names, or a mapping of names to settings, at most 50"
@@ -61,8 +61,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "upstream.max_backoff_seconds": ("0.5", 0.5),
     "upstream.max_retry_after_seconds": ("0", 0.0),
     "upstream.max_event_bytes": ("1024", 1024),
-    "upstream.max_response_bytes": ("1048576", 1048576),
+    "upstream.max_response_bytes": ("33554432", 33554432),
     "upstream.proxy": ("http://proxy.example.com:3128", "http://proxy.example.com:3128"),
+    "upstream.proxy_from_env": ("true", True),
     "models": ("gpt-4o, yi-vision,", {"gpt-4o": ModelSettings(), "yi-vision": ModelSettings()}),
     "limits.max_message_bytes": ("4194304", 4194304),
     "limits.max_in_flight": ("1", 1),
@@ -76,7 +77,14 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "tracing.endpoint": ("https://[::1]:4318/otlp/", "https://[::1]:4318/otlp"),
     "tracing.sample_ratio": ("0.25", 0.25),
 }
-FILES = {"upstream.api_key_file", "upstream.ca_file", "tls.cert_file", "tls.key_file", "tls.client_ca_file"}
+FILES = {
+    "upstream.api_key_file",
+    "upstream.ca_file",
+    "upstream.proxy_file",
+    "tls.cert_file",
+    "tls.key_file",
+    "tls.client_ca_file",
+}
 
 
 def parser() -> ArgumentParser:

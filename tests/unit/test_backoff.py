@@ -41,6 +41,7 @@ ERRORS: dict[str, tuple[ChatError, bool]] = {
     "in a 200": (rejected(503, in_success=True), True),
     "in a 200, the caller's fault": (rejected(400, in_success=True), False),
     "unreachable": (Unreachable("m"), True),
+    "unreachable for lack of a right": (Unreachable("m", is_transient=False), False),
     "silence": (TimedOut("m"), False),
     "not a completion": (InvalidResponse("m", "bad_json"), False),
     "cut": (Truncated("m"), False),

@@ -72,7 +72,9 @@ MISSING_FILE = "the file cannot be read: No such file or directory; name a reada
         ("upstream.api_key_file", "/no/such/file", MISSING_FILE),
         ("upstream.api_key_file", "/", "the file cannot be read: Is a directory; name a readable file"),
         ("upstream.proxy", "https://proxy:3128", PROXY),
-        ("upstream.proxy", "http://me:you@proxy:3128", PROXY),
+        ("upstream.proxy", "http://me@you@proxy:3128", PROXY),
+        ("upstream.proxy", "http://me:#1@proxy:3128", PROXY),
+        ("upstream.proxy", "socks5://proxy:1080", PROXY),
         ("upstream.proxy", "http://proxy:3128/path", PROXY),
         ("limits.max_message_bytes", "0", "must be a whole number, more than 0, at most 2147483647"),
         ("limits.max_message_bytes", "2147483648", "must be a whole number, more than 0, at most 2147483647"),
@@ -110,7 +112,8 @@ def test_wrong_values(source: str, path: str, value: str, right: str, file: Path
 def test_wrong_yes_and_no(path: str, file: Path) -> None:
     row = next(row for row in ROWS if row.path == path)
     assert mistakes(environ={row.env: "perhaps"}) == [f"{row.env} in the environment: must be true or false"]
-    assert mistakes(file=file, text=f"{path}: perhaps") == [f"{path} in {file}, line 1: must be true or false"]
+    where = f"{path} in {file}, line {1 + path.count('.')}"
+    assert mistakes(file=file, text=as_yaml(path, "perhaps")) == [f"{where}: must be true or false"]
 
 
 @pytest.mark.parametrize(

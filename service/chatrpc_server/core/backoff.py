@@ -37,4 +37,4 @@ def is_transient(error: ChatError) -> bool:
         if error.should_retry is not None:
             return error.should_retry
         return error.status in _RETRIED_STATUSES or error.status >= 500
-    return isinstance(error, Unreachable)
+    return isinstance(error, Unreachable) and error.is_transient

@@ -125,9 +125,16 @@ class UpstreamFault(ChatError):
 
 
 class Unreachable(UpstreamFault):
-    """A failed connect (refused, DNS, TLS), or a connection that closed before the response began."""
+    """A failed connect (DNS, refused, TLS, proxy), or a connection that closed before the response began.
+
+    `is_transient`: whether a retry can succeed.
+    """
 
     reason = Reason.UPSTREAM_UNREACHABLE
+
+    def __init__(self, message: str, *, is_transient: bool = True) -> None:
+        super().__init__(message)
+        self.is_transient = is_transient
 
 
 class TimedOut(UpstreamFault):

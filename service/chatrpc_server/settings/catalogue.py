@@ -16,12 +16,13 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from chatrpc_server.settings.address import Address
+from chatrpc_server.settings.fields import ProxyUrl
 
 Place = tuple[str, ...]
 """The path of a setting, a group or a map, from the root of the model."""
 
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-_KINDS |= {SecretStr: "text, secret", Address: "host:port", tuple: "a list of text"}
+_KINDS |= {SecretStr: "text, secret", ProxyUrl: "text, secret", Address: "host:port", tuple: "a list of text"}
 _BOUNDS = {"gt": "more than", "ge": "at least", "le": "at most", "max_length": "at most"}
 _MAP_KIND = "names, or a mapping of names to settings"
 _PREFIX = "CHATRPC_"

@@ -1,11 +1,12 @@
 """Types of values with their rules. Each rule checks a value, and adds itself to the JSON schema."""
 
+import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
@@ -112,7 +113,33 @@ Name = Annotated[str, _matches("[a-z0-9][a-z0-9_-]*", "lower-case letters, digit
 Provider = Annotated[str, _matches("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
 ModelName = Annotated[str, _matches(r"\S+", "a name without spaces")]
 _HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
-Proxy = Annotated[str | None, _matches(f"http://{_HOST_PORT}/?", "http://host:port, without user name and path")]
+_USER = r"[A-Za-z0-9._~!$&'()*+,;=:%-]+@"
+"""User name and password in a URL (RFC 3986, userinfo)."""
+
+
+class ProxyUrl(SecretStr):
+    """The URL of a proxy. Its user name and password are secret."""
+
+    @property
+    def shown(self) -> str:
+        """The URL with `***` for user name and password."""
+        return re.sub(_USER, "***@", self.get_secret_value(), count=1)
+
+    def secrets(self) -> Iterator[str]:
+        """Yield user name and password in each form that a text can have."""
+        user, at, _ = self.get_secret_value().removeprefix("http://").rpartition("@")
+        if at:
+            plain = unquote(user)
+            yield from (user, plain, base64.b64encode(plain.encode()).decode())
+            yield from filter(None, (user.partition(":")[2], plain.partition(":")[2]))
+
+
+Proxy = Annotated[
+    ProxyUrl | None,
+    stripped,
+    _matches(f"http://({_USER})?{_HOST_PORT}/?", "http://host:port or http://user:password@host:port"),
+    PlainSerializer(lambda url: url.shown, when_used="json-unless-none"),
+]
 
 
 def named_groups(accepts: Any) -> BeforeValidator:

@@ -14,6 +14,7 @@ from chatrpc_server.settings.fields import (
     Name,
     Provider,
     Proxy,
+    ProxyUrl,
     Secret,
     at_least,
     named_groups,
@@ -100,7 +101,13 @@ class UpstreamSettings(_Frozen):
         64 << 20, "Largest response that is not streamed, in bytes.", gt=0
     )
     ca_file: Path | None = _field(None, "PEM file of the certificate authorities to trust; unset: certifi's.")
-    proxy: Proxy = _field(None, "HTTP proxy, http://host:port. HTTPS_PROXY and similar variables are ignored.")
+    proxy: Proxy = _field(
+        None, "HTTP proxy, http://host:port or http://user:password@host:port. User name and password are secret."
+    )
+    proxy_file: Path | None = _field(None, "File that contains the proxy's URL, read at start.")
+    proxy_from_env: bool = _field(
+        False, "If `proxy` is unset, uses the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name."
+    )
 
 
 class TlsSettings(_Frozen):
@@ -167,10 +174,12 @@ class LogSettings(_Frozen):
     format: Literal["auto", "json", "text"] = _field("auto", "`auto` is text on a terminal, else json.")
 
 
-def _secrets(value: object) -> Iterator[SecretStr]:
+def _secrets(value: object) -> Iterator[str]:
     """Yield every secret in groups and maps of groups."""
-    if isinstance(value, SecretStr):
-        yield value
+    if isinstance(value, ProxyUrl):
+        yield from value.secrets()
+    elif isinstance(value, SecretStr):
+        yield value.get_secret_value()
     elif isinstance(value, pydantic.BaseModel):
         yield from _secrets(dict(value))
     elif isinstance(value, dict):
@@ -201,7 +210,7 @@ class Settings(_Frozen):
 
     def secrets(self) -> list[str]:
         """Return all secrets in plain text, so that they can be redacted."""
-        return [secret.get_secret_value() for secret in _secrets(self)]
+        return list(_secrets(self))
 
     def redacted(self) -> dict[str, Any]:
         """Return all settings in the shape of the YAML file, ready for JSON; a secret that is set is `***`."""

@@ -13,13 +13,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from chatrpc_server.settings import catalogue
 from chatrpc_server.settings.catalogue import EntryNames, Group, GroupMap, Place, Setting, SettingRow, dotted, node_at
-from chatrpc_server.settings.fields import names_in
+from chatrpc_server.settings.fields import Proxy, names_in
 from chatrpc_server.settings.model import Settings, SettingsError
+from chatrpc_server.settings.proxies import proxy_of
 from chatrpc_server.settings.yaml_file import Entry, UnreadableFile, YamlFile, reason
 
 _OTHER_PROGRAMS: dict[str, Place] = {
@@ -92,7 +93,21 @@ def load(
     the flags of `add_flags`; `unknown` has the other arguments from its `parse_known_args`. Raises SettingsError with
     the mistakes of all sources.
     """
-    return load_model(Settings, args or Namespace(), environ, unknown, _OTHER_PROGRAMS)
+    return _with_proxy(load_model(Settings, args or Namespace(), environ, unknown, _OTHER_PROGRAMS), environ)
+
+
+def _with_proxy(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """Return the settings with the proxy that the environment names, if they request it and have none."""
+    upstream = settings.upstream
+    if not upstream.proxy_from_env or upstream.proxy or not (found := proxy_of(upstream.base_url, environ)):
+        return settings
+    variable, url = found
+    try:
+        proxy = TypeAdapter(Proxy).validate_python(url)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]
+        raise SettingsError([f"{variable} in the environment: {problem}"]) from None
+    return settings.model_copy(update={"upstream": upstream.model_copy(update={"proxy": proxy})})
 
 
 def settings_file(

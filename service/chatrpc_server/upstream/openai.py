@@ -21,7 +21,8 @@ from chatrpc_server.core.openai import error_responses, requests, responses
 from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
 from chatrpc_server.settings import UpstreamSettings
-from chatrpc_server.upstream.http import transport
+from chatrpc_server.upstream.http import failures, transport
+from chatrpc_server.upstream.http.failures import ProxyRefused
 from chatrpc_server.upstream.idle_timeout import IdleTimeout
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,8 @@ class OpenAIUpstream:
             response = await self._send(body, headers, call, attempt)
             try:
                 _note_headers(response, attempt)
+                if response.status == 407 and self._settings.proxy:  # for a request without a tunnel
+                    raise _refused_by_proxy(407)
                 await _check(response, call)
                 yield response
             finally:
@@ -153,15 +156,19 @@ class OpenAIUpstream:
         try:
             return await self._transport.post(body, headers)
         except httpx.ConnectTimeout:
-            limit = self._settings.connect_timeout_seconds
-            raise Unreachable(f"no connection to the upstream within {limit:g} s") from None
+            way = " through the proxy" if self._settings.proxy else ""
+            limit = f"{self._settings.connect_timeout_seconds:g} s; see upstream.connect_timeout_seconds"
+            raise Unreachable(f"no connection to the upstream{way} within {limit}") from None
         except httpx.TimeoutException as error:
             raise TimedOut("the upstream did not respond in time") from error
+        except ProxyRefused as error:
+            raise _refused_by_proxy(error.status) from error
         except httpx.ConnectError as error:
             log.warning(
                 "cannot connect to the upstream", extra={"event": "upstream_connect_failed", "cause": str(error)}
             )
-            raise Unreachable("cannot connect to the upstream") from error
+            words = failures.connect_failure(error, via_proxy=self._settings.proxy is not None)
+            raise Unreachable(words) from error
         except httpx.TransportError as error:
             # Log only the type, because the text can quote the upstream's bytes.
             cause = type(error).__name__
@@ -173,6 +180,13 @@ class OpenAIUpstream:
         finally:
             attempt.headers_seconds = time.monotonic() - attempt.started
             call.waiting_seconds += attempt.headers_seconds
+
+
+def _refused_by_proxy(status: int) -> Unreachable:
+    """Log the proxy's refusal, and return the error."""
+    words, is_transient = failures.proxy_refusal(status)
+    log.warning("cannot connect to the upstream", extra={"event": "upstream_connect_failed", "cause": words})
+    return Unreachable(words, is_transient=is_transient)
 
 
 def identity_of(settings: UpstreamSettings) -> UpstreamIdentity:

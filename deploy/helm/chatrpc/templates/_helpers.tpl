@@ -100,7 +100,9 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- $_ := set $upstream "api_key_file" (printf "/etc/chatrpc/upstream/%s" .Values.apiKey.key) -}}
 {{- end -}}
 {{- if .Values.echo.enabled -}}
-{{- $_ := unset $config.upstream "proxy" -}}
+{{- range list "proxy" "proxy_file" "proxy_from_env" -}}
+{{- $_ := unset $config.upstream . -}}
+{{- end -}}
 {{- $upstream = dict "base_url" "http://127.0.0.1:8080/v1" "name" "echo" "provider" "echo" -}}
 {{- end -}}
 {{- $_ := set $own "upstream" $upstream -}}

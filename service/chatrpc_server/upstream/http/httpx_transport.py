@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpx
 
 from chatrpc_server.core.call import Headers
+from chatrpc_server.upstream.http.failures import ProxyRefused
 from chatrpc_server.upstream.http.pool import IDLE_SECONDS
 
 _T = TypeVar("_T")
@@ -27,7 +28,7 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         url: httpx.URL,
         headers: Headers,
         tls: ssl.SSLContext | None,
-        proxy: str | None,
+        proxy: httpx.Proxy | None,
         connect_timeout_seconds: float,
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS)
@@ -41,7 +42,11 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         request = httpx.Request(
             "POST", self._url, headers=[*self._headers, *headers], content=body, extensions=dict(self._extensions)
         )
-        return _Response(await self.handle_async_request(request))
+        try:
+            return _Response(await self.handle_async_request(request))
+        except httpx.ProxyError as error:
+            # httpcore gives the status only in the text, before the proxy's own words.
+            raise ProxyRefused(int(str(error).partition(" ")[0])) from None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Implement `httpx.AsyncBaseTransport`."""

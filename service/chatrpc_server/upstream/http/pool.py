@@ -4,6 +4,7 @@ If a call is cancelled while it connects or during an exchange, its connection c
 """
 
 import asyncio
+import base64
 import socket
 import ssl
 
@@ -11,6 +12,7 @@ import aiohappyeyeballs
 import httpx
 
 from chatrpc_server.core.call import Headers
+from chatrpc_server.upstream.http.failures import ProxyRefused
 from chatrpc_server.upstream.http.http1 import Connection, Exchange
 
 IDLE_SECONDS = 15.0
@@ -27,18 +29,20 @@ class Pool:
         url: httpx.URL,
         headers: Headers,
         tls: ssl.SSLContext | None,
-        proxy: str | None,
+        proxy: httpx.Proxy | None,
         connect_timeout_seconds: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._tls = tls
         self._host, self._port = url.raw_host.decode("ascii"), url.port or (443 if tls else 80)
-        self._proxy = httpx.URL(proxy) if proxy else None
+        self._proxy = proxy.url if proxy else None
+        self._proxy_headers = _header_lines(_authorization(proxy))
         self._connect_timeout_seconds = connect_timeout_seconds
         host = url.netloc.decode("ascii")
-        # A proxy needs the complete URL, except in a tunnel.
-        target = str(url.copy_with(fragment=None)) if proxy and not tls else url.raw_path.decode("ascii")
-        self._request_head = f"POST {target} HTTP/1.1\r\nhost: {host}\r\n{_header_lines(headers)}".encode("ascii")
+        target, lines = url.raw_path.decode("ascii"), _header_lines(headers)
+        if proxy and not tls:  # without a tunnel, the proxy reads the request, and needs the complete URL
+            target, lines = str(url.copy_with(fragment=None)), self._proxy_headers + lines
+        self._request_head = f"POST {target} HTTP/1.1\r\nhost: {host}\r\n{lines}".encode("ascii")
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         """All connections that are neither idle nor closed, including those that are closing."""
@@ -144,12 +148,12 @@ class Pool:
         """Open a tunnel through the proxy (RFC 9110 section 9.3.6), and start TLS with the upstream."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         target = f"{host}:{self._port}"
-        request = f"CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n".encode("ascii")
+        request = f"CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n{self._proxy_headers}\r\n".encode("ascii")
         exchange = Exchange(connection, request, lambda _, __: None, self._loop)
         try:
             await exchange.read_head()
             if not 200 <= exchange.status < 300:
-                raise httpx.ProxyError(f"the proxy rejected the tunnel with HTTP {exchange.status}")
+                raise ProxyRefused(exchange.status)
             connection.exchange = None
             transport = await self._loop.start_tls(connection.transport, connection, tls, server_hostname=self._host)
             if transport is None:  # the connection is lost already
@@ -160,6 +164,13 @@ class Pool:
             connection.abort()
             self._on_lost(connection)  # because asyncio does not report the loss before TLS has started
             raise
+
+
+def _authorization(proxy: httpx.Proxy | None) -> Headers:
+    """Return the header with the proxy's user name and password, if it has them (RFC 7617)."""
+    if proxy is None or proxy.raw_auth is None:
+        return []
+    return [("proxy-authorization", f"Basic {base64.b64encode(b':'.join(proxy.raw_auth)).decode()}")]
 
 
 def _header_lines(headers: Headers) -> str:

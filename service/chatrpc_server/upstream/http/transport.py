@@ -53,7 +53,8 @@ def create(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> Tran
     Raises OSError if `ca_file` is invalid.
     """
     tls = _tls(settings) if url.scheme == "https" else None
-    arguments = url, headers, tls, settings.proxy, settings.connect_timeout_seconds
+    proxy = httpx.Proxy(settings.proxy.get_secret_value()) if settings.proxy else None
+    arguments = url, headers, tls, proxy, settings.connect_timeout_seconds
     return HttpxTransport(*arguments) if settings.http_client == "httpx" else Pool(*arguments)
 
 

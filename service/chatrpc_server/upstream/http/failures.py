@@ -1,0 +1,74 @@
+"""Failures to connect: their causes in words, which never contain a key, a user name or bytes of a peer."""
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+
+import httpx
+
+_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+_WRONG_HOST = {62, 64}
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, whose texts contain the host."""
+
+
+class ProxyRefused(httpx.ProxyError):
+    """A proxy that responded to CONNECT with an error status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the proxy refused the tunnel with HTTP {status}")
+        self.status = status
+
+
+def proxy_refusal(status: int) -> tuple[str, bool]:
+    """Return the words for a proxy's error status, and whether a retry can succeed."""
+    remedy = "; check user name and password in upstream.proxy" if status == 407 else ""
+    words = f"cannot connect to the upstream: the proxy refused with HTTP {status}{remedy}"
+    return words, status in (408, 429) or status >= 500
+
+
+def connect_failure(error: BaseException, *, via_proxy: bool) -> str:
+    """Return the words for an error while connecting. A proxy resolves and connects in place of the service."""
+    peer, setting = ("the proxy", "upstream.proxy") if via_proxy else ("the upstream", "upstream.base_url")
+    for cause in _causes(error):
+        match cause:
+            case socket.gaierror():
+                return f"cannot connect to {peer}: its host name cannot be resolved; check {setting}"
+            case ssl.SSLError():
+                return f"cannot connect to the upstream: {_tls_failure(cause)}"
+            case ConnectionRefusedError():
+                return f"cannot connect to {peer}: it refused the connection; check {setting}"
+            case OSError(errno=number) if number in _NO_ROUTE:
+                return f"cannot connect to {peer}: no route to its address; check {setting}"
+    return "cannot connect to the upstream: the connection closed before it was ready"
+
+
+def tls_alert(error: BaseException) -> str:
+    """Return the words for a TLS alert after the handshake, such as a rejected certificate; else an empty text."""
+    found = (cause for cause in _causes(error) if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""))
+    return next((f"cannot connect to the upstream: {_tls_failure(cause)}" for cause in found), "")
+
+
+def _tls_failure(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _WRONG_HOST:
+            return "its certificate is for another host; check upstream.base_url"
+        return f"its certificate is not trusted: {error.verify_message}; check upstream.ca_file"
+    reason = (error.reason or "the connection closed").lower().replace("_", " ")
+    if "alert" in reason and "cert" in reason:
+        return f"it rejected the client's certificate: {reason}; check upstream.client_cert_file"
+    if reason in ("wrong version number", "record layer failure"):
+        return f"TLS failed: {reason}; check whether upstream.base_url is an http:// address"
+    return f"TLS failed: {reason}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and its causes, because each HTTP client wraps them in its own way."""
+    known: set[int] = set()
+    while error is not None and id(error) not in known:
+        known.add(id(error))
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for each in error.exceptions:
+                yield from _causes(each)
+        error = error.__cause__ or error.__context__
