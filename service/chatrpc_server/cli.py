@@ -128,9 +128,9 @@ def _directives() -> str:
 
 
 def _serve(args: _Namespace, unknown: Sequence[str]) -> int:
+    file = settings_file(args, unknown=unknown)
     settings = load(args, unknown=unknown)
     _configure_logs(settings, settings.log.level)
-    file = settings_file(args, unknown=unknown)
     return _serve_alone(settings, file) if settings.workers == 1 else _serve_with_workers(settings, file)
 
 

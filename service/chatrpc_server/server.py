@@ -194,7 +194,7 @@ class Server:
 
     def _on_change(self, settings: Settings) -> None:
         """Apply `log.level`, the only setting that can change while the service runs; log the names of the others."""
-        others = sorted(differing(self.settings.redacted(), settings.redacted()) - {_LEVEL})
+        others = sorted(differing(self.settings.model_dump(), settings.model_dump()) - {_LEVEL})
         log.info("settings file reloaded", extra={"event": "config_reloaded", _LEVEL: settings.log.level})
         if others:
             log.warning(
@@ -210,6 +210,7 @@ class Server:
         log.error(
             "settings reload failed; keeping the current settings",
             extra={"event": "config_reload_failed", "mistakes": mistakes},
+            exc_info=error.__cause__,
         )
         self.metrics.config_reloads.labels("failure").inc()
 

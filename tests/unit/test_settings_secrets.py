@@ -12,7 +12,7 @@ from chatrpc_server.settings import (
     UpstreamSettings,
     load,
 )
-from support.settings_loading import CANARY, EXAMPLES, ROWS, at, load_from
+from support.settings_loading import CANARY, EXAMPLES, ROWS, as_yaml, at, load_from, mistakes
 
 
 @pytest.mark.parametrize("source", ["openai", "file", "environment", "flag"])
@@ -91,6 +91,24 @@ PLACES_FOR_A_CANARY = [
     pytest.param({"text": f'upstream:\n  api_key: "{CANARY}\n'}, id="open quotes"),
     pytest.param({"text": f"upstream:\n  api_key: {CANARY}: x\n"}, id="two colons"),
     pytest.param({"text": f"upstream:\n\tapi_key: {CANARY}\n"}, id="tab"),
+    pytest.param({"text": f"upstream: {{{CANARY}: x}}"}, id="unknown name in a group"),
+    pytest.param({"text": f"{CANARY}: x"}, id="unknown name"),
+    pytest.param({"text": f"upstream: {{{CANARY}: {{name: x}}}}"}, id="unknown group"),
+    pytest.param({"text": f"{{{CANARY}: 1, {CANARY}: 2}}"}, id="unknown name given twice"),
+    pytest.param({"text": f"models: {{{CANARY}: {{price: 1}}}}"}, id="name of a map's entry"),
+    pytest.param({"text": f"models: {{{CANARY}: {{{CANARY}: 1}}}}"}, id="unknown name in a map's entry"),
+    pytest.param({"text": f"upstream: {{ca_file: {CANARY}}}"}, id="path"),
+    pytest.param({"text": f"upstream: {{api_key_file: {CANARY}}}"}, id="path of the key"),
+    pytest.param({"text": f"upstream: {{base_url: 'https://{CANARY}@host/v1'}}"}, id="user of a URL"),
+    pytest.param({"text": f"upstream: {{name: {CANARY} x}}"}, id="name of the upstream"),
+    pytest.param({"environ": {f"CHATRPC_{CANARY}": "x"}}, id="name of a variable"),
+    pytest.param({"environ": {f"CHATRPC_UPSTREAM__{CANARY}": "x"}}, id="name of a variable of a group"),
+    pytest.param({"flags": (f"--{CANARY}=x",)}, id="name of a flag"),
+    pytest.param({"flags": (f"--upstream.{CANARY}=x",)}, id="name of a flag of a group"),
+    pytest.param({"flags": (f"--models.{CANARY}.price=x",)}, id="name of a flag of a map"),
+    pytest.param({"flags": (f"-{CANARY}",)}, id="short flag"),
+    pytest.param({"flags": ("--config", CANARY)}, id="path of the settings"),
+    pytest.param({"environ": {"CHATRPC_CONFIG": CANARY}}, id="path of the settings in the environment"),
 ]
 
 
@@ -101,3 +119,78 @@ def test_messages_never_hold_a_secret(sources: dict[str, Any], file: Path) -> No
     except SettingsError as error:
         text = f"{error!r} {error} {error.__cause__!r} {error.__context__!r}"
     assert CANARY not in text.replace(f"organization='{CANARY}", "")
+    assert _in_variable(CANARY) not in text.upper()
+
+
+def _in_variable(text: str) -> str:
+    return text.replace("-", "_").upper()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-abcdefghijklmnop",
+        "SK-ABCDEFGHIJKLMNOP",
+        "sk_live_abcdefghijkl",
+        "0123456789abcdef0123456789abcdef",
+        "AIzaSyD4kZ8pQ1mN3vB7xC9lK2jH5gF6dS0aW",
+        "abcdefghijklmnopqrstuvwxyzabcdef",
+        "QWxhZGRpbjpvcGVuIHNlc2FtZQ==",
+        "Bearer abcdef",
+        "name-sk-12345678",
+    ],
+)
+@pytest.mark.parametrize("form", ["NAME: x", "upstream: {NAME: x}", "log: {level: {NAME: x}}", "tls: {NAME: {a: b}}"])
+def test_an_unknown_name_like_a_key_is_hidden(key: str, form: str, file: Path) -> None:
+    messages = str(mistakes(file=file, text=form.replace("NAME", json.dumps(key)), environ={f"CHATRPC_{key}": "x"}))
+    for word in key.split():
+        assert word.lower() not in messages.lower() or word == "Bearer"
+
+
+@pytest.mark.parametrize("name", ["price", "levl", "max_retries2", "base-url", "Listen", "timeout_seconds", "<<"])
+def test_other_unknown_names_are_shown(name: str, file: Path) -> None:
+    assert name in mistakes(file=file, text=f"upstream: {{{name}: x}}")[0]
+
+
+@pytest.mark.parametrize("path", ["/run/secrets/sk", "../key", "keys/openai.txt", "chatrpc.yaml", "chatrpc"])
+def test_other_paths_are_shown(path: str) -> None:
+    assert mistakes(flags=("--config", f"/no-such/{path}"))[0].startswith(f"/no-such/{path}: cannot be read")
+
+
+REFERENCES = ["${OPENAI_API_KEY}", "$OPENAI_API_KEY", "${KEY:-x}", "$(OPENAI_API_KEY)", "$key", "Bearer ${KEY}"]
+REFERENCE = "must not be a reference to a variable, such as ${NAME}, because it is not replaced; "
+
+
+@pytest.mark.parametrize("value", REFERENCES)
+def test_a_reference_to_a_variable(value: str, file: Path, tmp_path: Path) -> None:
+    named = f"upstream.api_key in {file}, line 1: {REFERENCE}"
+    remedy = "use upstream.api_key_file or CHATRPC_UPSTREAM__API_KEY in the environment"
+    assert mistakes(file=file, text=f"upstream: {{api_key: '{value}'}}") == [named + remedy]
+    assert mistakes(environ={"OPENAI_API_KEY": value}) == [
+        f"OPENAI_API_KEY in the environment: {REFERENCE}use upstream.api_key_file"
+    ]
+    (tmp_path / "key").write_text(value)
+    assert mistakes(flags=(f"--upstream.api-key-file={tmp_path / 'key'}",)) == [
+        "--upstream.api-key-file: the file contains a reference to a variable; put the value into it"
+    ]
+
+
+@pytest.mark.parametrize("path", [row.path for row in ROWS if "<" not in row.path])
+def test_no_setting_is_a_reference(path: str, file: Path) -> None:
+    row = next(row for row in ROWS if row.path == path)
+    found = mistakes(file=file, text=as_yaml(path, '"${NAME}"'))
+    assert any(f"{path} in {file}" in each and f"{row.env} in the environment" in each for each in found), found
+    assert any(REFERENCE in each for each in mistakes(environ={row.env: "$NAME"}))
+
+
+@pytest.mark.parametrize(
+    "text", ["models: [a, $MODEL]", "models: {'${MODEL}': {}}", "upstream: {base_url: 'http://${H}'}"]
+)
+def test_references_inside_values(text: str, file: Path) -> None:
+    assert REFERENCE in mistakes(file=file, text=text)[0]
+
+
+def test_a_reference_that_a_stronger_source_overrides_is_ignored(file: Path) -> None:
+    environ = {"CHATRPC_UPSTREAM__API_KEY": CANARY}
+    settings = load_from(environ=environ, file=file, text="upstream: {api_key: '${OPENAI_API_KEY}'}")
+    assert at(settings, "upstream.api_key") == CANARY

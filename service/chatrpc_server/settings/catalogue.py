@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -28,6 +29,13 @@ _MAP_KIND = "names, or a mapping of names to settings"
 _PREFIX = "CHATRPC_"
 _NAME = "<name>"
 """Placeholder for the name of a map's entry in a row that describes all entries."""
+_HIDDEN = "…"
+_LONGEST_NAME = 40
+_WORDS = re.compile(r"[a-z]{1,15}(_[a-z]{1,15}){0,4}|\?|<<")
+"""A name that is no secret, because secrets have digits, mixed case or long words. `?` stands for a key of YAML that is
+no text, and `<<` is a merge key."""
+_KEY = re.compile(r"(sk|pk|rk|gsk|xai|key|bearer)\W|(sk|pk|rk|gsk|xai|key)_", re.IGNORECASE)
+"""The beginning of an API key."""
 
 
 class SettingRow(NamedTuple):
@@ -161,7 +169,30 @@ def _text(default: object) -> str:
 
 def dotted(place: Place) -> str:
     """Return a path for messages: names with dots between them, and names with special characters in quotes."""
-    return ".".join(name if re.fullmatch(r"[\w<>?-]+", name) else json.dumps(name) for name in place)
+    return ".".join(name if re.fullmatch(r"[\w<>?…-]+", name) else json.dumps(name) for name in place)
+
+
+def without_secrets(root: Group, place: Place) -> Place:
+    """Return a path for messages, with `…` for each name that can be a secret in the wrong place."""
+    names = []
+    for length, name in enumerate(place, 1):
+        if node_at(root, place[:length]):
+            hidden = isinstance(node_at(root, place[: length - 1]), GroupMap) and bool(_KEY.match(name))
+        else:
+            hidden = bool(_KEY.match(name)) or not _WORDS.fullmatch(name)
+            hidden = hidden and not _is_misspelt(root, name)
+        names.append(_HIDDEN if hidden else name)
+    return tuple(names)
+
+
+def is_like_secret(text: str) -> bool:
+    """Return whether a text without spaces is like a secret, and not like a path or a name."""
+    return bool(_KEY.match(text) or re.fullmatch(r"(?=.*\d)[\w+=-]{20,}", text))
+
+
+def _is_misspelt(root: Group, name: str) -> bool:
+    known = {name for place in leaves(root) for name in place}
+    return len(name) <= _LONGEST_NAME and bool(get_close_matches(name, known, n=1, cutoff=0.75))
 
 
 def flag(place: Place) -> str:
@@ -176,7 +207,7 @@ def variable(place: Place) -> str:
 
 def _in_variable(name: str) -> str:
     """Return a name as variables spell it: upper case, with `_` for characters that variables cannot contain."""
-    return name.upper() if name == _NAME else re.sub(r"\W", "_", name).upper()
+    return name.upper() if name in (_NAME, _HIDDEN) else re.sub(r"\W", "_", name).upper()
 
 
 def variable_place(root: Group, name: str, entry_names: EntryNames) -> Place | None:
@@ -195,3 +226,10 @@ def variable_place(root: Group, name: str, entry_names: EntryNames) -> Place | N
         else:
             return None
     return None if isinstance(node, Group) else place
+
+
+def variable_without_secrets(root: Group, name: str) -> str:
+    """Return the name of an unknown variable for messages; see `without_secrets`."""
+    place = tuple(name.removeprefix(_PREFIX).lower().split("__"))
+    shown = without_secrets(root, place)
+    return name if shown == place else variable(shown)

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from chatrpc_server.settings import catalogue
+from chatrpc_server.settings import catalogue, files
 from chatrpc_server.settings.catalogue import EntryNames, Group, GroupMap, Place, Setting, SettingRow, dotted, node_at
 from chatrpc_server.settings.fields import Proxy, names_in
+from chatrpc_server.settings.files import Fingerprint
 from chatrpc_server.settings.model import Settings, SettingsError
 from chatrpc_server.settings.proxies import proxy_of
-from chatrpc_server.settings.yaml_file import Entry, UnreadableFile, YamlFile, reason
+from chatrpc_server.settings.yaml_file import Entry, UnreadableFile, YamlFile
 
 _OTHER_PROGRAMS: dict[str, Place] = {
     "OPENAI_API_KEY": ("upstream", "api_key"),
@@ -36,14 +37,24 @@ _OURS = r"CHATRPC_(?!CONFIG=|(\w+_)?(SERVICE_(HOST|PORT\w*)=|PORT=\w+://|PORT_\d
 _METAVARS = {"host:port": "host:port", "a path": "PATH", "a list of text": "a,b,c"}
 _METAVARS |= {"a whole number": "N", "a number": "X", "text": "TEXT", "text, secret": "TEXT"}
 
+_REFERENCE = re.compile(r"\$[{(]|^\$[A-Za-z_]\w*$")
+"""The beginning of `${NAME}`, `$(NAME)` or all of `$NAME`, which shells and some formats of files replace."""
+_MAX_MISTAKES = 50
+_LONGEST_NAME = 100
+"""The length up to which an unknown name is compared, in characters, because the time grows with its square."""
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class SettingsFile(NamedTuple):
-    """The YAML file of the settings, and a function that loads all settings again."""
+    """The YAML file of the settings, and a function that loads all settings again.
+
+    `known` is the file's fingerprint from before the first load, so that no change after it is missed.
+    """
 
     path: Path
     load: Callable[[], Settings]
+    known: Fingerprint
 
 
 @cache
@@ -113,9 +124,12 @@ def _with_proxy(settings: Settings, environ: Mapping[str, str]) -> Settings:
 def settings_file(
     args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
 ) -> SettingsFile | None:
-    """Return the file that `load` reads with the same arguments, if there is one."""
+    """Return the file that `load` reads with the same arguments, if there is one. Call this before `load`."""
     path = _file(args or Namespace(), environ)
-    return SettingsFile(Path(path), partial(load, args, dict(environ), unknown)) if path else None
+    if not path:
+        return None
+    known = files.fingerprint(Path(path))
+    return SettingsFile(Path(path), partial(load, args, dict(environ), unknown), known)
 
 
 def load_model(
@@ -133,13 +147,17 @@ def load_model(
     search.add(file)
     search.mistakes += search.file_mistakes
     search.add(search.other_programs(other_programs))
+    search.reject_references()
     search.read_files()
     try:
         settings = model.model_validate(search.nested())
     except ValidationError as error:
-        search.mistakes += map(search.mistake, error.errors(include_url=False, include_input=False))
-    if search.mistakes:
-        raise SettingsError(dict.fromkeys(search.mistakes))
+        errors = error.errors(include_url=False, include_input=False)
+        search.mistakes += map(search.mistake, errors[: _MAX_MISTAKES + 1])
+    if mistakes := [*dict.fromkeys(search.mistakes)]:
+        if len(mistakes) > _MAX_MISTAKES:
+            mistakes[_MAX_MISTAKES:] = ["more mistakes follow; correct these first"]
+        raise SettingsError(mistakes)
     return settings
 
 
@@ -171,10 +189,14 @@ class _Search:
             flag = argument.partition("=")[0]
             place = tuple(flag[2:].replace("-", "_").split("."))
             if self._is_inside_map(place):
-                variable = catalogue.variable(place)
+                shown = catalogue.without_secrets(self._root, place)
+                variable = catalogue.variable(shown)
+                flag = flag if shown == place else catalogue.flag(shown)
                 self.mistakes.append(f"{flag}: has no flag; use the settings file, or {variable} in the environment")
             elif flag.startswith("-"):
-                self.mistakes.append(_unknown(flag, flag, ["--config", *known]))
+                shown = catalogue.without_secrets(self._root, place)
+                where = flag if shown == place or len(flag) <= len("-x") else catalogue.flag(shown)
+                self.mistakes.append(_unknown(where, flag, ["--config", *known]))
 
     def variables(self, file: Iterable[Entry]) -> Iterator[Entry]:
         """Yield the settings that `CHATRPC_*` variables give. They can refer to names of map entries in `file`."""
@@ -185,7 +207,8 @@ class _Search:
             place = catalogue.variable_place(self._root, name, entry_names)
             if place is None:
                 known = [catalogue.variable(each) for each in catalogue.leaves(self._root, entry_names=entry_names)]
-                self.mistakes.append(_unknown(f"{name} in the environment", name, ["CHATRPC_CONFIG", *known]))
+                where = f"{catalogue.variable_without_secrets(self._root, name)} in the environment"
+                self.mistakes.append(_unknown(where, name, ["CHATRPC_CONFIG", *known]))
             else:
                 yield from self._given(place, value, f"{name} in the environment")
 
@@ -216,6 +239,8 @@ class _Search:
                 self.file_mistakes.append(_unknown(entry.where, dotted(entry.place), [*settings, *groups]))
             else:
                 entries += [entry] if isinstance(node, Group) else self._given(*entry)
+            if len(self.file_mistakes) > _MAX_MISTAKES:
+                break
         return entries
 
     def add(self, entries: Iterable[Entry]) -> None:
@@ -233,6 +258,25 @@ class _Search:
             if place not in weaker:
                 self._values[place], self._where[place] = entry.value, entry.where
 
+    def reject_references(self) -> None:
+        """Report values that refer to a variable, because they are not replaced."""
+        for place, value in list(self._values.items()):
+            is_entry = isinstance(node_at(self._root, place[:-1]), GroupMap)
+            texts = [*(value if isinstance(value, list) else [value]), *(place[-1:] if is_entry else ())]
+            if any(isinstance(text, str) and _REFERENCE.search(text) for text in texts):
+                problem = self._reference(place, place[:-1] if is_entry else place)
+                self.mistakes.append(f"{self._where[place]}: {problem}")
+                del self._values[place]
+
+    def _reference(self, place: Place, setting: Place) -> str:
+        """Return the problem and remedy of a reference to a variable at `place`, which belongs to `setting`."""
+        other = self._other_form(place)
+        remedies = [dotted(other)] if other and not place[-1].endswith("_file") else []
+        if not self._where[place].endswith("in the environment"):
+            remedies.append(f"{catalogue.variable(setting)} in the environment")
+        remedy = f"use {' or '.join(remedies)}" if remedies else "give the value itself"
+        return f"must not be a reference to a variable, such as ${{NAME}}, because it is not replaced; {remedy}"
+
     def read_files(self) -> None:
         """Read the files that contain secrets. Check of other files only that they are readable and not empty."""
         for place, file in list(self._values.items()):
@@ -241,13 +285,15 @@ class _Search:
                 continue
             where, secret = self._where[place], self._other_form(place)
             try:
-                content = Path(file).read_bytes().strip()
+                content = files.read(file).strip()
                 if not content:
                     self.mistakes.append(f"{where}: the file is empty; name a file with content")
+                elif secret and _REFERENCE.search(content.decode()):
+                    self.mistakes.append(f"{where}: the file contains a reference to a variable; put the value into it")
                 elif secret:
                     self._values[secret], self._where[secret] = content.decode(), where
             except (OSError, ValueError) as error:
-                self.mistakes.append(f"{where}: the file cannot be read: {reason(error)}; name a readable file")
+                self.mistakes.append(f"{where}: the file cannot be read: {files.reason(error)}; name a readable file")
 
     def nested(self) -> dict[str, Any]:
         """Return the values in the shape of the model."""
@@ -304,7 +350,7 @@ class _Search:
 
 def _unknown(where: str, name: str, known: Iterable[str]) -> str:
     others = [each for each in known if not name.startswith(f"{each}.")]  # because the group itself is no mistake
-    nearest = get_close_matches(name, others, n=1)
+    nearest = get_close_matches(name[:_LONGEST_NAME], others, n=1)
     remedy = f"did you mean {nearest[0]}?" if nearest else "see chatrpc-server serve --help"
     return f"{where}: unknown setting; {remedy}"
 

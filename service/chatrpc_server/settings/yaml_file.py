@@ -1,16 +1,31 @@
-"""Reads the settings file: YAML to paths with values and lines. No message quotes a value, which can be a secret."""
+"""Reads the settings file: YAML to paths with values and lines. No message quotes a value, which can be a secret.
+
+The file is bounded in size and depth, because the parser works recursively and in Python: 100 KB take about a second.
+"""
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatrpc_server.settings.catalogue import Group, GroupMap, Node, Place, dotted, node_at
+from chatrpc_server.settings import files
+from chatrpc_server.settings.catalogue import (
+    Group,
+    GroupMap,
+    Node,
+    Place,
+    dotted,
+    is_like_secret,
+    node_at,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     import yaml
 
 _NULL = "tag:yaml.org,2002:null"
+_MAX_BYTES = 128 << 10
+_MAX_DEPTH = 32
 
 
 class Entry(NamedTuple):
@@ -44,7 +59,7 @@ class YamlFile:
         for key, node in mapping.value:
             place = (*parent, key.value if isinstance(key, yaml.ScalarNode) else "?")
             line = key.start_mark.line + 1
-            where = f"{dotted(place)} in {self._file}, line {line}"
+            where = f"{dotted(without_secrets(self._root, place))} in {self._file}, line {line}"
             if place in self._lines:
                 self._mistakes.append(f"{where}: given twice, first in line {self._lines[place]}; keep one")
             else:
@@ -83,14 +98,36 @@ def _value(node: "yaml.Node") -> object:
     return [plain(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else plain(node)
 
 
-def _mapping(file: str) -> "yaml.MappingNode | None":
+@cache
+def _loader() -> "type[yaml.SafeLoader]":
+    """Return a loader that bounds the depth of the file."""
     import yaml  # here, because the import is slow and only a settings file requires it
 
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            self.depth += 1
+            if self.depth > _MAX_DEPTH:
+                problem = f"nested more than {_MAX_DEPTH} levels deep"
+                mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+            node: yaml.Node | None = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+    return Loader
+
+
+def _mapping(file: str) -> "yaml.MappingNode | None":
+    import yaml
+
     try:
-        text = Path(file).read_bytes().decode("utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        text = files.read(file, _MAX_BYTES).decode("utf-8-sig")
+        root = yaml.compose(text, Loader=_loader())
     except (OSError, ValueError) as error:
-        raise UnreadableFile(f"{file}: cannot be read: {reason(error)}; name a readable file") from None
+        where = "the settings file" if is_like_secret(file) else file
+        raise UnreadableFile(f"{where}: cannot be read: {files.reason(error)}; name a readable file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
@@ -104,8 +141,3 @@ def _mapping(file: str) -> "yaml.MappingNode | None":
         line = root.start_mark.line + 1
         raise UnreadableFile(f"{file}, line {line}: must be a mapping, such as log: {{level: info}}")
     return root
-
-
-def reason(error: Exception) -> str:
-    """Return the cause of a failed read, without the path and the bytes that exceptions quote."""
-    return (isinstance(error, OSError) and error.strerror) or "not UTF-8 text"
