@@ -65,6 +65,15 @@ async def test_all_watchers_are_notified_after_one_has_left(chat: Service, healt
                 assert (await watch.read()).status == status
 
 
+async def test_a_closed_watch_has_sent_the_last_state(chat: Service, health: Any) -> None:
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == Status.SERVING
+    chat.server.health.set_serving(False)
+    chat.server.health.close_watches()
+    assert (await watch.read()).status == Status.NOT_SERVING
+    assert await watch.read() is grpc.aio.EOF
+
+
 async def _listed(chat: Service) -> list[str]:
     stub = reflection_pb2_grpc.ServerReflectionStub(chat.channel)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))

@@ -38,7 +38,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio ha
         self._notify()
 
     def close_watches(self) -> None:
-        """Close every watch, present and future."""
+        """Close every watch, present and future, after it has sent the current state."""
         self._closed = True
         self._notify()
 
@@ -65,13 +65,16 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio ha
         self._watchers.add(changed)
         sent: int | None = None
         try:
-            while not self._closed:
+            while True:
                 changed.clear()
                 status = self._status(request.service)
                 if status != sent:
                     await context.write(_Status(status=status))
                     sent = status
-                await changed.wait()
+                elif self._closed:  # checked only now, so that every watcher receives the last state
+                    break
+                else:
+                    await changed.wait()
         finally:
             self._watchers.discard(changed)
 
