@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -55,8 +54,7 @@ def build_distribution(name: str, folder: Path, work: Path) -> list[Path]:
             (copy / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy / file)
     sdist = build("sdist", copy, folder)
-    with tarfile.open(sdist) as archive:
-        archive.extractall(work, filter="data")
+    shutil.unpack_archive(sdist, work)  # without a filter, because Python 3.11.0 to 3.11.3 have none
     return [sdist, build("wheel", work / sdist.name.removesuffix(".tar.gz"), folder)]
 
 
