@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the variables of the environment that the tests must not depend on."""
     for name in list(os.environ):
-        if name.startswith(("OPENAI_", "CHATRPC_", "OTEL_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("OPENAI_", "CHATRPC_", "OTEL_", "SSL_CERT_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

@@ -242,9 +242,8 @@ class Server:
         settings, observer = self.settings.upstream, self._attempt_metrics
         try:
             return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
-        except OSError as error:  # ssl.SSLError is one
-            problem = f"{settings.ca_file}: cannot load certificates: {error}; use a PEM file"
-            raise StartError(f"upstream.ca_file: {problem}") from None
+        except SettingsError as error:
+            raise StartError("; ".join(error.mistakes)) from None
 
 
 def _tune_garbage_collection() -> None:

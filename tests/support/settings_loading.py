@@ -62,6 +62,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "upstream.max_retry_after_seconds": ("0", 0.0),
     "upstream.max_event_bytes": ("1024", 1024),
     "upstream.max_response_bytes": ("33554432", 33554432),
+    "upstream.extra_ca_dir": ("/:/tmp", "/:/tmp"),
     "upstream.proxy": ("http://proxy.example.com:3128", "http://proxy.example.com:3128"),
     "upstream.proxy_from_env": ("true", True),
     "models": ("gpt-4o, yi-vision,", {"gpt-4o": ModelSettings(), "yi-vision": ModelSettings()}),
@@ -80,6 +81,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 FILES = {
     "upstream.api_key_file",
     "upstream.ca_file",
+    "upstream.extra_ca_file",
+    "upstream.client_cert_file",
+    "upstream.client_key_file",
     "upstream.proxy_file",
     "tls.cert_file",
     "tls.key_file",

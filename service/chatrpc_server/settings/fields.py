@@ -1,6 +1,7 @@
 """Types of values with their rules. Each rule checks a value, and adds itself to the JSON schema."""
 
 import base64
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,12 +103,19 @@ def _named(value: object) -> object:
     return value if names is None else {name: {} for name in names}
 
 
+def _existing(folders: str | None) -> str | None:
+    if not all(Path(folder).is_dir() for folder in (folders or "").split(os.pathsep) if folder):
+        raise ValueError(f"must be directories that exist, separated by {os.pathsep}")
+    return folders
+
+
 stripped = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
 # A line break in a header's value would start another header.
 _in_header = _matches(r"[!-~]+", "visible ASCII characters, without spaces or line breaks")
 Secret = Annotated[
     SecretStr | None, stripped, _in_header, PlainSerializer(lambda _: "***", when_used="json-unless-none")
 ]
+Folders = Annotated[str | None, AfterValidator(_existing)]
 HeaderValue = Annotated[str | None, _in_header]
 Name = Annotated[str, _matches("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
 Provider = Annotated[str, _matches("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Se
 
 from chatrpc_server.settings.address import Address
 from chatrpc_server.settings.fields import (
+    Folders,
     HeaderValue,
     ModelName,
     Name,
@@ -100,7 +101,21 @@ class UpstreamSettings(_Frozen):
     max_response_bytes: Annotated[int, at_least("max_event_bytes")] = _field(
         64 << 20, "Largest response that is not streamed, in bytes.", gt=0
     )
-    ca_file: Path | None = _field(None, "PEM file of the certificate authorities to trust; unset: certifi's.")
+    ca_file: Path | None = _field(
+        None, "PEM file of the only certificate authorities to trust; if unset, certifi's and the extra ones."
+    )
+    extra_ca_file: Path | None = _field(
+        None, "PEM file of authorities to trust beside certifi's; else SSL_CERT_FILE. Unused if `ca_file` is set."
+    )
+    extra_ca_dir: Folders = _field(
+        None, "Directories of such files, separated by `:`, with names by `openssl rehash`; else SSL_CERT_DIR."
+    )
+    client_cert_file: Path | None = _field(
+        None, "PEM file of the service's certificate and its chain, for an upstream that requires one."
+    )
+    client_key_file: Annotated[Path | None, only_with("client_cert_file", both=True)] = _field(
+        None, "PEM file of that certificate's private key, not encrypted."
+    )
     proxy: Proxy = _field(
         None, "HTTP proxy, http://host:port or http://user:password@host:port. User name and password are secret."
     )

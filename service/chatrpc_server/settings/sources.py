@@ -30,6 +30,8 @@ _OTHER_PROGRAMS: dict[str, Place] = {
     "OPENAI_BASE_URL": ("upstream", "base_url"),
     "OPENAI_ORG_ID": ("upstream", "organization"),
     "OPENAI_PROJECT_ID": ("upstream", "project"),
+    "SSL_CERT_FILE": ("upstream", "extra_ca_file"),
+    "SSL_CERT_DIR": ("upstream", "extra_ca_dir"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
 }
 # All variables of the service, except the file's own and those that Kubernetes adds for a Service named chatrpc….
@@ -98,7 +100,7 @@ def add_flags(parser: ArgumentParser, model: type[BaseModel] = Settings) -> None
 def load(
     args: Namespace | None = None, environ: Mapping[str, str] = os.environ, unknown: Sequence[str] = ()
 ) -> Settings:
-    """Load the settings from all sources: defaults < `OPENAI_*`, `OTEL_*` < YAML file < `CHATRPC_*` < flags.
+    """Load the settings from all sources: defaults < other programs' variables < YAML file < `CHATRPC_*` < flags.
 
     Files that hold secrets are read; relative paths start at the working directory. `args` comes from a parser with
     the flags of `add_flags`; `unknown` has the other arguments from its `parse_known_args`. Raises SettingsError with

@@ -45,7 +45,7 @@ class OpenAIUpstream:
     """One upstream with its own transport. `observer` sees each request."""
 
     def __init__(self, settings: UpstreamSettings, observer: UpstreamObserver) -> None:
-        """Create it inside the running loop. Raises OSError if `ca_file` is invalid."""
+        """Create it inside the running loop. Raises SettingsError if a file for TLS is invalid."""
         self.identity = identity_of(settings)
         self._settings = settings
         self._observer = observer
@@ -176,7 +176,8 @@ class OpenAIUpstream:
                 "upstream closed the connection before its response",
                 extra={"event": "upstream_connection_lost", "cause": cause},
             )
-            raise Unreachable("the connection to the upstream broke before its response") from error
+            broke = "the connection to the upstream broke before its response"
+            raise Unreachable(failures.tls_alert(error) or broke) from error
         finally:
             attempt.headers_seconds = time.monotonic() - attempt.started
             call.waiting_seconds += attempt.headers_seconds

@@ -55,8 +55,8 @@ def _tls_failure(error: ssl.SSLError) -> str:
             return "its certificate is for another host; check upstream.base_url"
         return f"its certificate is not trusted: {error.verify_message}; check upstream.ca_file"
     reason = (error.reason or "the connection closed").lower().replace("_", " ")
-    if "alert" in reason and "cert" in reason:
-        return f"it rejected the client's certificate: {reason}; check upstream.client_cert_file"
+    if "alert" in reason:
+        return f"it rejected the TLS handshake: {reason}; check upstream.client_cert_file"
     if reason in ("wrong version number", "record layer failure"):
         return f"TLS failed: {reason}; check whether upstream.base_url is an http:// address"
     return f"TLS failed: {reason}"

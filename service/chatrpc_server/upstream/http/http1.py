@@ -164,6 +164,7 @@ class Exchange:
             when = "during the response body" if self._has_head else "before the response"
             kind = httpx.RemoteProtocolError if error is None else httpx.ReadError
             self._error = kind(f"the connection closed {when}")
+            self._error.__cause__ = error  # such as a TLS alert
         self._wake()
 
     # Calls from the parser.

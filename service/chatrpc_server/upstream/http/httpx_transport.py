@@ -47,6 +47,8 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         except httpx.ProxyError as error:
             # httpcore gives the status only in the text, before the proxy's own words.
             raise ProxyRefused(int(str(error).partition(" ")[0])) from None
+        except ssl.SSLError as error:  # httpcore passes it on after the handshake
+            raise httpx.ReadError("TLS failed before the response") from error
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Implement `httpx.AsyncBaseTransport`."""
@@ -96,7 +98,10 @@ class _Response:
         self.headers = response.headers
 
     async def read(self) -> bytes:
-        return await anext(self._reads, b"")
+        try:
+            return await anext(self._reads, b"")
+        except ssl.SSLError as error:
+            raise httpx.ReadError("TLS failed during the response body") from error
 
     async def aclose(self) -> None:
         await self._response.aclose()

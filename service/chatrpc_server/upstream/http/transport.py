@@ -1,6 +1,5 @@
-"""The port to the HTTP client of an upstream, the choice of the client, and its TLS."""
+"""The port to the HTTP client of an upstream, and the choice of the client."""
 
-import ssl
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -10,6 +9,7 @@ from chatrpc_server.core.call import Headers
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.http.httpx_transport import HttpxTransport
 from chatrpc_server.upstream.http.pool import Pool
+from chatrpc_server.upstream.http.tls import create_context
 
 
 class Response(Protocol):
@@ -50,16 +50,9 @@ class Transport(Protocol):
 def create(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> Transport:
     """Return a transport that posts to this URL with these headers. Call it inside the running loop.
 
-    Raises OSError if `ca_file` is invalid.
+    Raises SettingsError if a file for TLS is invalid.
     """
-    tls = _tls(settings) if url.scheme == "https" else None
+    tls = create_context(settings)
     proxy = httpx.Proxy(settings.proxy.get_secret_value()) if settings.proxy else None
     arguments = url, headers, tls, proxy, settings.connect_timeout_seconds
     return HttpxTransport(*arguments) if settings.http_client == "httpx" else Pool(*arguments)
-
-
-def _tls(settings: UpstreamSettings) -> ssl.SSLContext:
-    """Return a context that trusts certifi's authorities, or only those of `ca_file`."""
-    if settings.ca_file is not None:
-        return ssl.create_default_context(cafile=settings.ca_file)
-    return httpx.create_ssl_context(trust_env=False)
