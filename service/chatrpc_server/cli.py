@@ -137,9 +137,9 @@ def _serve(args: _Namespace, unknown: Sequence[str]) -> int:
 def _serve_alone(settings: Settings, file: SettingsFile | None) -> int:
     from chatrpc_server.server import Server
 
-    async def run() -> None:
+    async def run() -> bool:
         with stop_signals() as stop_requested:
-            await Server(settings, file).run(stop_requested)
+            return await Server(settings, file).run(stop_requested)
 
     return _run(run, settings.event_loop)
 
@@ -181,9 +181,9 @@ def _run_worker(
     _configure_logs(settings, settings.log.level, number)
     multiprocess.use_worker_files(metrics_folder, number)
 
-    async def run() -> None:
+    async def run() -> bool:
         with parent.stop_requests() as stop_requested:
-            await Server(settings, file, is_worker=True).run(stop_requested, parent.report_started)
+            return await Server(settings, file, is_worker=True).run(stop_requested, parent.report_started)
 
     code = _run(run, settings.event_loop, parent.report_failure)
     if parent.has_exited:

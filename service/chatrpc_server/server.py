@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import Upstream
 from chatrpc_server.process.lifecycle import StartError, StopRequests
-from chatrpc_server.rpc import listeners
+from chatrpc_server.rpc import accept_loop, listeners
 from chatrpc_server.rpc.certificates import Certificates
 from chatrpc_server.rpc.chat import ChatCompletionService
 from chatrpc_server.rpc.health import Health
@@ -45,6 +45,8 @@ log = logging.getLogger("chatrpc.server")
 _LEVEL = "log.level"
 _LAST_STATUS_SECONDS = 2.0
 """Longest time to send the last statuses, after the drain's grace."""
+_EXIT_SECONDS = 5.0
+"""Longest time to close everything after an accept loop has failed."""
 
 
 class Server:
@@ -62,6 +64,7 @@ class Server:
         self.metrics_address: Address | None = None
         self.health = Health()
         self.health_address: Address | None = None
+        self._failed = asyncio.Event()
         self.tracing: Tracing | None = None
         self.admission = Admission(
             settings.limits.max_in_flight,
@@ -133,22 +136,23 @@ class Server:
         await self._running.aclose()
         log.info("stopped", extra={"event": "stopped"})
 
-    async def run(self, stop_requested: StopRequests, started: Callable[[], None] = lambda: None) -> None:
-        """Serve until the first stop request, then drain; stop at once at the second. Raises `StartError`."""
+    async def run(self, stop_requested: StopRequests, started: Callable[[], None] = lambda: None) -> bool:
+        """Serve until the first stop request, then drain; stop at once at the second. Raises `StartError`.
+
+        If an accept loop fails, stop at once and return False, because this process cannot serve any more.
+        """
         await self.start()
         _tune_garbage_collection()
         try:
             started()
-            await stop_requested()
-            draining = asyncio.ensure_future(self.drain())
-            second_request = asyncio.ensure_future(stop_requested())
-            await asyncio.wait((draining, second_request), return_when=asyncio.FIRST_COMPLETED)
-            for task in (draining, second_request):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await _first(stop_requested(), self._failed.wait())
+            if not self._failed.is_set():
+                await _first(self.drain(), stop_requested(), self._failed.wait())
         finally:
-            await self.stop()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_SECONDS if self._failed.is_set() else None):
+                    await self.stop()
+        return not self._failed.is_set()
 
     async def _open(
         self,
@@ -162,7 +166,21 @@ class Server:
         actual = listeners.listen(server, setting, address, shares_port=self._is_worker, credentials=credentials)
         stack.push_async_callback(server.stop, None)
         await server.start()
+        watching = asyncio.create_task(self._watch(server, setting))
+        stack.callback(watching.cancel)
         return actual
+
+    async def _watch(self, server: grpc.aio.Server, setting: str) -> None:
+        """Wait for the end of the accept loop. If no stop requested it, report it on every health address."""
+        error = await accept_loop.failure(server)
+        if error:
+            self.health.set_serving(False)
+            log.error(
+                "the accept loop of gRPC failed; exiting",
+                extra={"event": "accept_loop_failed", "setting": setting},
+                exc_info=error,
+            )
+            self._failed.set()
 
     def _create_grpc_server(self, upstream: Upstream) -> grpc.aio.Server:
         """Return the gRPC server with all its services."""
@@ -254,6 +272,16 @@ def _tune_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+async def _first(*waits: Awaitable[object]) -> None:
+    """Run until one returns, then cancel the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:

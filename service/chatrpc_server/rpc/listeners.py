@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import grpc
 
 from chatrpc_server.process import ports
+from chatrpc_server.rpc import accept_loop
 from chatrpc_server.settings import Address, LimitsSettings
 
 
@@ -23,12 +24,13 @@ def server(
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # Clients ping every 10 s at most (gRPC for Go allows no less); the rest is jitter.
+        ("grpc.http2.min_ping_interval_without_data_ms", 8_000),
         # Bound the age, because long-lived connections never reach new replicas. Open calls continue beyond it.
         ("grpc.max_connection_age_ms", round(limits.max_connection_age_seconds * 1000)),
         ("grpc.max_connection_idle_ms", 900_000),
     ]
-    return grpc.aio.server(interceptors=interceptors, options=options)
+    return accept_loop.create(interceptors, options)
 
 
 def listen(
