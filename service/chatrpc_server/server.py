@@ -26,6 +26,7 @@ from chatrpc_server.rpc.health import Health
 from chatrpc_server.rpc.layers import layers
 from chatrpc_server.rpc.layers.admission import Admission
 from chatrpc_server.rpc.layers.metrics import RPCS, CallMetrics
+from chatrpc_server.rpc.malformed import RejectMalformed
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
 from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile
 from chatrpc_server.settings.watcher import differing, watch
@@ -92,7 +93,8 @@ class Server:
                 self.metrics.config_reloaded.set(time.time())
                 _run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
             if settings.health_listen:
-                probed = listeners.server(settings.limits, shares_port=self._is_worker)
+                reject = RejectMalformed(self._count_malformed, CallMetrics(self.metrics).unknown)
+                probed = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[reject])
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
             self._grpc = self._create_grpc_server(upstream)
@@ -202,7 +204,8 @@ class Server:
             coalesce=settings.coalesce,
             default_upstream=self._upstream_identity,
         )
-        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[pipeline])
+        interceptors = [pipeline, RejectMalformed(self._count_malformed)]
+        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=interceptors)
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
@@ -231,6 +234,9 @@ class Server:
             exc_info=error.__cause__,
         )
         self.metrics.config_reloads.labels("failure").inc()
+
+    def _count_malformed(self) -> None:
+        self.metrics.rejected.labels("malformed").inc()
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         if not self.settings.tls.cert_file:
