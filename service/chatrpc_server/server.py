@@ -34,6 +34,7 @@ from chatrpc_server.telemetry import logs
 from chatrpc_server.telemetry.event_loop import sample
 from chatrpc_server.telemetry.exporter import listen, register_process
 from chatrpc_server.telemetry.metrics import Metrics
+from chatrpc_server.upstream.http.tls import create_context
 from chatrpc_server.upstream.metrics import AttemptMetrics
 from chatrpc_server.upstream.openai import OpenAIUpstream, identity_of
 from chatrpc_server.upstream.retry import Retrying
@@ -268,6 +269,11 @@ class Server:
             return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
         except SettingsError as error:
             raise StartError("; ".join(error.mistakes)) from None
+
+
+def check_files(settings: Settings) -> None:
+    """Load the files of the settings as the start does. Raises SettingsError if any is invalid."""
+    create_context(settings.upstream)
 
 
 def _tune_garbage_collection() -> None:
