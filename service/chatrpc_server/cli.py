@@ -6,11 +6,14 @@ settings or flags, or a missing extra. Each problem is reported in one line, nev
 
 import argparse
 import asyncio
+import errno
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +31,26 @@ _Namespace = argparse.Namespace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code."""
-    parser = _parser()
-    args, unknown = parser.parse_known_args(arguments)
+    """Run one command; return the exit code. If stdout is a pipe that was closed, return 141, as if by SIGPIPE."""
+    args = argparse.Namespace(run=None)
+    try:
+        try:
+            args, unknown = _parser().parse_known_args(arguments)
+            return _run_command(args, unknown)
+        finally:
+            sys.stdout.flush()  # here, because an error at the interpreter's exit is a traceback
+    except OSError as error:
+        if args.run is _serve or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            raise  # not an error of stdout
+        with open(os.devnull, "w") as discarded:
+            os.dup2(discarded.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        _print_error(f"stdout: cannot write: {error.strerror}; use another file or disk")
+        return 1
+
+
+def _run_command(args: _Namespace, unknown: Sequence[str]) -> int:
     try:
         return int(args.run(args, unknown))
     except SettingsError as error:
@@ -130,7 +150,6 @@ def _directives() -> str:
 def _serve(args: _Namespace, unknown: Sequence[str]) -> int:
     file = settings_file(args, unknown=unknown)
     settings = load(args, unknown=unknown)
-    _configure_logs(settings, settings.log.level)
     return _serve_alone(settings, file) if settings.workers == 1 else _serve_with_workers(settings, file)
 
 
@@ -141,7 +160,7 @@ def _serve_alone(settings: Settings, file: SettingsFile | None) -> int:
         with stop_signals() as stop_requested:
             return await Server(settings, file).run(stop_requested)
 
-    return _run(run, settings.event_loop)
+    return _run(run, settings.event_loop, logs=_logs(settings, capture=settings.log.capture_stderr))
 
 
 def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
@@ -168,7 +187,7 @@ def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
             drain_seconds = settings.drain.delay_seconds + settings.drain.grace_seconds
             await Workers(settings.workers, work, drain_seconds, metrics).run()
 
-    return _run(run, "asyncio")
+    return _run(run, "asyncio", logs=_logs(settings))
 
 
 def _run_worker(
@@ -178,14 +197,18 @@ def _run_worker(
     from chatrpc_server.server import Server
     from chatrpc_server.telemetry import multiprocess
 
-    _configure_logs(settings, settings.log.level, number)
     multiprocess.use_worker_files(metrics_folder, number)
 
     async def run() -> bool:
         with parent.stop_requests() as stop_requested:
             return await Server(settings, file, is_worker=True).run(stop_requested, parent.report_started)
 
-    code = _run(run, settings.event_loop, parent.report_failure)
+    code = _run(
+        run,
+        settings.event_loop,
+        parent.report_failure,
+        _logs(settings, worker=number, capture=settings.log.capture_stderr),
+    )
     if parent.has_exited:
         multiprocess.remove_worker_files(metrics_folder, number)
     return code
@@ -195,8 +218,9 @@ def _demo(args: _Namespace, unknown: Sequence[str]) -> int:
     from chatrpc_server.demo import demo
 
     settings = load(args, unknown=unknown)
-    _configure_logs(settings, "warning")  # so that log lines do not hide the responses
-    return _run(lambda: demo(settings, model=args.model, prompt=args.prompt, keep=args.keep), settings.event_loop)
+    logs = _logs(settings, "warning")  # so that log lines do not hide the responses
+    run = partial(demo, settings, model=args.model, prompt=args.prompt, keep=args.keep)
+    return _run(run, settings.event_loop, logs=logs)
 
 
 def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
@@ -224,10 +248,7 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
 
 
 def _check_config(args: _Namespace, unknown: Sequence[str]) -> int:
-    from chatrpc_server.server import check_files
-
     settings = load(args, unknown=unknown)
-    check_files(settings)
     print(json.dumps(settings.redacted(), indent=2, ensure_ascii=False))
     return 0
 
@@ -256,11 +277,20 @@ def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
     return 0 if status == "SERVING" else 1
 
 
-def _configure_logs(settings: Settings, level: str, worker: int | None = None) -> None:
+def _logs(
+    settings: Settings, level: str = "", *, worker: int | None = None, capture: bool = False
+) -> AbstractContextManager[None]:
     from chatrpc_server.core.text import Redactor
     from chatrpc_server.telemetry import logs
 
-    logs.configure(level, settings.log.format, Redactor(settings.secrets()), worker)
+    return logs.writing(
+        level or settings.log.level,
+        settings.log.format,
+        Redactor(settings.secrets()),
+        buffer_bytes=settings.log.buffer_bytes,
+        worker=worker,
+        capture=capture,
+    )
 
 
 def _reject_unknown(unknown: Sequence[str]) -> None:
@@ -269,22 +299,24 @@ def _reject_unknown(unknown: Sequence[str]) -> None:
 
 
 def _print_error(error: StartError | str) -> None:
-    print(f"chatrpc-server: {error}", file=sys.stderr)
+    with suppress(OSError):  # stderr is a closed pipe, or its disk is full
+        print(f"chatrpc-server: {error}", file=sys.stderr)
 
 
 def _run(
     run: Callable[[], Coroutine[Any, Any, Any]],
     event_loop: str = "uvloop",
     report_failure: Callable[[StartError], None] = _print_error,
+    logs: AbstractContextManager[None] | None = None,
 ) -> int:
-    """Run the coroutine; return exit code 1 if it returns False or raises `StartError`, else 0."""
+    """Run the coroutine inside `logs`; return exit code 1 if it returns False or raises `StartError`, else 0."""
     factory = None
     if event_loop == "uvloop":
         import uvloop
 
         factory = uvloop.new_event_loop
     try:
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with logs or nullcontext(), asyncio.Runner(loop_factory=factory) as runner:
             return 1 if runner.run(run()) is False else 0
     except StartError as error:
         report_failure(error)

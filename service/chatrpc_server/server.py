@@ -26,15 +26,14 @@ from chatrpc_server.rpc.health import Health
 from chatrpc_server.rpc.layers import layers
 from chatrpc_server.rpc.layers.admission import Admission
 from chatrpc_server.rpc.layers.metrics import RPCS, CallMetrics
-from chatrpc_server.rpc.malformed import RejectMalformed
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
 from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile
 from chatrpc_server.settings.watcher import differing, watch
 from chatrpc_server.telemetry import logs
 from chatrpc_server.telemetry.event_loop import sample
 from chatrpc_server.telemetry.exporter import listen, register_process
+from chatrpc_server.telemetry.log_writer import count_dropped
 from chatrpc_server.telemetry.metrics import Metrics
-from chatrpc_server.upstream.http.tls import create_context
 from chatrpc_server.upstream.metrics import AttemptMetrics
 from chatrpc_server.upstream.openai import OpenAIUpstream, identity_of
 from chatrpc_server.upstream.retry import Retrying
@@ -77,6 +76,7 @@ class Server:
     async def start(self) -> None:
         """Listen and serve. Raises `StartError` after releasing everything."""
         settings = self.settings
+        count_dropped(self.metrics.log_lines_dropped.inc)
         async with AsyncExitStack() as stack:
             # The stack closes in reverse order, the exporter last, so that Prometheus can scrape the final values.
             if not self._is_worker:
@@ -94,8 +94,7 @@ class Server:
                 self.metrics.config_reloaded.set(time.time())
                 _run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
             if settings.health_listen:
-                reject = RejectMalformed(self._count_malformed, CallMetrics(self.metrics).unknown)
-                probed = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[reject])
+                probed = listeners.server(settings.limits, shares_port=self._is_worker)
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
             self._grpc = self._create_grpc_server(upstream)
@@ -120,8 +119,9 @@ class Server:
         """Report NOT_SERVING, wait for load balancers, then for calls. Calls that outlast the grace fail."""
         settings = self.settings.drain
         self.metrics.draining.set(1)
-        log.info("draining", extra={"event": "draining", "in_flight": self.admission.in_flight})
         self.health.set_serving(False)
+        # Last, because readers of this line rely on the metric and the health state.
+        log.info("draining", extra={"event": "draining", "in_flight": self.admission.in_flight})
         await asyncio.sleep(settings.delay_seconds)
         stopping = asyncio.create_task(self._grpc.stop(settings.grace_seconds + _LAST_STATUS_SECONDS))
         self.health.close_watches()  # because they would delay the stop until its grace expires
@@ -205,8 +205,7 @@ class Server:
             coalesce=settings.coalesce,
             default_upstream=self._upstream_identity,
         )
-        interceptors = [pipeline, RejectMalformed(self._count_malformed)]
-        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=interceptors)
+        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[pipeline])
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
@@ -235,9 +234,6 @@ class Server:
             exc_info=error.__cause__,
         )
         self.metrics.config_reloads.labels("failure").inc()
-
-    def _count_malformed(self) -> None:
-        self.metrics.rejected.labels("malformed").inc()
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         if not self.settings.tls.cert_file:
@@ -269,11 +265,6 @@ class Server:
             return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
         except SettingsError as error:
             raise StartError("; ".join(error.mistakes)) from None
-
-
-def check_files(settings: Settings) -> None:
-    """Load the files of the settings as the start does. Raises SettingsError if any is invalid."""
-    create_context(settings.upstream)
 
 
 def _tune_garbage_collection() -> None:

@@ -104,7 +104,7 @@ async def test_without_a_receiver(echo: Echo) -> None:
             process.signal()
             assert process.wait() == 0
     warnings = [line for line in process.lines if '"warning"' in line or '"error"' in line]
-    assert len(warnings) == 1
+    assert len(warnings) == 1, warnings
     assert "traces_lost" in warnings[0]
     assert "Traceback" not in process.output
 

@@ -32,6 +32,7 @@ SERVICE = {
     "connect_timeout_seconds": 0.2,
     "first_chunk_timeout_seconds": 0.4,
     "chunk_gap_timeout_seconds": 0.4,
+    "max_event_bytes": 1 << 20,
     "max_response_bytes": 4 << 20,
     "api_key": KEY,
 }

@@ -21,8 +21,7 @@ def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     monkeypatch.setattr(root, "level", root.level)
 
     def log(style: str, key: str, **fields: Any) -> str:
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-        logs.configure("info", style, Redactor([key]))
+        logs.configure(logging.StreamHandler(sys.stderr), "info", style, Redactor([key]))
         logging.getLogger("chatrpc").info("event", extra=fields)
         return capsys.readouterr().err
 
@@ -74,3 +73,49 @@ def test_text(logged: Any) -> None:
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_a_dummy_key_hides_nothing(logged: Any, style: str) -> None:
     assert "12.1" in logged(style, "1", field=12.1)
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+@pytest.mark.parametrize(
+    ("name", "message", "arguments", "shown"),
+    [
+        ("grpc._cython.cygrpc", "Invalid encoding on %s", (b"Bearer caf\xe9",), "Invalid encoding on …"),
+        ("grpc.aio", "%r took %.1f s, %d times", ("canary", 0.5, 3), "'…' took 0.5 s, 3 times"),
+        ("grpc.aio", "number %x", ("canary",), "number %x"),
+        ("grpc.aio", "%(key)s", ({"key": "canary"},), "%(key)s"),
+        ("grpc._server", ValueError("canary"), (), "ValueError"),
+        ("asyncio", "Exception in callback f('canary')\nhandle: <Handle canary>", (), "Exception in callback f"),
+        ("asyncio", "Task exception was never retrieved\nfuture: canary", (), "Task exception was never retrieved"),
+        ("other", "100% of it\ncanary", (), "100% of it"),
+    ],
+)
+def test_messages_of_libraries_contain_no_values(
+    style: str, name: str, message: Any, arguments: tuple[Any, ...], shown: str
+) -> None:
+    record = logging.LogRecord(name, logging.ERROR, "", 0, message, arguments, None)
+    formatter = logs._Json(str) if style == "json" else logs._Text(str)
+    line = formatter.format(record)
+    assert shown in line
+    assert "canary" not in line
+    assert "Bearer" not in line
+    assert "\n" not in line
+
+
+def test_a_flood_of_library_messages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    flood = logs._FloodFilter()
+
+    def passed(count: int, **fields: Any) -> list[logging.LogRecord]:
+        records = [logging.makeLogRecord({"name": "grpc", "msg": "m", **fields}) for _ in range(count)]
+        return [record for record in records if flood.filter(record)]
+
+    assert len(passed(30)) == 10
+    assert len(passed(30, event="tls_handshake_failed")) == 10, "another kind has its own limit"
+    assert len(passed(30, event="call")) == 30, "the service's own lines have no limit"
+    now = 10.0
+    first, *others = passed(30)
+    assert (first.suppressed, len(others)) == (20, 9)  # type: ignore[attr-defined]
+    passed(3000, msg="other")
+    assert len([record for number in range(3000) for record in passed(1, msg=str(number))]) == 3000
+    assert len(flood._seen) <= 1001

@@ -221,6 +221,9 @@ class Metrics:
             "chatrpc_event_loop_lag_seconds", "Delay of timers of the event loop, in seconds.", (), _LAG_SECONDS
         )
         self.tasks = self._gauge("chatrpc_asyncio_tasks", "Tasks of the event loop; each RPC has several.")
+        self.log_lines_dropped = self._counter(
+            "chatrpc_log_lines_dropped", "Log lines that were lost because stderr was not read or failed."
+        )
         self.draining = self._gauge("chatrpc_draining", "1 while a process drains.", mode="livemax")
         by_result = (["result"], ("success", "failure"))
         self.tls_reloads = self._counter("chatrpc_tls_reloads", "Reloads of the TLS files, by result.", *by_result)
