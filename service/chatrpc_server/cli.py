@@ -248,7 +248,10 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
 
 
 def _check_config(args: _Namespace, unknown: Sequence[str]) -> int:
+    from chatrpc_server.server import check_files
+
     settings = load(args, unknown=unknown)
+    check_files(settings)
     print(json.dumps(settings.redacted(), indent=2, ensure_ascii=False))
     return 0
 

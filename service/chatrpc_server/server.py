@@ -26,6 +26,7 @@ from chatrpc_server.rpc.health import Health
 from chatrpc_server.rpc.layers import layers
 from chatrpc_server.rpc.layers.admission import Admission
 from chatrpc_server.rpc.layers.metrics import RPCS, CallMetrics
+from chatrpc_server.rpc.malformed import RejectMalformed
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
 from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile
 from chatrpc_server.settings.watcher import differing, watch
@@ -34,6 +35,7 @@ from chatrpc_server.telemetry.event_loop import sample
 from chatrpc_server.telemetry.exporter import listen, register_process
 from chatrpc_server.telemetry.log_writer import count_dropped
 from chatrpc_server.telemetry.metrics import Metrics
+from chatrpc_server.upstream.http.tls import create_context
 from chatrpc_server.upstream.metrics import AttemptMetrics
 from chatrpc_server.upstream.openai import OpenAIUpstream, identity_of
 from chatrpc_server.upstream.retry import Retrying
@@ -94,7 +96,8 @@ class Server:
                 self.metrics.config_reloaded.set(time.time())
                 _run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
             if settings.health_listen:
-                probed = listeners.server(settings.limits, shares_port=self._is_worker)
+                reject = RejectMalformed(self._count_malformed, CallMetrics(self.metrics).unknown)
+                probed = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[reject])
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
             self._grpc = self._create_grpc_server(upstream)
@@ -205,7 +208,8 @@ class Server:
             coalesce=settings.coalesce,
             default_upstream=self._upstream_identity,
         )
-        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[pipeline])
+        interceptors = [pipeline, RejectMalformed(self._count_malformed)]
+        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=interceptors)
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
@@ -234,6 +238,9 @@ class Server:
             exc_info=error.__cause__,
         )
         self.metrics.config_reloads.labels("failure").inc()
+
+    def _count_malformed(self) -> None:
+        self.metrics.rejected.labels("malformed").inc()
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         if not self.settings.tls.cert_file:
@@ -265,6 +272,11 @@ class Server:
             return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
         except SettingsError as error:
             raise StartError("; ".join(error.mistakes)) from None
+
+
+def check_files(settings: Settings) -> None:
+    """Load the files of the settings as the start does. Raises SettingsError if any is invalid."""
+    create_context(settings.upstream)
 
 
 def _tune_garbage_collection() -> None:

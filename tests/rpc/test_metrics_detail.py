@@ -11,7 +11,7 @@ from chatrpc_server.core.call import Call, UpstreamIdentity
 from chatrpc_server.rpc.layers.metrics import RPCS
 from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.upstream.metrics import AttemptMetrics
-from support import Exchange, Script, Service, collect, failure, http, request, service, sse
+from support import Exchange, Responder, Script, Service, collect, failure, http, request, service, sse
 
 MODEL = {"gen_ai_request_model": "echo"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -133,7 +133,7 @@ async def test_an_unreachable_upstream() -> None:
 )
 async def test_kinds_of_protocol_errors(script: Script, response: bytes, kind: str) -> None:
     script.respond_with(response)
-    async with service(script.base_url, upstream={"max_retries": 0}) as chat:
+    async with service(script.base_url, upstream={"max_retries": 0, "max_event_bytes": 1 << 20}) as chat:
         await failure(chat.stub.CreateChatCompletionStream(request()))
         assert chat.value("chatrpc_upstream_protocol_errors_total", kind=kind) == 1
         assert chat.value("chatrpc_upstream_protocol_errors_total") == 1
@@ -254,3 +254,35 @@ async def test_exemplars(chat: Service, traceparent: str, shown: bool) -> None:
         "chatrpc_overhead_seconds_bucket",
     }
     assert set(exemplars) == (names if shown else set())
+
+
+OUTCOMES = {
+    # the upstream's response, the outcome of the stream
+    "408": (http(b"{}", "408 x"), "upstream_error"),
+    "504": (http(b"{}", "504 x"), "upstream_error"),
+    "503": (http(b"{}", "503 x"), "upstream_error"),
+    "400": (http(b"{}", "400 x"), "upstream_error"),
+    "an error like a timeout in a 200": (sse(b'{"error": {"message": "m", "code": "504"}}'), "upstream_error"),
+    "truncated": (sse(b'{"choices": [{"index": 0, "delta": {"content": "a"}}]}', done=False), "upstream_truncated"),
+    "silent before the head": (Exchange.closed_by_peer, "idle_timeout"),
+}
+
+
+@pytest.mark.parametrize(("response", "outcome"), OUTCOMES.values(), ids=OUTCOMES)
+async def test_the_outcome_of_a_stream_that_the_upstream_fails(
+    script: Script, response: bytes | Responder, outcome: str
+) -> None:
+    script.respond_with(response)
+    upstream = {"max_retries": 0, "first_chunk_timeout_seconds": 0.2 if outcome == "idle_timeout" else 30}
+    async with service(script.base_url, upstream=upstream) as chat:
+        await failure(chat.stub.CreateChatCompletionStream(request()))
+        await chat.wait_for(1, "chatrpc_streams_ended_total")
+        assert chat.value("chatrpc_streams_ended_total", outcome=outcome) == 1
+        assert chat.value("chatrpc_abandoned_chunks_total") == 0
+
+
+async def test_an_invalid_request_is_rejected(chat: Service) -> None:
+    failed = await failure(chat.stub.CreateChatCompletionStream(request(extra_json="{")))
+    assert failed.reason == "INVALID_REQUEST"
+    await chat.wait_for(1, "chatrpc_streams_ended_total")
+    assert chat.value("chatrpc_streams_ended_total", outcome="rejected") == 1

@@ -15,6 +15,7 @@ import grpc
 import pytest
 import trustme
 
+from chatrpc_server.cli import main
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.server import Server
 from support import failure, http, outcome, request, service, settings
@@ -252,6 +253,26 @@ async def test_invalid_files_are_named_at_start(given: dict[str, str], expected:
     assert len(found) == len(expected)
     for mistake, start in zip(found, expected, strict=True):
         assert f"upstream.{mistake.removeprefix('upstream.')}".startswith(start.replace("{}", str(files)))
+
+
+@pytest.mark.parametrize(("given", "expected"), INVALID.values(), ids=INVALID)
+def test_check_config_rejects_what_the_start_rejects(
+    given: dict[str, str], expected: list[str], files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--upstream.{setting.replace('_', '-')}={files / name}" for setting, name in given.items()]
+    assert main(["check-config", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert len(err.splitlines()) == len(expected)
+    if "none" not in given.values():  # a missing file is named by its flag
+        for line, start in zip(err.splitlines(), expected, strict=True):
+            assert line.startswith("chatrpc-server: " + start.replace("{}", str(files)))
+
+
+def test_check_config_accepts_valid_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"ca-file": "ca.pem", "client-cert-file": "client.crt", "client-key-file": "client.key"}
+    assert main(["check-config", *(f"--upstream.{setting}={files / name}" for setting, name in names.items())]) == 0
+    assert not capsys.readouterr().err
 
 
 def test_a_missing_file_names_its_setting_or_variable(tmp_path: Path) -> None:

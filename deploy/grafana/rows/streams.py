@@ -53,7 +53,7 @@ PANELS = (
         "Streams by outcome",
         "Ended streams per second, by outcome.",
         "upstream_truncated, upstream_error, idle_timeout: the upstream. service_error, worker_exited: ours. deadline: "
-        "callers' deadlines are too short. drain: the drain grace is too short. rejected: a limit.",
+        "callers' deadlines are too short. drain: the drain grace is too short. rejected: limits, invalid requests.",
         "reqps",
         {"{{outcome}}": f"{rate('chatrpc_streams_ended_total', by='outcome')} > 0"},
         kind="bars",

@@ -136,22 +136,28 @@ def stream_outcome(call: Call, code: grpc.StatusCode) -> str:
             return "client_cancel"
         case _, Reason.UPSTREAM_TRUNCATED:
             return "upstream_truncated"
-        case _, Reason.UPSTREAM_TIMEOUT:
+        case _, Reason.UPSTREAM_TIMEOUT if not _is_error_status(call):
             return "idle_timeout"
+        case _, reason if reason.startswith("UPSTREAM_"):
+            return "upstream_error"
         case _, Reason.SERVER_DRAINING:
             return "drain"
         case grpc.StatusCode.DEADLINE_EXCEEDED, _:
             return "deadline"
-        case _, Reason.INTERNAL | Reason.RESPONSE_TOO_LARGE:
-            return "service_error"
-        case _, Reason.IN_FLIGHT_LIMIT:
+        case _, Reason.IN_FLIGHT_LIMIT | Reason.INVALID_REQUEST:
             return "rejected"
         case _:
-            return "upstream_error"
+            return "service_error"
+
+
+def _is_error_status(call: Call) -> bool:
+    """Return whether the newest response had an error status, such as the upstream's own 408 or 504."""
+    attempt = call.last_attempt
+    return attempt is not None and attempt.status is not None and attempt.status >= 400
 
 
 def _is_abandoned(call: Call, code: grpc.StatusCode) -> bool:
     """Return whether the caller cancelled, or its deadline expired."""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return call.reason != Reason.UPSTREAM_TIMEOUT
+        return not call.reason.startswith("UPSTREAM_")  # a timeout of the upstream
     return code is grpc.StatusCode.CANCELLED
