@@ -16,7 +16,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc_server.rpc.layers.metrics import CODE_NAMES
 from support import Outcome, Service, docs, outcome, request, service
-from support.faults import FAULTS, LONG_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS, UNREACHABLE, WHOLE_TEXT, base_url_of
+from support.faults import (
+    FAULTS,
+    LONG_RETRY_AFTER_SECONDS,
+    RETRY_AFTER_SECONDS,
+    UNREACHABLE,
+    WHOLE_TEXT,
+    base_url_of,
+    proxy_of,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
 COLUMNS = ("fault", "the upstream", "RPC", "status", "reason", "attempts", "chunks before", "ends", "left behind")
@@ -83,7 +91,11 @@ async def _service(fault: str) -> AsyncIterator[Service]:
         "max_response_bytes": 4 << 20,
     }
     limits = {"default_deadline_seconds": DEADLINE_SECONDS}
-    async with base_url_of(fault) as base_url, service(base_url, upstream=upstream, limits=limits) as chat:
+    async with (
+        base_url_of(fault) as base_url,
+        proxy_of(fault) as proxy,
+        service(base_url, upstream={**upstream, **proxy}, limits=limits) as chat,
+    ):
         if fault in UNREACHABLE:
             await health_pb2_grpc.HealthStub(chat.channel).Check(health_pb2.HealthCheckRequest())
         else:

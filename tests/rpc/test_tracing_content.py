@@ -9,7 +9,7 @@ from opentelemetry.trace import StatusCode
 from chatrpc_echo import Echo
 from chatrpc_server.core.errors import Reason
 from support import Script, failure, http, outcome, request, service, sse
-from support.faults import FAULTS, base_url_of
+from support.faults import FAULTS, base_url_of, proxy_of
 from support.spans import KEY, ON, PROMPT, STREAM, UNARY, Spans, attributes
 
 KEYS = {
@@ -65,11 +65,12 @@ async def test_every_fault(exporter: InMemorySpanExporter, fault: str, rpc: str)
         "max_retries": 1,
         "first_chunk_timeout_seconds": 0.4,
         "chunk_gap_timeout_seconds": 0.4,
+        "max_event_bytes": 1 << 20,
         "max_response_bytes": 1 << 20,
     }
     limits = {"default_deadline_seconds": 1}
-    async with base_url_of(fault) as base_url:
-        async with service(base_url, upstream=upstream, limits=limits, **ON) as chat:
+    async with base_url_of(fault) as base_url, proxy_of(fault) as proxy:
+        async with service(base_url, upstream={**upstream, **proxy}, limits=limits, **ON) as chat:
             await outcome(getattr(chat.stub, rpc)(request(PROMPT, fault)))
         found = exporter.get_finished_spans()
         check_closed_vocabulary(found, fault, base_url)

@@ -125,6 +125,8 @@ def _fault(name: str, does: str) -> Callable[[Behaviour], Behaviour]:
     return add
 
 
+@_fault("proxy-407", "is behind a proxy that rejects the service's password with 407")
+@_fault("proxy-503", "is behind a proxy that cannot reach it and responds 503")
 @_fault("bad-certificate", "presents a certificate of an unknown authority")
 @_fault("refused", "refuses the connection")
 @_fault("unconnectable", "does not respond to a connection attempt")
@@ -363,7 +365,7 @@ class Faults(Script):
         return lambda exchange: response(ResponseWriter(exchange, self.attempts[call]))
 
 
-UNREACHABLE = ("refused", "unconnectable", "bad-certificate")
+UNREACHABLE = ("refused", "unconnectable", "bad-certificate", "proxy-407", "proxy-503")
 """Faults that happen before a request can name them."""
 
 
@@ -379,9 +381,33 @@ async def base_url_of(fault: str) -> AsyncIterator[str]:
                 stack.enter_context(socket.create_connection(unused.getsockname()))
             yield f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         return
+    if fault.startswith("proxy-"):
+        yield "https://127.0.0.1:9/v1"
+        return
     certificate = trustme.CA().issue_cert("localhost") if fault == "bad-certificate" else None
     async with Faults(certificate) as upstream:
         yield upstream.base_url
+
+
+@asynccontextmanager
+async def proxy_of(fault: str) -> AsyncIterator[dict[str, str]]:
+    """The settings for the proxy of this fault, if it has one."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 {fault.removeprefix('proxy-')} x\r\ncontent-length: 0\r\n\r\n".encode())
+            await writer.drain()
+        writer.close()
+
+    if not fault.startswith("proxy-"):
+        yield {}
+        return
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    try:
+        yield {"proxy": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+    finally:
+        server.close()
 
 
 async def _main() -> None:
