@@ -8,24 +8,42 @@ from chatrpc_server.process import ports
 from chatrpc_server.rpc import accept_loop
 from chatrpc_server.settings import Address, LimitsSettings
 
+_MIN_PING_INTERVAL_MILLISECONDS = 8_000
+"""Clients ping every 10 s at most (gRPC for Go allows no less); the rest is jitter."""
+_MAX_PENDING_CALLS = 100_000
+"""Calls that gRPC holds while the event loop is busy. Admission rejects them as soon as it sees them."""
+_MAX_PENDING_SECONDS = 600
+_MAX_METADATA_BYTES = (64 + 8) << 10
+"""64 KiB of the caller's metadata. The rest is for gRPC's own headers, and HPACK counts 32 bytes for each entry."""
+
 
 def server(
     limits: LimitsSettings, *, shares_port: bool, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 ) -> grpc.aio.Server:
     """Return a server that does not listen yet. `shares_port`: see `listen`."""
+    streams = 2 * limits.max_in_flight
     options = [
         # grpc's default is on: a second server on the same port would start too and receive half of the connections.
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         # Calls above this value wait unseen in the client. Twice the limit, so that admission rejects with a reason.
-        ("grpc.max_concurrent_streams", 2 * limits.max_in_flight),
+        ("grpc.max_concurrent_streams", streams),
+        # Streams that gRPC has not yet freed count too; above this value it refuses new ones with REFUSED_STREAM.
+        ("grpc.http2.max_deallocating_streams", streams),
+        # Above its defaults (1,000 calls, 30 s) gRPC cancels calls that wait to be accepted: without a reason, and by
+        # chance if the two limits differ.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
+        # Equal limits, because gRPC rejects by chance between the first (default 8 KiB) and the second.
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
         # Detect callers that vanished without closing. Allow pings from callers while a model thinks.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Clients ping every 10 s at most (gRPC for Go allows no less); the rest is jitter.
-        ("grpc.http2.min_ping_interval_without_data_ms", 8_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MILLISECONDS),
         # Bound the age, because long-lived connections never reach new replicas. Open calls continue beyond it.
         ("grpc.max_connection_age_ms", round(limits.max_connection_age_seconds * 1000)),
         ("grpc.max_connection_idle_ms", 900_000),
