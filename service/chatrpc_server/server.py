@@ -18,6 +18,7 @@ from chatrpc_server import __version__
 from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import Upstream
+from chatrpc_server.process import descriptors
 from chatrpc_server.process.lifecycle import StartError, StopRequests
 from chatrpc_server.rpc import accept_loop, listeners
 from chatrpc_server.rpc.certificates import Certificates
@@ -79,6 +80,7 @@ class Server:
         """Listen and serve. Raises `StartError` after releasing everything."""
         settings = self.settings
         count_dropped(self.metrics.log_lines_dropped.inc)
+        self._prepare_descriptors()
         async with AsyncExitStack() as stack:
             # The stack closes in reverse order, the exporter last, so that Prometheus can scrape the final values.
             if not self._is_worker:
@@ -238,6 +240,16 @@ class Server:
             exc_info=error.__cause__,
         )
         self.metrics.config_reloads.labels("failure").inc()
+
+    def _prepare_descriptors(self) -> None:
+        """Raise the limit of open files, and warn if the calls in flight do not fit it."""
+        limit, needed = descriptors.raise_limit(), descriptors.needed(self.settings.limits.max_in_flight)
+        descriptors.reserve.hold()
+        if limit < needed:
+            log.warning(
+                "limits.max_in_flight does not fit the limit of open files; raise that limit or lower the setting",
+                extra={"event": "descriptor_limit_low", "limit": limit, "needed": needed},
+            )
 
     def _count_malformed(self) -> None:
         self.metrics.rejected.labels("malformed").inc()

@@ -6,6 +6,7 @@
     │   └── DeadlineExceeded     the call's deadline has expired
     ├── ServiceError           ours
     │   ├── Overloaded           the limit of calls in flight is reached
+    │   │   └── Exhausted          this process has no file descriptor left
     │   ├── ResponseTooLarge     the response exceeds the size limit of messages
     │   └── Draining             this process is stopping
     └── UpstreamFault          the upstream's
@@ -104,6 +105,10 @@ class Overloaded(ServiceError):
     """A call beyond the limit of calls in flight."""
 
     reason = Reason.IN_FLIGHT_LIMIT
+
+
+class Exhausted(Overloaded):
+    """A call for which this process has no file descriptor or no memory left."""
 
 
 class ResponseTooLarge(ServiceError):

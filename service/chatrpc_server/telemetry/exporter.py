@@ -18,6 +18,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from chatrpc_server.process import ports
+from chatrpc_server.process.descriptors import reserve
 from chatrpc_server.settings.address import Address
 
 _POLL_SECONDS = 0.1
@@ -112,6 +113,14 @@ class _Server(ThreadingWSGIServer):
         self._threads_running = 0
         self.is_closing = False
         super().__init__(*arguments)
+
+    def get_request(self) -> Any:
+        """Accept a connection; also if the process has no descriptor left."""
+        try:
+            return reserve.accept(self.socket)
+        except OSError:
+            time.sleep(_POLL_SECONDS)  # because the connection still waits, and the next attempt follows at once
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve the connection in a thread, once there is room for it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from chatrpc_server.core.call import Attempt, Call, Headers
-from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidResponse, Truncated
+from chatrpc_server.core.errors import ChatError, ErrorResponse, Exhausted, InvalidResponse, Truncated
 from chatrpc_server.telemetry.labels import HTTP_STATUSES, NO_CODE, OTHER
 from chatrpc_server.telemetry.metrics import Metrics
 
@@ -24,18 +24,22 @@ class AttemptMetrics:
     @contextmanager
     def request(self, call: Call, attempt: Attempt) -> Iterator[Headers]:
         """See `UpstreamObserver`."""
-        cancelled = False
+        cancelled, sent = False, True
         try:
             yield call.forward
         except (asyncio.CancelledError, GeneratorExit):
             cancelled = True
+            raise
+        except Exhausted:
+            sent = False  # no request left this process
             raise
         except (InvalidResponse, Truncated) as error:
             kind = error.kind if isinstance(error, InvalidResponse) else "missing_done"
             self._metrics.child(self._metrics.protocol_errors, attempt.upstream.name, kind).inc()
             raise
         finally:
-            self._record(call, attempt, cancelled)
+            if sent:
+                self._record(call, attempt, cancelled)
 
     @contextmanager
     def gaps(self, call: Call, attempt: Attempt) -> Iterator[Callable[[float], None]]:

@@ -15,7 +15,7 @@ import httpx
 
 from chatrpc_server import __version__
 from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
-from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, TimedOut, Truncated, Unreachable
+from chatrpc_server.core.errors import ErrorResponse, Exhausted, InvalidResponse, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.core.openai import error_responses, requests, responses
 from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _ERROR_BODY_BYTES = 64 * 1024
 _COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
+_RETRY_AFTER_SECONDS = 1.0
+"""Delay after which a caller can retry if this process has no descriptor left."""
 _DRAIN_SECONDS = 0.05
 """Longest wait for the end of a response after `[DONE]`; after that, a new connection is cheaper."""
 _LIMIT_HEADER = re.compile(r"x-ratelimit-[a-z0-9_.-]{1,50}(?<!-bin)")
@@ -164,6 +166,10 @@ class OpenAIUpstream:
         except ProxyRefused as error:
             raise _refused_by_proxy(error.status) from error
         except httpx.ConnectError as error:
+            if failures.is_exhaustion(error):
+                problem = "this process has no file descriptor left for a connection to the upstream"
+                remedy = "raise the limit of open files or lower limits.max_in_flight"
+                raise Exhausted(f"{problem}; {remedy}", retry_after_seconds=_RETRY_AFTER_SECONDS) from error
             log.warning(
                 "cannot connect to the upstream", extra={"event": "upstream_connect_failed", "cause": str(error)}
             )

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from chatrpc_server.core.call import Call
-from chatrpc_server.core.errors import DeadlineExceeded, Draining, Overloaded
+from chatrpc_server.core.errors import DeadlineExceeded, Draining, Exhausted, Overloaded
 from chatrpc_server.rpc.pipeline import Context
 
 _RETRY_AFTER_SECONDS = 1.0
@@ -40,6 +40,9 @@ class Admission:
         try:
             async with asyncio.timeout_at(call.deadline) as deadline:
                 yield
+        except Exhausted:
+            self._count_rejected("descriptors")
+            raise
         except TimeoutError:
             if deadline.expired():
                 raise DeadlineExceeded("the deadline expired before the upstream's response was complete") from None

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import httpx
 
+from chatrpc_server.process.descriptors import reserve
+
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 _WRONG_HOST = {62, 64}
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, whose texts contain the host."""
@@ -25,6 +27,11 @@ def proxy_refusal(status: int) -> tuple[str, bool]:
     remedy = "; check user name and password in upstream.proxy" if status == 407 else ""
     words = f"cannot connect to the upstream: the proxy refused with HTTP {status}{remedy}"
     return words, status in (408, 429) or status >= 500
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Return whether an error while connecting is this process's own: it has no descriptor left."""
+    return reserve.is_exhausted([cause.errno for cause in _causes(error) if isinstance(cause, OSError)])
 
 
 def connect_failure(error: BaseException, *, via_proxy: bool) -> str:

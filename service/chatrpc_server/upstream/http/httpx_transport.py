@@ -11,9 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import httpcore
 import httpx
+from anyio.abc import SocketStream
+from httpcore._backends.anyio import AnyIOStream  # the only class of streams that `start_tls` accepts
 
 from chatrpc_server.core.call import Headers
+from chatrpc_server.upstream.http.connect import Connector
 from chatrpc_server.upstream.http.failures import ProxyRefused
 from chatrpc_server.upstream.http.pool import IDLE_SECONDS
 
@@ -33,6 +37,7 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS)
         super().__init__(verify=tls or True, trust_env=False, limits=limits, proxy=proxy)
+        self._pool._network_backend = _Backend(Connector())  # httpx has no argument for it
         self._url, self._headers = url, list(headers)
         self._extensions = {"timeout": {"connect": connect_timeout_seconds}}
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -86,6 +91,29 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         connections = self._pool.connections
         idle = sum(connection.is_idle() for connection in connections)
         return len(connections) - idle, idle
+
+
+class _Backend(httpcore.AnyIOBackend):
+    """httpcore's own backend, but with the names and sockets of `Connector`."""
+
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+
+    async def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *_: object, **__: object
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            async with asyncio.timeout(timeout):
+                connected = await self._connector.connect(host, port)
+                try:
+                    return AnyIOStream(await SocketStream.from_socket(connected))
+                except BaseException:
+                    connected.close()
+                    raise
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
 
 
 class _Response:

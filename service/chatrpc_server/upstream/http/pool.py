@@ -5,20 +5,17 @@ If a call is cancelled while it connects or during an exchange, its connection c
 
 import asyncio
 import base64
-import socket
 import ssl
 
-import aiohappyeyeballs
 import httpx
 
 from chatrpc_server.core.call import Headers
+from chatrpc_server.upstream.http.connect import Connector
 from chatrpc_server.upstream.http.failures import ProxyRefused
 from chatrpc_server.upstream.http.http1 import Connection, Exchange
 
 IDLE_SECONDS = 15.0
 """Shorter than the idle timeout of most servers, about a minute: a request sent as the server closes would be lost."""
-_CONNECTION_ATTEMPT_DELAY_SECONDS = 0.25
-"""Delay before the next address is tried in parallel (Happy Eyeballs, RFC 8305 section 8)."""
 
 
 class Pool:
@@ -33,6 +30,7 @@ class Pool:
         connect_timeout_seconds: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._connector = Connector()
         self._tls = tls
         self._host, self._port = url.raw_host.decode("ascii"), url.port or (443 if tls else 80)
         self._proxy = proxy.url if proxy else None
@@ -121,10 +119,7 @@ class Pool:
             raise httpx.ConnectError(str(error)) from error
 
     async def _open(self, host: str, port: int, tls: ssl.SSLContext | None) -> Connection:
-        addresses = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        connected = await aiohappyeyeballs.start_connection(
-            addresses, happy_eyeballs_delay=_CONNECTION_ATTEMPT_DELAY_SECONDS
-        )
+        connected = await self._connector.connect(host, port)
         connection = Connection(self._on_lost)
         try:
             await self._loop.create_connection(

@@ -1,0 +1,123 @@
+"""A process that runs out of file descriptors: calls that need one are refused, health and metrics respond."""
+
+import asyncio
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_echo import Echo
+from support import outcome, request
+from support.process import ANY_PORTS, Process, running
+
+HELD = request(model="echo:pieces=100000,pace=1")
+"""A stream that lasts longer than the test."""
+SLOW = [pytest.mark.slow, pytest.mark.timeout(300)]
+OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+
+
+def _command(limit: int) -> list[str]:
+    """Return the command of a service with this limit of open files, soft and hard."""
+    return ["bash", "-c", f'ulimit -n {limit}; exec "$0" -m chatrpc_server "$@"', sys.executable]
+
+
+async def _health(address: str) -> Any:
+    """Return the health over a new connection."""
+    async with grpc.aio.insecure_channel(address, OPTIONS) as channel:
+        response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
+        return response.status
+
+
+async def _metrics(address: str) -> "Counter[str]":
+    """Return the sums of the metrics over a new connection, by name and by name with its reason or outcome."""
+
+    def scrape() -> str:
+        with urllib.request.urlopen(address, timeout=60) as response:
+            return bytes(response.read()).decode()
+
+    sums: Counter[str] = Counter()
+    for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
+        for sample in family.samples:
+            sums[sample.name] += int(sample.value)
+            for label in ("reason", "outcome"):
+                if label in sample.labels:
+                    sums[f"{sample.name} {sample.labels[label]}"] += int(sample.value)
+    return sums
+
+
+@asynccontextmanager
+async def _streams(stub: Any, count: int) -> AsyncIterator[list[Any]]:
+    """Start streams; the value is the outcomes of those that fail, after all others have begun."""
+    calls: list[Any] = []
+    starting = asyncio.Semaphore(100)
+
+    async def start() -> Any:
+        async with starting:
+            calls.append(call := stub.CreateChatCompletionStream(HELD, timeout=600))
+            return await outcome(anext(aiter(call)))
+
+    try:
+        outcomes = await asyncio.gather(*(start() for _ in range(count)))
+        yield [each for each in outcomes if each.code is not grpc.StatusCode.OK]
+    finally:
+        for call in calls:
+            call.cancel()
+
+
+async def _exhaust(serve: Process, limit: int) -> None:
+    serving = serve.log("serving")
+    async with grpc.aio.insecure_channel(serving["listen"], OPTIONS) as channel:
+        stub = ChatCompletionServiceStub(channel)
+        for _ in range(2):  # also after a recovery
+            async with _streams(stub, limit + 50) as refused:
+                assert 50 <= len(refused) < limit
+                assert {each.reason for each in refused} == {"IN_FLIGHT_LIMIT"}
+                assert {each.code for each in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+                assert all(each.details["RetryInfo"].retry_delay.seconds == 1 for each in refused)
+                again = await outcome(stub.CreateChatCompletion(request(), timeout=60))
+                assert again.reason == "IN_FLIGHT_LIMIT"
+                assert "limits.max_in_flight" in again.message
+                for address in (serving["listen"], serving["health"]):
+                    assert await _health(address) == health_pb2.HealthCheckResponse.SERVING
+                found = await _metrics(serving["metrics"])
+            async with asyncio.timeout(60):
+                while (await outcome(stub.CreateChatCompletion(request(), timeout=60))).code is not grpc.StatusCode.OK:
+                    await asyncio.sleep(0.05)
+        assert found["chatrpc_admission_rejected_total descriptors"] >= 2 * 51
+        assert not found["chatrpc_upstream_requests_total no_response"], "it is not the upstream's fault"
+        assert not found["chatrpc_upstream_retries_total"]
+    serve.signal()
+    assert serve.wait() == 0
+    events = Counter(line.partition('"event":"')[2].partition('"')[0] for line in serve.lines)
+    assert 1 <= events["descriptors_exhausted"] <= 10, "loud, but not a line for each call"
+    assert events["descriptor_limit_low"] == 1
+    assert not events["upstream_connect_failed"]
+
+
+@pytest.mark.parametrize(
+    ("http_client", "host", "limit"),
+    [
+        ("builtin", "127.0.0.1", 150),
+        pytest.param("httpx", "127.0.0.1", 150, marks=SLOW),
+        pytest.param("builtin", "localhost", 1024, marks=SLOW),
+        pytest.param("httpx", "localhost", 1024, marks=SLOW),
+    ],
+)
+async def test_no_descriptor_is_left(echo: Echo, http_client: str, host: str, limit: int) -> None:
+    arguments = [
+        "--health-listen=127.0.0.1:0",
+        "--log.format=json",
+        "--limits.max-in-flight=5000",
+        f"--upstream.http-client={http_client}",
+        f"--upstream.base-url={echo.base_url.replace('127.0.0.1', host)}",
+    ]
+    with running("serve", *ANY_PORTS, *arguments, command=_command(limit), OPENAI_API_KEY="sk-none") as serve:
+        await _exhaust(serve, limit)
