@@ -80,7 +80,7 @@ protos-breaking: $(INSTALLED) ## does the contract break callers? (AGAINST=<git 
 protos-release: $(INSTALLED) ## from now on callers may rely on the contract as it is
 	cd protos && ../$(BIN)/buf build --exclude-source-info -o released.binpb
 
-fuzz: $(INSTALLED) ## feed random bytes to the readers of upstream responses for ten minutes (FUZZ_SECONDS=600)
+fuzz: $(INSTALLED) ## feed odd HTTP/2 to the port, and random bytes to the readers of upstream responses, for 12 minutes (FUZZ_SECONDS=600)
 	tests/robustness/fuzz/run $(ARGS)
 
 mutation: $(INSTALLED) ## check that the tests notice a wrong entry in a table

@@ -19,7 +19,9 @@ from support import Outcome, Service, docs, outcome, request, service
 from support.faults import (
     FAULTS,
     LONG_RETRY_AFTER_SECONDS,
+    MINUTES_SECONDS,
     RETRY_AFTER_SECONDS,
+    SLOW_FAULTS,
     UNREACHABLE,
     WHOLE_TEXT,
     base_url_of,
@@ -40,19 +42,26 @@ LIMITS = {
     FIRST_CHUNK_SECONDS: "first-chunk limit",
     GAP_SECONDS: "gap limit",
     DEADLINE_SECONDS: "deadline",
+    MINUTES_SECONDS: "after 4 minutes",
 }
 """Limits for which a call may wait, in seconds: far enough apart to distinguish them on a busy machine."""
 
 
+KEEPALIVE = [("grpc.keepalive_time_ms", 11_000), ("grpc.http2.max_pings_without_data", 0)]
+"""The caller pings while it waits, more often than any of our clients, and without gRPC's own limit of pings."""
+ALL_FAULTS = {**FAULTS, **SLOW_FAULTS}
+_SLOW = [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for name in SLOW_FAULTS]
+
+
 @pytest.fixture(scope="module")
 def rows() -> Iterator[docs.Rows]:
-    keys = [(name, fault.does, rpc) for name, fault in FAULTS.items() for rpc in RPCS]
+    keys = [(name, fault.does, rpc) for name, fault in ALL_FAULTS.items() for rpc in RPCS]
     with docs.rows(DOCUMENT, "faults", COLUMNS, keys) as rows:
         yield rows
 
 
 @pytest.mark.parametrize("rpc", RPCS)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, *_SLOW])
 async def test_fault(fault: str, rpc: str, rows: docs.Rows) -> None:
     async with _service(fault) as chat:
         before, counts = _resources(), _counts(chat)
@@ -70,7 +79,7 @@ async def test_fault(fault: str, rpc: str, rows: docs.Rows) -> None:
     _check_rules(ended, rpc, attempts)
     chunks = len(ended.messages) if rpc == "stream" else ""
     waited = max(limit for limit in LIMITS if limit <= seconds)
-    cells = (fault, FAULTS[fault].does, rpc, ended.code.name, ended.reason, attempts, chunks, LIMITS[waited], left)
+    cells = (fault, ALL_FAULTS[fault].does, rpc, ended.code.name, ended.reason, attempts, chunks, LIMITS[waited], left)
     rows.check(*cells)
 
 
@@ -91,10 +100,14 @@ async def _service(fault: str) -> AsyncIterator[Service]:
         "max_response_bytes": 4 << 20,
     }
     limits = {"default_deadline_seconds": DEADLINE_SECONDS}
+    options = []
+    if fault in SLOW_FAULTS:
+        upstream |= dict.fromkeys(("first_chunk_timeout_seconds", "chunk_gap_timeout_seconds"), 2 * MINUTES_SECONDS)
+        limits, options = {}, KEEPALIVE
     async with (
         base_url_of(fault) as base_url,
         proxy_of(fault) as proxy,
-        service(base_url, upstream={**upstream, **proxy}, limits=limits) as chat,
+        service(base_url, options=options, upstream={**upstream, **proxy}, limits=limits) as chat,
     ):
         if fault in UNREACHABLE:
             await health_pb2_grpc.HealthStub(chat.channel).Check(health_pb2.HealthCheckRequest())

@@ -21,6 +21,7 @@ PIECES = ("0 ", "1 ")
 """The text of a sound response, chunk by chunk; a stream with a fault has sent them before it."""
 WHOLE_TEXT = "".join(PIECES)
 RETRY_AFTER_SECONDS, LONG_RETRY_AFTER_SECONDS = 1, 3
+MINUTES_SECONDS = 240
 ENOUGH = b"x" * 65536
 
 
@@ -317,6 +318,11 @@ async def _(response: ResponseWriter) -> None:
     await response.status("307 Temporary Redirect", b"", location="/v2/chat/completions")
 
 
+async def _after_minutes(response: ResponseWriter) -> None:
+    await asyncio.sleep(MINUTES_SECONDS)
+    await response.sound()
+
+
 async def _sound_stream(response: ResponseWriter, pieces: Sequence[str], pause_seconds: float) -> None:
     await response.head()
     for piece in pieces:
@@ -359,12 +365,18 @@ class Faults(Script):
     def choose(self, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
         """Return the response that the model's name requests."""
         model = json.loads(exchange.body)["model"]
-        response = SOUND[model] if model in SOUND else FAULTS[model].response
+        response = SOUND[model] if model in SOUND else {**FAULTS, **SLOW_FAULTS}[model].response
         call = exchange.header(b"x-request-id")
         self.attempts[call] += 1
         return lambda exchange: response(ResponseWriter(exchange, self.attempts[call]))
 
 
+SLOW_FAULTS = {
+    "silent-for-minutes": Fault(
+        "silent-for-minutes", "receives the request, stays silent for 4 minutes, then responds validly", _after_minutes
+    )
+}
+"""Faults that take minutes; their rows are for the slow tests."""
 UNREACHABLE = ("refused", "unconnectable", "bad-certificate", "proxy-407", "proxy-503")
 """Faults that happen before a request can name them."""
 

@@ -4,6 +4,7 @@ Reads frames without decoding headers; a normal client checks the service's stat
 """
 
 import asyncio
+import ssl
 import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -127,9 +128,12 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(address: Address, *, preface: bool = True) -> AsyncIterator[Connection]:
+async def connect(
+    address: Address, *, preface: bool = True, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Connection]:
     """Connect; send the preface and empty settings if wanted."""
-    reader, writer = await asyncio.open_connection(address.host, address.port)
+    name = "localhost" if tls else None
+    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=tls, server_hostname=name)
     connection = Connection(reader, writer)
     try:
         if preface:
@@ -137,5 +141,5 @@ async def connect(address: Address, *, preface: bool = True) -> AsyncIterator[Co
         yield connection
     finally:
         writer.close()
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, ssl.SSLError):
             await writer.wait_closed()

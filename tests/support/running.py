@@ -1,7 +1,7 @@
 """The service on a loopback channel, in the process of the test."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,11 +58,12 @@ def settings(base_url: str, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def service(base_url: str, **changes: Any) -> AsyncIterator[Service]:
-    """The service in front of that upstream, and a channel to it."""
+async def service(base_url: str, *, options: Sequence[tuple[str, Any]] = (), **changes: Any) -> AsyncIterator[Service]:
+    """The service in front of that upstream, and a channel to it with these options besides its own."""
     server = Server(settings(base_url, **changes))
     await server.start()
     options = [
+        *options,
         ("grpc.enable_http_proxy", 0),
         ("grpc.max_receive_message_length", 64 << 20),
         ("grpc.max_send_message_length", 64 << 20),

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import ssl
 from pathlib import Path
 
 import grpc
 import pytest
+import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
@@ -60,6 +62,39 @@ async def test_no_path_ends_the_server(echo: Echo) -> None:
             assert await _health(chat) == Status.SERVING, path
         assert {call.code for call in await asyncio.gather(*calls)} == {grpc.StatusCode.OK}
         await chat.wait_for(len(PATHS), "grpc_server_handled_total", grpc_code="Unimplemented")
+
+
+async def test_no_path_ends_a_server_with_tls(echo: Echo, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    files = {"cert_file": tmp_path / "cert.pem", "key_file": tmp_path / "key.pem"}
+    files["cert_file"].write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(files["key_file"])
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols(["h2"])
+    async with service(echo.base_url, tls={name: str(file) for name, file in files.items()}) as chat:
+        for number in range(5):
+            async with http2.connect(chat.server.address, tls=context) as connection:
+                await connection.send(http2.headers(1, http2.request_fields(path=b"/\xff", scheme=b"https")))
+                assert await connection.pong()
+            await chat.wait_for(number + 1, "grpc_server_handled_total", grpc_code="Unimplemented")
+
+
+@pytest.mark.slow
+async def test_no_path_ends_a_worker(tmp_path: Path) -> None:
+    arguments = ("--workers=2", "--upstream.base-url=http://127.0.0.1:9/v1")
+    with running("serve", *ANY_PORTS, *arguments) as serve:
+        listen = serve.log("serving")["listen"]
+        serve.log("workers_started")
+        for _ in range(50):  # the kernel distributes the connections over both
+            await _attack_process(listen)
+        async with grpc.aio.insecure_channel(listen) as channel:
+            response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert response.status == response.SERVING
+        serve.signal()
+        assert serve.wait() == 0
+        assert "worker_exited" not in serve.output
 
 
 async def test_200_attacks_leave_nothing_behind(chat: Service) -> None:
