@@ -91,7 +91,7 @@ class Server:
             self.tracing = self._create_tracing()
             if self.tracing:
                 stack.push_async_callback(self.tracing.close)
-            upstream = self._create_upstream()
+            self.upstream = upstream = self._create_upstream()
             stack.push_async_callback(upstream.aclose)
             _run_in_background(stack, sample(self.metrics, {upstream.identity.name: upstream.connections}))
             if self._file:

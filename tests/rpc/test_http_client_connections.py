@@ -118,6 +118,7 @@ async def test_a_second_close_has_no_effect(script: Script, name: str) -> None:
     while await first.read():
         pass
     await first.aclose()
+    assert await idle(transport) == 1
     second = await transport.post(b"{}", [])
     await first.aclose()
     assert transport.connections() == (1, 0)
@@ -234,7 +235,7 @@ async def test_an_idle_connection_is_reused_and_expires(
         while await response.read():
             pass
         await response.aclose()
-    assert transport.connections() == (0, 2)
+    assert await idle(transport) == 2
     async with asyncio.timeout(5):
         while transport.connections()[1]:
             await asyncio.sleep(0.001)

@@ -83,6 +83,9 @@ class UpstreamSettings(_Frozen):
         "builtin", "HTTP client: `builtin` is fast, `httpx` the plain alternative."
     )
     connect_timeout_seconds: float = _field(5, "Longest wait for a connection, in seconds.", gt=0)
+    tcp_keepalive_seconds: int = _field(
+        30, "Idle time between TCP keepalive probes of a connection, in seconds; 0: none.", ge=0, le=32_767
+    )
     first_chunk_timeout_seconds: float = _field(120, "Longest wait for the first chunk, in seconds.", gt=0)
     chunk_gap_timeout_seconds: float = _field(60, "Longest wait from one chunk to the next, in seconds.", gt=0)
     max_retries: int = _field(2, "Retries per call; none after the first message.", ge=0)

@@ -14,6 +14,7 @@ from collections import deque
 import aiohappyeyeballs
 
 from chatrpc_server.process.descriptors import reserve
+from chatrpc_server.upstream.http.sockets import keep_alive
 
 _CONNECTION_ATTEMPT_DELAY_SECONDS = 0.25
 """Delay before the next address is tried in parallel (Happy Eyeballs, RFC 8305 section 8)."""
@@ -26,20 +27,24 @@ _AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
 
 
 class Connector:
-    """Opens sockets. Create it inside the running loop."""
+    """Opens sockets. Create it inside the running loop. `keepalive_seconds`: see `upstream.tcp_keepalive_seconds`."""
 
-    def __init__(self) -> None:
+    def __init__(self, keepalive_seconds: int) -> None:
         self._loop = asyncio.get_running_loop()
+        self._keepalive_seconds = keepalive_seconds
         self._lookups: dict[tuple[str, int], deque[_Lookup]] = {}
 
     async def connect(self, host: str, port: int) -> socket.socket:
         """Return a connected socket. Raises OSError."""
         addresses = _literal(host, port) or await self._look_up(host, port)
-        return await aiohappyeyeballs.start_connection(
+        connected = await aiohappyeyeballs.start_connection(
             addresses,
             happy_eyeballs_delay=_CONNECTION_ATTEMPT_DELAY_SECONDS,
             socket_factory=_open_socket,
         )
+        if self._keepalive_seconds:
+            keep_alive(connected, self._keepalive_seconds)
+        return connected
 
     async def _look_up(self, host: str, port: int) -> list[_AddressInfo]:
         """Return the addresses of a name. Calls share a lookup that is in progress."""

@@ -4,10 +4,15 @@ It must never follow a redirect, keep a cookie or decode a body. It raises httpx
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 import httptools
 import httpx
+
+from chatrpc_server.upstream.http import head
+from chatrpc_server.upstream.http.errors import InvalidHttp
+from chatrpc_server.upstream.http.sockets import is_quiet
 
 _MAX_HEAD_BYTES = 1 << 16
 """Limit of consecutive bytes of head or trailers, because llhttp itself has no limit."""
@@ -20,7 +25,8 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, on_lost: Callable[["Connection"], None]) -> None:
+    def __init__(self, connected: socket.socket, on_lost: Callable[["Connection"], None]) -> None:
+        self._socket = connected
         self._on_lost = on_lost
         self.is_made = False
         self.exchange: Exchange | None = None
@@ -31,6 +37,13 @@ class Connection(asyncio.Protocol):
         """Implement `asyncio.Protocol`."""
         self.transport = transport  # type: ignore[assignment]  # uvloop's transport has another base class
         self.is_made = True
+
+    def is_quiet(self) -> bool:
+        """Return whether a request can be sent: the connection is open, and no byte waits that belongs to none.
+
+        It costs 2 µs. The transport can hold decrypted bytes only while reading is paused, which ends with an exchange.
+        """
+        return not self.transport.is_closing() and is_quiet(self._socket)
 
     def abort(self) -> None:
         """Close now, with its exchange. `close()` would first send the buffered bytes, and wait for the peer's TLS."""
@@ -66,12 +79,13 @@ class Exchange:
         self.headers: dict[str, str] = {}
         """Names are in lower case; the values of a repeated header are joined by a comma."""
         self._connection, self._on_done, self._loop = connection, on_done, loop
-        self._parser = httptools.HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(
-            lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True, lenient_chunked_length=True
-        )
+        self._parser = self._create_parser()
+        self._head: list[bytes] = []
+        """All bytes until the head is complete, for a repair."""
+        self._unrepaired: bytearray | None = None
+        """Bytes of incomplete heads, if the parser has rejected a head and each one is repaired."""
         self._bytes_without_body = 0
-        self._has_head = self._is_complete = self._keep_alive = False
+        self._has_head = self._is_complete = self._keep_alive = self._has_one_length = False
         self._is_close_delimited = False
         self._buffer: list[bytes] = []
         self._buffered_bytes = 0
@@ -80,6 +94,11 @@ class Exchange:
         self._waiter: asyncio.Future[None] | None = None
         connection.exchange = self
         connection.transport.write(request)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a byte of the response has arrived."""
+        return self._has_head or bool(self._head)
 
     async def read_head(self) -> None:
         """Wait for the status and the headers. Raises `httpx.TransportError`."""
@@ -138,12 +157,25 @@ class Exchange:
     def feed(self, data: bytes) -> None:
         """Parse bytes of the response."""
         self._bytes_without_body += len(data)
+        if not self._has_head:
+            self._head.append(data)
         try:
-            self._parser.feed_data(data)
+            try:
+                if self._unrepaired is None:
+                    self._parser.feed_data(data)
+                else:
+                    self._feed_repaired(data)
+            except httptools.HttpParserError:
+                if self._has_head or self._error or self._unrepaired is not None:
+                    raise
+                received = b"".join(self._head)
+                if not head.can_repair(received):
+                    raise
+                self._start_repair(received)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(httpx.RemoteProtocolError(f"not HTTP: {type(error).__name__}"))
+            self._fail(InvalidHttp(f"not HTTP/1.1: {type(error).__name__}"))
         if self._bytes_without_body > _MAX_HEAD_BYTES:
-            self._fail(httpx.RemoteProtocolError(f"more than {_MAX_HEAD_BYTES} bytes of headers"))
+            self._fail(InvalidHttp(f"more than {_MAX_HEAD_BYTES} bytes of headers"))
         if (
             self._buffered_bytes > _MAX_READ_BYTES
             and not self._is_paused
@@ -172,7 +204,7 @@ class Exchange:
     def on_message_begin(self) -> None:
         """Reject a second response, because it belongs to no request."""
         if self._is_complete:
-            raise httpx.RemoteProtocolError("more than one response")
+            raise InvalidHttp("more than one response")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header; ignore trailers."""
@@ -188,10 +220,14 @@ class Exchange:
         if self.status < 200:
             self.headers.clear()
             return
+        coding = self.headers.get("transfer-encoding")
+        if coding is not None and coding.strip().lower() != "chunked":
+            self._fail(InvalidHttp("an unknown transfer-encoding"))
+            return
         self._has_head = True
-        self._is_close_delimited = not (
-            "content-length" in self.headers or "chunked" in self.headers.get("transfer-encoding", "").lower()
-        )
+        self._head.clear()
+        self._has_one_length = coding is None or "content-length" not in self.headers
+        self._is_close_delimited = coding is None and "content-length" not in self.headers
 
     def on_body(self, data: bytes) -> None:
         """Buffer bytes of the body."""
@@ -203,7 +239,34 @@ class Exchange:
         """Complete the exchange."""
         if self._has_head:
             self._is_complete = True
-            self._keep_alive = self._parser.should_keep_alive()
+            # With a length beside chunks, another program can see another end (RFC 9112 section 6.3).
+            self._keep_alive = self._has_one_length and self._parser.should_keep_alive()
+
+    def _create_parser(self) -> httptools.HttpResponseParser:
+        parser = httptools.HttpResponseParser(self)
+        parser.set_dangerous_leniencies(
+            lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True, lenient_chunked_length=True
+        )
+        return parser
+
+    def _start_repair(self, received: bytes) -> None:
+        """Parse again from the start, with each head repaired."""
+        self.headers.clear()
+        self._parser = self._create_parser()
+        self._unrepaired = bytearray()
+        self._feed_repaired(received)
+
+    def _feed_repaired(self, data: bytes) -> None:
+        assert self._unrepaired is not None
+        start = max(0, len(self._unrepaired) - 3)
+        self._unrepaired += data
+        while not self._has_head and (length := head.length_of(self._unrepaired, start)):
+            self._parser.feed_data(head.repair(bytes(self._unrepaired[:length])))
+            del self._unrepaired[:length]
+            start = 0
+        if self._has_head:
+            rest, self._unrepaired = bytes(self._unrepaired), None
+            self._parser.feed_data(rest)
 
     def _fail(self, error: httpx.TransportError) -> None:
         self._error = self._error or error

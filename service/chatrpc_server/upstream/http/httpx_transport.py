@@ -7,19 +7,19 @@ is neither idle nor in use. So each step runs in its own task, which is cancelle
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import httpcore
 import httpx
-from anyio.abc import SocketStream
-from httpcore._backends.anyio import AnyIOStream  # the only class of streams that `start_tls` accepts
 
 from chatrpc_server.core.call import Headers
 from chatrpc_server.upstream.http.connect import Connector
+from chatrpc_server.upstream.http.errors import InvalidHttp
 from chatrpc_server.upstream.http.failures import ProxyRefused
-from chatrpc_server.upstream.http.pool import IDLE_SECONDS
+from chatrpc_server.upstream.http.httpx_stream import PROGRESS, NetworkBackend, NetworkStream, Progress
+from chatrpc_server.upstream.http.pool import IDLE_SECONDS, REST_SECONDS, STALE_SECONDS
 
 _T = TypeVar("_T")
 
@@ -34,35 +34,74 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         tls: ssl.SSLContext | None,
         proxy: httpx.Proxy | None,
         connect_timeout_seconds: float,
+        keepalive_seconds: int,
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS)
         super().__init__(verify=tls or True, trust_env=False, limits=limits, proxy=proxy)
-        self._pool._network_backend = _Backend(Connector())  # httpx has no argument for it
+        self._pool._network_backend = NetworkBackend(Connector(keepalive_seconds))  # httpx has no argument for it
         self._url, self._headers = url, list(headers)
         self._extensions = {"timeout": {"connect": connect_timeout_seconds}}
         self._abandoned: set[asyncio.Task[None]] = set()
+        self._resting: set[asyncio.Task[None]] = set()
 
     async def post(self, body: bytes, headers: Headers) -> "_Response":
         """Implement `Transport`."""
         request = httpx.Request(
             "POST", self._url, headers=[*self._headers, *headers], content=body, extensions=dict(self._extensions)
         )
+        progress, started = Progress(), time.monotonic()
         try:
-            return _Response(await self.handle_async_request(request))
+            return await self._send(request, progress)
+        except httpx.TransportError:
+            stream = progress.stream
+            if (
+                stream is None
+                or not progress.is_reused
+                or stream.has_response
+                or time.monotonic() - started > STALE_SECONDS
+            ):
+                raise
+        # The upstream had closed the connection, and probably the idle ones too. A new one is no retry.
+        for connection in self._pool.connections:
+            if connection.is_idle():
+                await connection.aclose()
+        return await self._send(request, Progress())
+
+    async def _send(self, request: httpx.Request, progress: Progress) -> "_Response":
+        request.extensions["progress"] = progress
+        try:
+            return _Response(await self.handle_async_request(request), progress, self._rest)
         except httpx.ProxyError as error:
             # httpcore gives the status only in the text, before the proxy's own words.
             raise ProxyRefused(int(str(error).partition(" ")[0])) from None
-        except ssl.SSLError as error:  # httpcore passes it on after the handshake
-            raise httpx.ReadError("TLS failed before the response") from error
+        except httpx.RemoteProtocolError as error:
+            stream = progress.stream
+            if self._url.scheme == "https" and stream is not None and not stream.get_extra_info("ssl_object"):
+                raise  # a response of the proxy, to CONNECT
+            raise _classify(error, progress) from error
+
+    async def aclose(self) -> None:
+        """Implement `Transport`."""
+        for task in self._resting:
+            task.cancel()
+        if self._resting:
+            await asyncio.wait(self._resting)
+        await super().aclose()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Implement `httpx.AsyncBaseTransport`."""
         is_sending = asyncio.Event()
+        progress: Progress = request.extensions.setdefault("progress", Progress())
+
+        async def send() -> httpx.Response:
+            PROGRESS.set(progress)
+            return await super(HttpxTransport, self).handle_async_request(request)
 
         async def trace(event: str, _: object) -> None:
             """Observe httpcore's steps. Names of connection steps are like `connection.connect_tcp.started`."""
             if event.startswith("connection."):
                 is_sending.clear()
+                progress.is_reused = False
             else:
                 is_sending.set()
 
@@ -72,7 +111,7 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
             sending.cancel()
             await _cancel(request_task)
             if not request_task.cancelled() and not request_task.exception():
-                await _Body(request_task.result().stream).aclose()  # because the caller has disconnected
+                await _close(request_task.result())  # because the caller has disconnected
 
         async def stop(request_task: asyncio.Task[httpx.Response]) -> None:
             abandoned = asyncio.create_task(abandon(request_task))
@@ -82,7 +121,7 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
                 await abandoned
 
         request.extensions["trace"] = trace
-        response = await _run_shielded(super().handle_async_request(request), stop)
+        response = await _run_shielded(send(), stop)
         response.stream = _Body(response.stream)
         return response
 
@@ -92,47 +131,75 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         idle = sum(connection.is_idle() for connection in connections)
         return len(connections) - idle, idle
 
+    def _rest(self, response: httpx.Response) -> None:
+        """Keep the connection of a complete response out of use for a while, as the built-in client does."""
 
-class _Backend(httpcore.AnyIOBackend):
-    """httpcore's own backend, but with the names and sockets of `Connector`."""
+        async def release() -> None:
+            await asyncio.sleep(REST_SECONDS)
+            await asyncio.sleep(0)  # so that what is due comes first
+            stream: NetworkStream = response.extensions["network_stream"]
+            if not (stream.is_quiet() and _ends_clearly(response)):
+                await _close(response)
+            else:
+                await response.aclose()
 
-    def __init__(self, connector: Connector) -> None:
-        self._connector = connector
-
-    async def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, *_: object, **__: object
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            async with asyncio.timeout(timeout):
-                connected = await self._connector.connect(host, port)
-                try:
-                    return AnyIOStream(await SocketStream.from_socket(connected))
-                except BaseException:
-                    connected.close()
-                    raise
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore.ConnectError(str(error)) from error
+        resting = asyncio.create_task(release())
+        self._resting.add(resting)
+        resting.add_done_callback(self._resting.discard)
 
 
 class _Response:
-    """Implementation of `transport.Response`."""
+    """Implementation of `transport.Response`. It calls `rest` if the response is complete when it closes."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
+    def __init__(self, response: httpx.Response, progress: Progress, rest: Callable[[httpx.Response], None]) -> None:
+        self._response, self._progress, self._rest = response, progress, rest
         self._reads: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]  # it is an AsyncByteStream here
+        self._is_complete = self._is_closed = False
         self.status = response.status_code
         self.headers = response.headers
 
     async def read(self) -> bytes:
         try:
-            return await anext(self._reads, b"")
-        except ssl.SSLError as error:
-            raise httpx.ReadError("TLS failed during the response body") from error
+            data = await anext(self._reads, b"")
+        except httpx.RemoteProtocolError as error:
+            raise _classify(error, self._progress) from error
+        self._is_complete = not data
+        return data
 
     async def aclose(self) -> None:
-        await self._response.aclose()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._is_complete:
+            self._rest(self._response)
+        else:
+            await _close(self._response)
+
+
+async def _close(response: httpx.Response) -> None:
+    """Close a response and its connection. httpcore keeps the connection if its own state is complete."""
+    response.extensions["network_stream"].abort()
+    await asyncio.shield(asyncio.ensure_future(response.aclose()))
+
+
+def _classify(error: httpx.RemoteProtocolError, progress: Progress) -> httpx.RemoteProtocolError:
+    """Return the error of a response that is invalid, not cut off. h11 raises the same error for both."""
+    was_closed = progress.stream is None or progress.stream.is_exhausted
+    return error if was_closed else InvalidHttp(str(error))
+
+
+def _ends_clearly(response: httpx.Response) -> bool:
+    """Return whether the next bytes on the connection can only be the next response.
+
+    h11 would read bytes behind a response as the next one. With a length beside chunks, another program can see another
+    end (RFC 9112 section 6.3).
+    """
+    try:
+        h11 = response.stream._stream._httpcore_stream._stream._connection._h11_state  # type: ignore[union-attr]
+    except AttributeError:  # another version of httpcore
+        return False
+    has_two_lengths = "content-length" in response.headers and "transfer-encoding" in response.headers
+    return not h11.trailing_data[0] and not has_two_lengths
 
 
 class _Body(httpx.AsyncByteStream):

@@ -54,5 +54,6 @@ def create(settings: UpstreamSettings, url: httpx.URL, headers: Headers) -> Tran
     """
     tls = create_context(settings)
     proxy = httpx.Proxy(settings.proxy.get_secret_value()) if settings.proxy else None
-    arguments = url, headers, tls, proxy, settings.connect_timeout_seconds
+    limits = settings.connect_timeout_seconds, settings.tcp_keepalive_seconds
+    arguments = url, headers, tls, proxy, *limits
     return HttpxTransport(*arguments) if settings.http_client == "httpx" else Pool(*arguments)
