@@ -11,6 +11,8 @@ def main() -> int:
     # Handle SIGTERM during the other imports, which take a second, because the command handles it only later. In a
     # container this is process 1, to which the kernel does not deliver a signal with the default handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    # Ignore SIGHUP from the start, because its default action ends the process; a serving one logs it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         from chatrpc_server import cli
 

@@ -165,7 +165,7 @@ def _serve_alone(settings: Settings, file: SettingsFile | None) -> int:
 
 def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
     from chatrpc_server.process.ports import reserved
-    from chatrpc_server.process.workers import Workers
+    from chatrpc_server.process.workers import Timeouts, Workers
     from chatrpc_server.telemetry.exporter import listen
     from chatrpc_server.telemetry.multiprocess import SharedMetrics
 
@@ -185,7 +185,8 @@ def _serve_with_workers(settings: Settings, file: SettingsFile | None) -> int:
             )
             work = partial(_run_worker, settings.model_copy(update=addresses), file, metrics.folder)
             drain_seconds = settings.drain.delay_seconds + settings.drain.grace_seconds
-            await Workers(settings.workers, work, drain_seconds, metrics).run()
+            timeouts = Timeouts(drain_seconds, settings.worker_heartbeat_timeout_seconds)
+            await Workers(settings.workers, work, timeouts, metrics).run()
 
     return _run(run, "asyncio", logs=_logs(settings))
 
@@ -197,7 +198,7 @@ def _run_worker(
     from chatrpc_server.server import Server
     from chatrpc_server.telemetry import multiprocess
 
-    multiprocess.use_worker_files(metrics_folder, number)
+    multiprocess.use_worker_files(metrics_folder, number, parent.notify)
 
     async def run() -> bool:
         with parent.stop_requests() as stop_requested:
@@ -239,8 +240,8 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
             await echo.start()
         except OSError as error:
             raise cannot_listen("--listen", address, error) from None
-        print(f"echo serves at {echo.base_url}", flush=True)
         with stop_signals() as stop_requested:
+            print(f"echo serves at {echo.base_url}", flush=True)
             await stop_requested()
         await echo.stop()
 

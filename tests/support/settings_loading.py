@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "health_listen": ("0.0.0.0:50052", Address("0.0.0.0", 50052)),
     "metrics_listen": ("0.0.0.0:9464", Address("0.0.0.0", 9464)),
     "workers": ("4", 4),
+    "worker_heartbeat_timeout_seconds": ("5.5", 5.5),
     "reflection": ("true", True),
     "coalesce": ("false", False),
     "event_loop": ("asyncio", "asyncio"),

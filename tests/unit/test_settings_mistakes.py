@@ -34,6 +34,7 @@ MISSING_FILE = "the file cannot be read: No such file or directory; name a reada
         ("listen", "0.0.0.0:50051", BEYOND),
         ("listen", "chatrpc.example.com:50051", BEYOND),
         ("metrics_listen", "9464", HOST_PORT),
+        ("worker_heartbeat_timeout_seconds", "0.5", "must be a number, at least 1"),
         ("event_loop", "trio", "must be one of uvloop, asyncio"),
         ("upstream.name", "Default", NAME),
         ("upstream.name", "a.b", NAME),

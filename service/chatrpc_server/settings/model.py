@@ -218,6 +218,9 @@ class Settings(_Frozen):
     health_listen: OptionalListen = _field(None, "A second address for health checks only, without TLS, for probes.")
     metrics_listen: Listen = _field(Address("127.0.0.1", 9464), "Address of /metrics; port 0 is any free one.")
     workers: int = _field(1, "Processes that share `listen`; limits apply to each.", ge=1, le=256)
+    worker_heartbeat_timeout_seconds: float = _field(
+        30, "Longest silence of a worker's event loop, in seconds; then the parent kills and restarts it.", ge=1
+    )
     reflection: bool = _field(False, "Serves gRPC reflection, so that grpcurl needs no .proto files.")
     coalesce: bool = _field(True, "Merges chunks that arrive together into one message; never waits.")
     event_loop: Literal["uvloop", "asyncio"] = _field("uvloop", "Event loop that runs the service.")
