@@ -11,7 +11,7 @@ This is the only use of private names of grpcio in the service.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import grpc
@@ -31,6 +31,13 @@ class Server(_server.Server):
         self._server = _Core(self._loop, tuple(interceptors), tuple(options))
         self.failed: asyncio.Future[BaseException] = self._server.failed
         """The error of the accept loop, after it has ended without a stop."""
+
+
+def _shielded(accepting: Awaitable[Any]) -> "asyncio.Future[Any]":
+    """Shield a future of a call. Read its error, because asyncio logs unread ones and a stop cancels the shield."""
+    task = asyncio.ensure_future(accepting)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return asyncio.shield(task)
 
 
 class _NoMethods:
@@ -58,13 +65,13 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         """Return a future of the next call to a registered method. None stands for the others: none ever arrives."""
         if method_bytes is None:
             return self.event_loop.create_task(self.refuse_unknown_methods())
-        return asyncio.shield(super()._make_request_call_future(method_bytes))
+        return _shielded(super()._make_request_call_future(method_bytes))
 
     async def refuse_unknown_methods(self) -> None:
         """Accept calls to unregistered methods until the server stops. Never return, because a result is a call."""
         while True:
             try:
-                call = await asyncio.shield(self._request_call())
+                call = await _shielded(self._request_call())
             except cygrpc._RequestCallError:
                 if self.is_running():
                     continue
