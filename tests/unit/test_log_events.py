@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "service" / "chatrpc_server").rglob("*.py"))
-LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+LEVELS = {"log", "debug", "info", "warning", "error", "exception", "critical"}
 
 
 def log_calls(file: Path) -> list[ast.Call]:

@@ -34,6 +34,8 @@ class Attempt:
     """HTTP status; None if there was no response."""
     headers_seconds: float = 0.0
     """Time from the start to the response headers, or to the failure without them."""
+    unreachable: bool = False
+    """Whether there was no connection, or it closed before the response."""
     request_id: str = ""
     """The upstream's `x-request-id`."""
     response_metadata: Headers = ()

@@ -148,7 +148,7 @@ class OpenAIUpstream:
             try:
                 _note_headers(response, attempt)
                 if response.status == 407 and self._settings.proxy:  # for a request without a tunnel
-                    raise _refused_by_proxy(407)
+                    raise self._refused_by_proxy(407, call, attempt)
                 await _check(response, call)
                 yield response
             finally:
@@ -159,41 +159,60 @@ class OpenAIUpstream:
             return await self._transport.post(body, headers)
         except httpx.ConnectTimeout:
             way = " through the proxy" if self._settings.proxy else ""
-            limit = f"{self._settings.connect_timeout_seconds:g} s; see upstream.connect_timeout_seconds"
-            raise Unreachable(f"no connection to the upstream{way} within {limit}") from None
+            limit = f"{self._settings.connect_timeout_seconds:g} s"
+            self._log_connect_failure(f"no connection{way} within {limit}", call, attempt)
+            remedy = "see upstream.connect_timeout_seconds"
+            raise Unreachable(f"no connection to the upstream{way} within {limit}; {remedy}") from None
         except httpx.TimeoutException as error:
             raise TimedOut("the upstream did not respond in time") from error
         except ProxyRefused as error:
-            raise _refused_by_proxy(error.status) from error
+            raise self._refused_by_proxy(error.status, call, attempt) from error
         except httpx.ConnectError as error:
             if failures.is_exhaustion(error):
                 problem = "this process has no file descriptor left for a connection to the upstream"
                 remedy = "raise the limit of open files or lower limits.max_in_flight"
                 raise Exhausted(f"{problem}; {remedy}", retry_after_seconds=_RETRY_AFTER_SECONDS) from error
-            log.warning(
-                "cannot connect to the upstream", extra={"event": "upstream_connect_failed", "cause": str(error)}
-            )
+            self._log_connect_failure(str(error), call, attempt)
             words = failures.connect_failure(error, via_proxy=self._settings.proxy is not None)
             raise Unreachable(words) from error
         except httpx.TransportError as error:
             # Log only the type, because the text can quote the upstream's bytes.
-            cause = type(error).__name__
-            log.warning(
-                "upstream closed the connection before its response",
-                extra={"event": "upstream_connection_lost", "cause": cause},
-            )
+            if _is_first_unreachable(call, attempt):
+                cause = type(error).__name__
+                log.warning(
+                    "upstream closed the connection before its response",
+                    extra={"event": "upstream_connection_lost", **self._log_fields(call), "cause": cause},
+                )
             broke = "the connection to the upstream broke before its response"
             raise Unreachable(failures.tls_alert(error) or broke) from error
         finally:
             attempt.headers_seconds = time.monotonic() - attempt.started
             call.waiting_seconds += attempt.headers_seconds
 
+    def _refused_by_proxy(self, status: int, call: Call, attempt: Attempt) -> Unreachable:
+        """Log the proxy's refusal, and return the error."""
+        words, is_transient = failures.proxy_refusal(status)
+        self._log_connect_failure(words, call, attempt)
+        return Unreachable(words, is_transient=is_transient)
 
-def _refused_by_proxy(status: int) -> Unreachable:
-    """Log the proxy's refusal, and return the error."""
-    words, is_transient = failures.proxy_refusal(status)
-    log.warning("cannot connect to the upstream", extra={"event": "upstream_connect_failed", "cause": words})
-    return Unreachable(words, is_transient=is_transient)
+    def _log_connect_failure(self, cause: str, call: Call, attempt: Attempt) -> None:
+        """Log one line for all attempts of the call."""
+        if _is_first_unreachable(call, attempt):
+            log.warning(
+                "cannot connect to the upstream",
+                extra={"event": "upstream_connect_failed", **self._log_fields(call), "cause": cause},
+            )
+
+    def _log_fields(self, call: Call) -> dict[str, str]:
+        url = httpx.URL(self.identity.url)
+        address = f"{url.scheme}://{url.netloc.decode('ascii')}"
+        return {"request_id": call.id, "upstream": self.identity.name, "address": address}
+
+
+def _is_first_unreachable(call: Call, attempt: Attempt) -> bool:
+    """Mark the attempt as unreachable; return whether no earlier attempt of the call was."""
+    attempt.unreachable = True
+    return not any(earlier.unreachable for earlier in call.attempts if earlier is not attempt)
 
 
 def identity_of(settings: UpstreamSettings) -> UpstreamIdentity:

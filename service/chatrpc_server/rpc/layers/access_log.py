@@ -1,4 +1,7 @@
-"""Layer: writes one log line per call, its access line."""
+"""Layer: writes one log line per call, its access line.
+
+It is a warning if the call failed by a fault of the service or the upstream.
+"""
 
 import logging
 import time
@@ -6,11 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from chatrpc_server.core.call import Call
+from chatrpc_server.rpc.layers.errors import CALLERS_REASONS
 from chatrpc_server.rpc.pipeline import Context
 
 log = logging.getLogger("chatrpc.access")
 
 _MODEL_CHARACTERS = 100
+_CALLERS_CODES = frozenset({"OK", "Canceled", "DeadlineExceeded"})
+"""Codes of calls without a reason that succeeded, or that the caller or its deadline ended."""
 
 
 class AccessLog:
@@ -28,7 +34,9 @@ class AccessLog:
 def _write(call: Call, seconds: float) -> None:
     usage, attempt = call.usage, call.last_attempt
     first_seconds = None if call.first_message_at is None else call.first_message_at - call.started
-    log.info(
+    is_callers = call.reason in CALLERS_REASONS if call.reason else call.code in _CALLERS_CODES
+    log.log(
+        logging.INFO if is_callers else logging.WARNING,
         "call",
         extra={
             "event": "call",

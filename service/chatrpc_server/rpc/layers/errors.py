@@ -61,6 +61,20 @@ CODES = {
     Reason.UPSTREAM_ERROR_BODY: grpc.StatusCode.INTERNAL,
 }
 
+CALLERS_REASONS = frozenset(
+    {
+        Reason.INVALID_REQUEST,
+        Reason.DEADLINE_EXCEEDED,
+        Reason.UPSTREAM_INVALID_REQUEST,
+        Reason.UPSTREAM_CONTEXT_LENGTH_EXCEEDED,
+        Reason.UPSTREAM_CONTENT_FILTERED,
+        Reason.UPSTREAM_REQUEST_TOO_LARGE,
+        Reason.UPSTREAM_UNPROCESSABLE,
+        Reason.UPSTREAM_MODEL_NOT_FOUND,
+        Reason.UPSTREAM_MODERATED,
+    }
+)
+"""Reasons whose fault is the caller's. All others are the service's or the upstream's fault."""
 MESSAGE_BYTES = 1024
 RAW_BODY_BYTES = 2048
 _DESCRIPTION_BYTES = 256
