@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from chatrpc_server import __version__
 from chatrpc_server.process.lifecycle import StartError, stop_signals
@@ -64,8 +64,16 @@ def _run_command(args: _Namespace, unknown: Sequence[str]) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with the error, without the keys that it quotes."""
+        from chatrpc_server.core.text import Redactor
+
+        super().error(Redactor()(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="chatrpc-server",
         description="A typed, streaming gRPC chat API in front of any OpenAI-compatible endpoint.",
         epilog="Settings come from flags, CHATRPC_* variables and a YAML file. Flags override variables, and variables"
@@ -249,12 +257,23 @@ def _echo(args: _Namespace, unknown: Sequence[str]) -> int:
 
 
 def _check_config(args: _Namespace, unknown: Sequence[str]) -> int:
-    from chatrpc_server.server import check_files
+    from chatrpc_server.core.text import Redactor
+    from chatrpc_server.server import Server
 
     settings = load(args, unknown=unknown)
-    check_files(settings)
-    print(json.dumps(settings.redacted(), indent=2, ensure_ascii=False))
+    _run(lambda: Server(settings).check(), "asyncio")
+    text = json.dumps(_redacted(settings.redacted(), Redactor(settings.secrets())), indent=2, ensure_ascii=False)
+    print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
     return 0
+
+
+def _redacted(value: Any, redact: Callable[[str], str]) -> Any:
+    """Return a JSON value with secrets hidden in all its texts and names."""
+    if isinstance(value, dict):
+        return {redact(name): _redacted(each, redact) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_redacted(each, redact) for each in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def _healthcheck(args: _Namespace, unknown: Sequence[str]) -> int:
@@ -303,8 +322,10 @@ def _reject_unknown(unknown: Sequence[str]) -> None:
 
 
 def _print_error(error: StartError | str) -> None:
+    from chatrpc_server.core.text import Redactor
+
     with suppress(OSError):  # stderr is a closed pipe, or its disk is full
-        print(f"chatrpc-server: {error}", file=sys.stderr)
+        print(f"chatrpc-server: {Redactor()(str(error))}", file=sys.stderr)
 
 
 def _run(

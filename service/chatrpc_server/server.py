@@ -5,8 +5,8 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -36,7 +36,6 @@ from chatrpc_server.telemetry.event_loop import sample
 from chatrpc_server.telemetry.exporter import listen, register_process
 from chatrpc_server.telemetry.log_writer import count_dropped
 from chatrpc_server.telemetry.metrics import Metrics
-from chatrpc_server.upstream.http.tls import create_context
 from chatrpc_server.upstream.metrics import AttemptMetrics
 from chatrpc_server.upstream.openai import OpenAIUpstream, identity_of
 from chatrpc_server.upstream.retry import Retrying
@@ -88,11 +87,11 @@ class Server:
                 exporter = listen(self.metrics.registry, settings.metrics_listen)
                 stack.push_async_callback(asyncio.to_thread, exporter.close)
                 self.metrics_address = exporter.address
-            self.tracing = self._create_tracing()
-            if self.tracing:
-                stack.push_async_callback(self.tracing.close)
-            self.upstream = upstream = self._create_upstream()
-            stack.push_async_callback(upstream.aclose)
+            try:
+                self.upstream, credentials = self._create_parts(stack)
+            except SettingsError as error:
+                raise StartError("; ".join(error.mistakes)) from None
+            upstream = self.upstream
             _run_in_background(stack, sample(self.metrics, {upstream.identity.name: upstream.connections}))
             if self._file:
                 self.metrics.config_reloaded.set(time.time())
@@ -103,7 +102,7 @@ class Server:
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
             self._grpc = self._create_grpc_server(upstream)
-            self.address = await self._open(stack, self._grpc, "listen", settings.listen, self._credentials())
+            self.address = await self._open(stack, self._grpc, "listen", settings.listen, credentials)
             self._running = stack.pop_all()
         self.health.set_serving(True)
         log.info(
@@ -119,6 +118,11 @@ class Server:
                 "pid": os.getpid(),
             },
         )
+
+    async def check(self) -> None:
+        """Create all parts as `start` does, and close them. Raises SettingsError with every mistake."""
+        async with AsyncExitStack() as stack:
+            self._create_parts(stack)
 
     async def drain(self) -> None:
         """Report NOT_SERVING, wait for load balancers, then for calls. Calls that outlast the grace fail."""
@@ -254,13 +258,36 @@ class Server:
     def _count_malformed(self) -> None:
         self.metrics.rejected.labels("malformed").inc()
 
-    def _credentials(self) -> grpc.ServerCredentials | None:
+    def _create_parts(self, stack: AsyncExitStack) -> tuple[OpenAIUpstream, grpc.ServerCredentials | None]:
+        """Create all that can fail by the settings or their files, before anything listens. The stack closes it.
+
+        Raises SettingsError with every mistake.
+        """
+        mistakes: list[str] = []
+        with _collected(mistakes):
+            self.tracing = self._create_tracing()
+            if self.tracing:
+                stack.push_async_callback(self.tracing.close)
+        upstream = credentials = None
+        with _collected(mistakes):
+            observer = self._attempt_metrics
+            upstream = OpenAIUpstream(
+                self.settings.upstream, self.tracing.around(observer) if self.tracing else observer
+            )
+            stack.push_async_callback(upstream.aclose)
+        with _collected(mistakes):
+            credentials = self._create_credentials()
+        if mistakes or not upstream:
+            raise SettingsError(mistakes)
+        return upstream, credentials
+
+    def _create_credentials(self) -> grpc.ServerCredentials | None:
         if not self.settings.tls.cert_file:
             return None
         try:
             return Certificates(self.settings.tls, self.metrics).credentials()
         except (OSError, ValueError) as error:
-            raise StartError(str(error)) from None
+            raise SettingsError([str(error)]) from None
 
     def _create_tracing(self) -> "Tracing | None":
         settings = self.settings
@@ -274,21 +301,18 @@ class Server:
             return Tracing(endpoint, ratio, RPCS, self.metrics.model_label)
         except ModuleNotFoundError:
             problem = "OpenTelemetry is not installed; run pip install 'chatrpc-server[otel]'"
-            raise StartError(f"tracing.endpoint: {problem}") from None
+            raise SettingsError([f"tracing.endpoint: {problem}"]) from None
         except (ValueError, RuntimeError) as error:  # from the SDK's own variables
-            raise StartError(f"OTEL_*: {error}; correct or unset these variables") from None
-
-    def _create_upstream(self) -> OpenAIUpstream:
-        settings, observer = self.settings.upstream, self._attempt_metrics
-        try:
-            return OpenAIUpstream(settings, self.tracing.around(observer) if self.tracing else observer)
-        except SettingsError as error:
-            raise StartError("; ".join(error.mistakes)) from None
+            raise SettingsError([f"OTEL_*: {error}; correct or unset these variables"]) from None
 
 
-def check_files(settings: Settings) -> None:
-    """Load the files of the settings as the start does. Raises SettingsError if any is invalid."""
-    create_context(settings.upstream)
+@contextmanager
+def _collected(mistakes: list[str]) -> Iterator[None]:
+    """Add the mistakes of a SettingsError, so that the next part is created too."""
+    try:
+        yield
+    except SettingsError as error:
+        mistakes += error.mistakes
 
 
 def _tune_garbage_collection() -> None:

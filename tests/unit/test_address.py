@@ -60,3 +60,30 @@ def test_address(text: str, host: str, port: int, loopback: bool) -> None:
 def test_no_address(text: object) -> None:
     with pytest.raises(ValueError, match=re.escape(HOST_PORT)):
         Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1", True),
+        ("127.0.0.1:1", "127.0.0.1:2", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+        ("127.0.0.1:1", "127.0.0.2:1", False),
+        ("127.0.0.1:1", "0.0.0.0:1", True),
+        ("0.0.0.0:1", "[::1]:1", True),
+        ("[::]:1", "127.0.0.1:1", True),
+        ("[::]:1", "0.0.0.0:1", True),
+        ("[::1]:1", "127.0.0.1:1", False),
+        ("[::1]:1", "[0:0::1]:1", True),
+        ("[::ffff:127.0.0.1]:1", "127.0.0.1:1", True),
+        ("localhost:1", "127.0.0.1:1", True),
+        ("LocalHost:1", "[::1]:1", True),
+        ("localhost:1", "127.0.0.2:1", False),
+        ("a.example.com:1", "A.example.com:1", True),
+        ("a.example.com:1", "b.example.com:1", False),
+        ("a.example.com:1", "0.0.0.0:1", True),
+    ],
+)
+def test_overlaps(one: str, other: str, overlap: bool) -> None:
+    first, second = Address.parse(one), Address.parse(other)
+    assert first.overlaps(second) == second.overlaps(first) == overlap

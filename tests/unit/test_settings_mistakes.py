@@ -73,6 +73,12 @@ MISSING_FILE = "the file cannot be read: No such file or directory; name a reada
         ("upstream.api_key_file", "/no/such/file", MISSING_FILE),
         ("upstream.api_key_file", "/", "the file cannot be read: Is a directory; name a readable file"),
         ("upstream.proxy", "https://proxy:3128", PROXY),
+        ("upstream.proxy", "http://proxy:65536", PROXY),
+        ("upstream.proxy", "http://proxy:0", PROXY),
+        ("listen", "127.0.0.1:65536", HOST_PORT),
+        ("health_listen", "127.0.0.1:65536", HOST_PORT),
+        ("metrics_listen", "127.0.0.1:65536", HOST_PORT),
+        ("tracing.endpoint", "http://collector:65536", COLLECTOR),
         ("upstream.proxy", "http://me@you@proxy:3128", PROXY),
         ("upstream.proxy", "http://me:#1@proxy:3128", PROXY),
         ("upstream.proxy", "socks5://proxy:1080", PROXY),
@@ -142,6 +148,22 @@ def test_wrong_yes_and_no(path: str, file: Path) -> None:
         (
             {"text": "upstream:\n  api_key: a\n  api_key_file: b\n"},
             "upstream.api_key_file in FILE, line 3: give this or upstream.api_key in FILE, line 2, not both",
+        ),
+        (
+            {"text": "listen: 127.0.0.1:9464"},
+            "metrics_listen, at its default: must have another port than listen, which is 127.0.0.1:9464",
+        ),
+        (
+            {"text": "listen: 127.0.0.1:1\nmetrics_listen: 0.0.0.0:1"},
+            "metrics_listen in FILE, line 2: must have another port than listen, which is 127.0.0.1:1",
+        ),
+        (
+            {"environ": {"CHATRPC_HEALTH_LISTEN": "0.0.0.0:50051"}},
+            "CHATRPC_HEALTH_LISTEN in the environment: must have another port than listen, which is 127.0.0.1:50051",
+        ),
+        (
+            {"flags": ("--metrics-listen=[::]:1", "--health-listen=localhost:1")},
+            "--metrics-listen: must have another port than health_listen, which is localhost:1",
         ),
         (
             {"environ": {"CHATRPC_UPSTREAM__INITIAL_BACKOFF_SECONDS": "9"}},

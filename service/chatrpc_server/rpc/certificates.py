@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 
 import grpc
 
-from chatrpc_server.settings.files import Fingerprint, fingerprint
+from chatrpc_server.settings.files import Fingerprint, fingerprint, read_for
 from chatrpc_server.settings.model import TlsSettings
 from chatrpc_server.telemetry.metrics import Metrics
 
@@ -160,7 +160,7 @@ class _Contents(NamedTuple):
 
 
 def _read_pem(setting: str, file: Path, marker: bytes) -> bytes:
-    content = file.read_bytes()
+    content = read_for(f"tls.{setting}", file)
     if marker not in content:
         block = f"-----BEGIN … {marker.decode()}"
         raise ValueError(f"tls.{setting}: {file}: contains no PEM block ({block}); use a PEM file")

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+_ALL = "all"
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -37,5 +39,23 @@ class Address:
             return IPv6Address(self.host).is_loopback
         return self.host.lower() == "localhost" or re.fullmatch(r"127\.[0-9.]+", self.host) is not None
 
+    def overlaps(self, other: "Address") -> bool:
+        """Return whether one process cannot listen on both. Names are not resolved, except `localhost`."""
+        if self.port != other.port or not self.port:
+            return False
+        one, two = _hosts(self.host), _hosts(other.host)
+        return bool(one & two) or _ALL in one or _ALL in two
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _hosts(host: str) -> set[str]:
+    """Return the addresses of a host in one spelling. 0.0.0.0 and `::` each include IPv4 and IPv6."""
+    if ":" in host:
+        address = IPv6Address(host)
+        host = str(address.ipv4_mapped or address)
+    host = host.lower().removesuffix(".")
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        return {_ALL}
+    return {"127.0.0.1", "::1"} if host == "localhost" else {host}

@@ -13,6 +13,8 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
+from chatrpc_server.settings.address import Address
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rule:
@@ -75,6 +77,19 @@ def at_least(other: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def not_with(*others: str) -> AfterValidator:
+    """Return the rule for an address that differs from those in the fields `others`, which must be declared before."""
+
+    def check(value: Address | None, info: pydantic.ValidationInfo) -> Address | None:
+        for other in others:
+            address = info.data.get(other)
+            if value and address and value.overlaps(address):
+                raise ValueError(f"must have another port than {other}, which is {address}")
+        return value
+
+    return AfterValidator(check)
+
+
 def only_with(other: str, *, both: bool = False) -> AfterValidator:
     """Return the rule for a file that requires the field `other`, which must be declared before.
 
@@ -120,7 +135,8 @@ HeaderValue = Annotated[str | None, _in_header]
 Name = Annotated[str, _matches("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
 Provider = Annotated[str, _matches("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
 ModelName = Annotated[str, _matches(r"\S+", "a name without spaces")]
-_HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_HOST_PORT = rf"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:0*{_PORT})?"
 _USER = r"[A-Za-z0-9._~!$&'()*+,;=:%-]+@"
 """User name and password in a URL (RFC 3986, userinfo)."""
 

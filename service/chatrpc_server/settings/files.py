@@ -37,6 +37,23 @@ def read(file: str | Path, limit_bytes: int = MAX_BYTES) -> bytes:
         os.close(descriptor)
 
 
+class SettingFileError(OSError):
+    """A file that cannot be read. The message names its setting."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def read_for(setting: str, file: Path) -> bytes:
+    """Return the content of a setting's file as `read` does. Raises `SettingFileError`."""
+    try:
+        return read(file)
+    except (OSError, ValueError) as error:
+        number = error.errno if isinstance(error, OSError) else 0
+        problem = f"{setting}: {file}: cannot be read: {reason(error)}; name a readable file"
+        raise SettingFileError(number, problem) from None
+
+
 def _require_regular(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise UnusableFile("Is a directory")

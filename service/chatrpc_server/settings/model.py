@@ -19,6 +19,7 @@ from chatrpc_server.settings.fields import (
     Secret,
     at_least,
     named_groups,
+    not_with,
     only_with,
     stripped,
     url_before,
@@ -215,8 +216,12 @@ class Settings(_Frozen):
     listen: Annotated[Listen, AfterValidator(_safe_listen)] = _field(
         Address("127.0.0.1", 50051), "Address of the gRPC server; port 0 is any free one."
     )
-    health_listen: OptionalListen = _field(None, "A second address for health checks only, without TLS, for probes.")
-    metrics_listen: Listen = _field(Address("127.0.0.1", 9464), "Address of /metrics; port 0 is any free one.")
+    health_listen: Annotated[OptionalListen, not_with("listen")] = _field(
+        None, "A second address for health checks only, without TLS, for probes."
+    )
+    metrics_listen: Annotated[Listen, not_with("listen", "health_listen")] = _field(
+        Address("127.0.0.1", 9464), "Address of /metrics; port 0 is any free one."
+    )
     workers: int = _field(1, "Processes that share `listen`; limits apply to each.", ge=1, le=256)
     worker_heartbeat_timeout_seconds: float = _field(
         30, "Longest silence of a worker's event loop, in seconds; then the parent kills and restarts it.", ge=1
