@@ -95,6 +95,8 @@ class Connection:
 
     async def send(self, *pieces: bytes) -> None:
         """Send bytes; ignore that the service has closed the connection."""
+        if self.writer.is_closing():  # asyncio would log each further write
+            return
         with suppress(ConnectionError):
             self.writer.write(b"".join(pieces))
             await self.writer.drain()

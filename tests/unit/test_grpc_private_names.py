@@ -1,6 +1,7 @@
 """The private names of grpcio on which `rpc/unregistered.py` relies, and the bug that it avoids."""
 
 import asyncio
+import gc
 
 import grpc
 import pytest
@@ -69,3 +70,17 @@ async def test_a_stop_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = asyncio.ensure_future(accept_loop.failure(server))
     await server.stop(None)
     assert await ended is None
+
+
+async def test_stops_leave_no_unretrieved_error() -> None:
+    loop, unhandled = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    for _ in range(20):
+        server = accept_loop.create([], [])
+        health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
+        server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        await server.stop(None)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not unhandled
