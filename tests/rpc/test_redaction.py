@@ -11,15 +11,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
+from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
+from chatrpc_echo import Echo
+from chatrpc_server.settings import Address
 from chatrpc_server.telemetry import logs
-from support import Exchange, Outcome, Script, Service, http, outcome, service, sse
+from support import Exchange, Outcome, Script, Service, collect, http, http2, outcome, request, service, sse
 from support.faults import FAULTS, Faults
+from support.process import ANY_PORTS, running
 
 KEY, CALLERS_KEY = "sk-canary-key-0123456789", "canary-callers-key"
 PROMPTS = [
@@ -81,6 +86,8 @@ RESPONSES = {
         for code in (400, 401, 402, 403, 404, 422, 429, 500)
     },
     "http-odd": http(COMPLETIONS[0].encode(), f"299 {ERROR}", x_request_id="an-id"),
+    "odd-headers": b"HTTP/1.1 200 OK\r\nx-request-id: canary-error\xe9\r\nx-ratelimit-canary: canary-error\xe9\r\n"
+    b"canary-error-bin: \xe9\r\ncontent-length: 0\r\n\r\n",
     "headers": b"HTTP/1.1 200 OK\r\ncanary-error: canary\x00-error\r\n\r\n",
     "no-http": f"{COMPLETIONS[0]}\r\n\r\n".encode(),
 }
@@ -194,3 +201,66 @@ async def test_an_unexpected_exception(
         _search("the metrics", [generate_latest(registry).decode()], [KEY, *PROMPTS])
         _search("the status", [ended.message, str(ended.details), str(ended.trailers)], [KEY, *PROMPTS])
         _search("the log", places.log(), [KEY, *PROMPTS])
+
+
+ODD = f"{CALLERS_KEY}\xe9".encode("latin-1")
+"""A value with one byte that is not UTF-8."""
+ODD_HEADERS: dict[str, http2.Fields] = {
+    "authorization": [(b"authorization", b"Bearer " + ODD)],
+    "other": [(b"x-odd", ODD)],
+    "two": [(b"authorization", f"Bearer {CALLERS_KEY}".encode()), (b"x-odd", b"\xff" + ODD)],
+    "control": [(b"authorization", ODD + b"\x01\x7f")],
+    "forwarded": [(b"x-request-id", ODD), (b"traceparent", ODD), (b"tracestate", ODD)],
+    "binary": [(b"authorization-bin", ODD), (b"x-bin", b"!" + CALLERS_KEY.encode())],
+    "name": [(b"x-" + ODD, b"a")],
+    "upper-case": [(b"Authorization", ODD)],
+    "pseudo": [(b":canary", ODD)],
+    "timeout": [(b"grpc-timeout", ODD)],
+    "encoding": [(b"grpc-encoding", ODD), (b"grpc-accept-encoding", ODD)],
+    "agent": [(b"user-agent", ODD), (b"cookie", ODD)],
+    "status": [(b"grpc-status", ODD), (b"grpc-message", ODD), (b"grpc-previous-rpc-attempts", ODD)],
+    "length": [(b"content-length", ODD)],
+    "long": [(b"authorization", ODD * 1000)],
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("style", ["json", "text"])
+async def test_odd_metadata(echo: Echo, style: str) -> None:
+    """gRPC's own loggers and its core quote metadata. No output of the process contains any."""
+    flags = ["serve", *ANY_PORTS, "--health-listen=127.0.0.1:0", f"--log.format={style}", "--log.level=debug"]
+    with running(*flags, OPENAI_BASE_URL=echo.base_url) as process:
+        first = process.line("serving")
+        addresses = {
+            name: Address.parse(
+                first.partition(f"{name}{'=' if style == 'text' else chr(34) + ':' + chr(34)}")[2].split(
+                    " " if style == "text" else '"'
+                )[0]
+            )
+            for name in ("listen", "health")
+        }
+        body = http2.message(request().SerializeToString())
+        for where, address in addresses.items():
+            path = http2.METHOD if where == "listen" else b"/grpc.health.v1.Health/Check"
+            for fields in ODD_HEADERS.values():
+                for method in {path, path + b"Stream", b"/unknown"}:
+                    async with http2.connect(address) as connection:
+                        await connection.send(
+                            http2.headers(1, [*http2.request_fields(path=method), *fields]),
+                            http2.data(1, body if where == "listen" else http2.message(b""), flags=0),
+                            http2.headers(1, fields, http2.END_HEADERS | http2.END_STREAM),
+                        )
+                        await connection.pong()
+        async with grpc.aio.insecure_channel(str(addresses["listen"])) as channel:
+            stub = ChatCompletionServiceStub(channel)
+            for metadata in (
+                [("authorization", f"Bearer {CALLERS_KEY}")],
+                [("x-bin", ODD), ("authorization-bin", ODD)],
+            ):
+                assert await stub.CreateChatCompletion(request(), metadata=metadata)
+                assert await collect(stub.CreateChatCompletionStream(request(), metadata=metadata))
+        process.signal()
+        assert process.wait() == 0
+    output = process.output
+    assert "Invalid encoding on …" in output, "the message that had the value"
+    _search("the output", [output], [CALLERS_KEY, repr(ODD)[2:-1], base64.b64encode(ODD).decode()[:-4]])
