@@ -17,8 +17,8 @@ _PROOF_SUFFIX = "x"
 """Appended to the text for the proof. The text must change, because the same bytes can also occur elsewhere."""
 _MAX_UNUSED_LESSONS = 3
 """Learnt templates without a match. Learning then stops: the chunks differ in more than text (`obfuscation`)."""
-_MAX_REUSES = 1000
-"""Uses of one message object: a message keeps the memory of every text that it has held (upb's arena)."""
+_MAX_REUSED_BYTES = 1 << 18
+"""Bytes of events for which one message is used: it keeps the memory of every text that it has held (upb's arena)."""
 _BACKSLASH = ord("\\")
 
 
@@ -37,7 +37,7 @@ class ChunkTemplate:
         self._lessons_left = _MAX_UNUSED_LESSONS
         self._reused = ChatChunk()
         self._reused_delta = Delta()
-        self._reuses_left = 0
+        self._reusable_bytes = 0
 
     def match(self, data: bytes) -> ChatChunk | None:
         """Return the chunk if the bytes are exactly one matching event. The next match returns the same object.
@@ -55,10 +55,10 @@ class ChunkTemplate:
         except ValueError:
             return None
         self._lessons_left = _MAX_UNUSED_LESSONS
-        if not self._reuses_left:
-            self._reused, self._reuses_left = self._fill(""), _MAX_REUSES
+        if self._reusable_bytes <= 0:
+            self._reused, self._reusable_bytes = self._fill(""), _MAX_REUSED_BYTES
             self._reused_delta = self._reused.choices[0].delta
-        self._reuses_left -= 1
+        self._reusable_bytes -= len(data)
         self._reused_delta.content = text
         return self._reused
 
@@ -100,7 +100,7 @@ class ChunkTemplate:
             before, _, after = payload.partition(key + text)
             if after and _decodes_to(before + key + text + _PROOF_SUFFIX.encode() + after, proof):
                 self._prefix, self._suffix = b"data: " + before + key, after + b"\n\n"
-                self._chunk, self._reuses_left, self.known = proof, 0, True
+                self._chunk, self._reusable_bytes, self.known = proof, 0, True
                 self._is_joinable = list(coalesce([self._fill("a"), self._fill("b")])) == [self._fill("ab")]
 
     def _fill(self, text: str) -> ChatChunk:

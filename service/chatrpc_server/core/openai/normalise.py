@@ -5,7 +5,10 @@ Rules 2 and 5 of protos/chatrpc/v1/chat_service.proto: every tool call has an in
 
 from typing import Any
 
-from chatrpc_server.core.openai import mapping
+from chatrpc_server.core.openai import limits, mapping
+
+_MAX_ID_CHARACTERS = 256
+"""Characters of a tool call's id that are remembered. Longer ids are remembered by their hash."""
 
 
 class ChunkNormaliser:
@@ -13,12 +16,16 @@ class ChunkNormaliser:
 
     def __init__(self) -> None:
         self._tool_calls: dict[int, ToolCallNumbering] = {}
+        self._remembered = 0
+        """The number of tool calls of all choices, as `ToolCallNumbering.remembered` counts them."""
 
     def normalise(self, chunk: dict[str, Any]) -> None:
-        """Normalise a JSON chunk in place."""
+        """Normalise a JSON chunk in place. Raises `InvalidResponse` if there are too many choices or tool calls."""
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             choices = []
+        elif len(choices) > 1:
+            limits.check("choices", len(choices), limits.MAX_CHOICES)
         for choice in choices:
             if not isinstance(choice, dict):
                 continue
@@ -27,11 +34,20 @@ class ChunkNormaliser:
             delta = choice.get("delta")
             if isinstance(delta, dict) and isinstance(delta.get("tool_calls"), list):
                 index = mapping.to_integer(choice.get("index")) or 0
-                self._tool_calls.setdefault(index, ToolCallNumbering()).number(delta["tool_calls"])
+                self._number(index, delta["tool_calls"])
         if chunk.get("usage") is None:
             usage = _find_usage(chunk, choices)
             if usage is not None:
                 chunk["usage"] = usage
+
+    def _number(self, choice: int, calls: list[Any]) -> None:
+        limits.check("tool calls", len(calls), limits.MAX_TOOL_CALLS)
+        numbering = self._tool_calls.setdefault(choice, ToolCallNumbering())
+        limits.check("choices", len(self._tool_calls), limits.MAX_CHOICES)
+        before = numbering.remembered
+        numbering.number(calls)
+        self._remembered += numbering.remembered - before
+        limits.check("tool calls", self._remembered, limits.MAX_TOOL_CALLS)
 
 
 class ToolCallNumbering:
@@ -43,9 +59,15 @@ class ToolCallNumbering:
     def __init__(self) -> None:
         self._known: dict[tuple[int | None, str], int] = {}
         """Index by the upstream's index and id. An empty id stands for the latest call with that upstream index."""
+        self._indexes: set[int] = set()
         self._with_id: set[int] = set()
         """Indexes of the calls whose id is known."""
         self._last = -1
+
+    @property
+    def remembered(self) -> int:
+        """The number of calls, or a third of what is known of their ids if that is more. A usual call has three keys."""
+        return max(len(self._indexes), len(self._known) // 3)
 
     def number(self, calls: list[Any]) -> None:
         """Set `index` in the deltas of tool calls."""
@@ -55,6 +77,8 @@ class ToolCallNumbering:
             identity = call.get("id")
             if not isinstance(identity, str):
                 identity = ""
+            elif len(identity) > _MAX_ID_CHARACTERS:
+                identity = f"hash {hash(identity)}"
             upstream_index = _to_index(call.get("index"))
             if upstream_index is None:
                 # A delta without id and name continues the call at its position; a single delta continues the last.
@@ -63,6 +87,7 @@ class ToolCallNumbering:
                 index = self._index_by_upstream(upstream_index, call, identity)
                 self._known[upstream_index, identity] = self._known[upstream_index, ""] = index
             call["index"] = index
+            self._indexes.add(index)
             if identity:
                 self._known.setdefault((None, identity), index)
                 self._with_id.add(index)

@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 
 from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
-from chatrpc_server.core.openai import jsontext, mapping, sse
-from chatrpc_server.core.openai.assemble import assemble
+from chatrpc_server.core.openai import jsontext, limits, mapping, sse
+from chatrpc_server.core.openai.assemble import Assembler
 from chatrpc_server.core.openai.chunk_template import ChunkTemplate
 from chatrpc_server.core.openai.coalesce import coalesce
 from chatrpc_server.core.openai.error_responses import error_in_success
@@ -24,6 +24,9 @@ from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 _DONE = b"[DONE]"
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 """Bytes that can precede JSON: blank lines that keep a connection alive, and a byte order mark."""
+
+_SLICE_BYTES = 1 << 16
+"""Bytes of a whole stream that are parsed at once, because all chunks of them are in memory together."""
 
 
 def parse_response(body: bytes) -> ChatResponse:
@@ -41,6 +44,7 @@ def parse_response(body: bytes) -> ChatResponse:
     if not isinstance(source, dict) or not isinstance(source.get("choices"), list):
         problem = "the upstream's response is not a chat completion: it has no array `choices`"
         raise InvalidResponse(problem, "not_a_completion")
+    limits.check_choices(source["choices"])
     message = ChatResponse()
     _read(message, source)
     return message
@@ -48,11 +52,31 @@ def parse_response(body: bytes) -> ChatResponse:
 
 def parse_streamed_response(body: bytes, max_event_bytes: int) -> ChatResponse:
     """Return the message of a response that is a stream although none was requested. Raises the stream's error."""
-    reader = StreamReader(max_event_bytes)
-    message = assemble([*reader.feed(body), *reader.finish()])
-    if reader.error:
-        raise reader.error
-    return message
+    response = StreamedResponse(max_event_bytes)
+    for at in range(0, len(body), _SLICE_BYTES):
+        response.feed(body[at : at + _SLICE_BYTES])
+    return response.finish()
+
+
+class StreamedResponse:
+    """Parser of a response that is a stream although none was requested. It keeps no chunks, only their texts."""
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._reader = StreamReader(max_event_bytes, coalesce=True)
+        self._assembler = Assembler()
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes of the body."""
+        for chunk in self._reader.feed(data):
+            self._assembler.add(chunk)
+
+    def finish(self) -> ChatResponse:
+        """Return the message after the last byte. Raises the stream's error."""
+        for chunk in self._reader.finish():
+            self._assembler.add(chunk)
+        if self._reader.error:
+            raise self._reader.error
+        return self._assembler.response()
 
 
 class StreamReader:
@@ -204,6 +228,7 @@ class StreamReader:
 
     def _read_lines(self, kind: str, lines: list[bytes], chunks: list[ChatChunk]) -> None:
         """Read each line as an event, because some servers omit the blank lines between events."""
+        limits.check("lines in one event", len(lines), limits.MAX_EVENT_LINES)
         for line in lines:
             if not self.done:
                 self._read_event(kind, line, chunks)
@@ -211,8 +236,11 @@ class StreamReader:
     def _flush_surrogates(self, chunks: list[ChatChunk]) -> None:
         """Flush unpaired surrogates at the end of the stream."""
         source = self._surrogates.flush()
-        if source is not None:
-            self._add_chunk(source, chunks)
+        try:
+            if source is not None:
+                self._add_chunk(source, chunks)
+        except ChatError as error:
+            self.error = self.error or error
 
     def _add_chunk(self, source: dict[str, Any], chunks: list[ChatChunk]) -> ChatChunk | None:
         """Map the JSON to a message and append it; return None if the message is hidden from the caller."""
@@ -220,12 +248,14 @@ class StreamReader:
         _read(chunk, source)
         for choice in chunk.choices:
             if choice.finish_reason:
-                self.finish_reasons[choice.index] = choice.finish_reason
+                self.finish_reasons[choice.index] = choice.finish_reason[: limits.MAX_REASON_CHARACTERS]
                 self._open_choices.discard(choice.index)
             elif choice.index not in self.finish_reasons:
                 self._open_choices.add(choice.index)
+        limits.check("choices", len(self.finish_reasons) + len(self._open_choices), limits.MAX_CHOICES)
         if chunk.HasField("usage"):
-            self.usage = chunk.usage
+            self.usage = Usage()
+            self.usage.CopyFrom(chunk.usage)  # because a part of a message keeps the memory of the whole
             if self._usage.hides(chunk):
                 return None
         self.chunks += 1
