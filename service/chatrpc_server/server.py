@@ -211,6 +211,7 @@ class Server:
             call_metrics.unknown,
             default_deadline_seconds=settings.limits.default_deadline_seconds,
             max_message_bytes=settings.limits.max_message_bytes,
+            max_request_elements=settings.limits.max_request_elements,
             coalesce=settings.coalesce,
             default_upstream=self._upstream_identity,
         )

@@ -68,6 +68,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "upstream.proxy_from_env": ("true", True),
     "models": ("gpt-4o, yi-vision,", {"gpt-4o": ModelSettings(), "yi-vision": ModelSettings()}),
     "limits.max_message_bytes": ("4194304", 4194304),
+    "limits.max_request_elements": ("1000", 1000),
     "limits.max_in_flight": ("1", 1),
     "limits.max_connection_age_seconds": ("60", 60.0),
     "limits.min_deadline_seconds": ("0", 0.0),

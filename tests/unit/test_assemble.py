@@ -7,6 +7,7 @@ import pytest
 
 from chatrpc_server.core.errors import ChatError, Reason
 from chatrpc_server.core.openai import responses
+from chatrpc_server.core.openai.assemble import assemble
 from support.walker import to_json
 
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -105,6 +106,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         [choice({"audio": {"data": data}}) for data in ("YWJj", "ZA==", "ZWY=", "?")],
         {"message": {"audio": {"data": "YWJjZGVm?"}}},
     ),
+    "audio-without-data": ([choice({"audio": {"id": "a"}})], {"message": {"audio": {"id": "a"}}}),
+    "audio-with-empty-pieces": (
+        [choice({"audio": {"data": data}}) for data in ("", "YWJj", "", "ZA==", "")],
+        {"message": {"audio": {"data": "YWJjZA=="}}},
+    ),
     "audio-that-is-no-base64": (
         [choice({"audio": {"data": data}}) for data in ("YQ==", "Y")],
         {"message": {"audio": {"data": "YQ==Y"}}},
@@ -192,3 +198,29 @@ def test_fails_as_the_stream_does(body: bytes, reason: Reason) -> None:
     with pytest.raises(ChatError) as failed:
         responses.parse_streamed_response(body, 10_000)
     assert failed.value.reason is reason
+
+
+def test_chunks_are_assembled_as_the_stream_is() -> None:
+    data = sse(choice({"content": "a"}), choice({"content": "b"}, finish_reason="stop"))
+    chunks = responses.StreamReader(10_000).feed(data)
+    assert assemble(chunks) == responses.parse_streamed_response(data, 10_000)
+
+
+def test_a_streamed_response_in_reads() -> None:
+    data = sse(choice({"content": "a"}, finish_reason="stop"))
+    response = responses.StreamedResponse(10_000)
+    for byte in data[:-20]:
+        assert not response.done
+        response.feed(bytes([byte]))
+    assert response.pending_bytes == len(data[:-20].rpartition(b"\n\n")[2])
+    response.feed(data[-20:])
+    assert (response.done, response.pending_bytes) == (True, 0)
+    assert response.finish().choices[0].message.content == "a"
+
+
+def test_unframed_bytes_are_pending() -> None:
+    response = responses.StreamedResponse(10_000)
+    response.feed(b'{"choices":')
+    assert response.pending_bytes == len(b'{"choices":')
+    response.feed(b"[]}")
+    assert response.finish() == responses.parse_response(b'{"choices":[]}')

@@ -23,7 +23,7 @@ from chatrpc.v1.chat_request_pb2 import (
     WebSearchOptions,
 )
 from chatrpc_server.core.errors import InvalidRequest, Reason
-from chatrpc_server.core.openai import requests
+from chatrpc_server.core.openai import jsontext, requests
 from chatrpc_server.core.openai.usage import NO_USAGE
 from chatrpc_server.core.upstream import ChatRequest
 
@@ -232,3 +232,14 @@ def test_extra_json_is_sent_unchanged_or_rejected(extras: dict[str, Any]) -> Non
     else:
         out = json.loads(requests.unary_body(request))
         assert out == {"messages": [{"role": "user"}], **extras}
+
+
+def test_json_text_with_too_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsontext, "MAX_CALLER_VALUES", 10_000)
+    text = json.dumps({"a": [[]] * 40_000})
+    with pytest.raises(InvalidRequest) as raised:
+        requests.unary_body(said(extra_json=text))
+    assert raised.value.message == (
+        "messages[1].extra_json: is too large: it has 80001 commas and opening brackets; the limit is 10000;"
+        " send fewer values"
+    )

@@ -66,6 +66,8 @@ class Call:
     """Whether that trace is kept."""
     span: object = None
     """OpenTelemetry's span of the call if tracing is on; only telemetry/tracing.py knows its type."""
+    request_bytes: int = 0
+    """Size of the request message, in bytes."""
     model: str = ""
     """The model that the caller requested. Metrics use `model_label` instead, so that callers cannot create series."""
 

@@ -9,9 +9,10 @@ from typing import Protocol
 from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest as ChatRequest
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse as ChatResponse
 from chatrpc.v1.chat_response_pb2 import CreateChatCompletionStreamResponse as ChatChunk
+from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc_server.core.call import Call
 
-__all__ = ["ChatChunk", "ChatRequest", "ChatResponse", "Upstream"]
+__all__ = ["ChatChunk", "ChatRequest", "ChatResponse", "Upstream", "Usage"]
 
 
 class Upstream(Protocol):

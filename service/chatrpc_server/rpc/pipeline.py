@@ -17,9 +17,11 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from chatrpc.v1.chat_service_pb2 import DESCRIPTOR
+from chatrpc_server.core import wire
 from chatrpc_server.core.call import Call, UpstreamIdentity
 from chatrpc_server.core.errors import InvalidRequest, ResponseTooLarge
 from chatrpc_server.core.upstream import ChatRequest
+from chatrpc_server.process import large_work
 
 SERVICE = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
 
@@ -49,6 +51,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         *,
         default_deadline_seconds: float,
         max_message_bytes: int,
+        max_request_elements: int,
         coalesce: bool,
         default_upstream: UpstreamIdentity,
     ) -> None:
@@ -56,6 +59,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._count_unknown = count_unknown
         self._default_deadline_seconds = default_deadline_seconds
         self._max_message_bytes = max_message_bytes
+        self._max_request_elements = max_request_elements
         self._coalesce = coalesce
         self._default_upstream = default_upstream
 
@@ -77,7 +81,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, handler: Any) -> _Handler:
         async def behavior(data: bytes, context: Context) -> Any:
             async with self._call(method, context) as call:
-                response = await handler.unary_unary(_parse(data, handler, call), call)
+                response = await handler.unary_unary(await self._parse(data, handler, call), call)
                 self._check_size(response)
                 await _send_initial_metadata(call, context)
                 call.messages_sent = 1
@@ -91,7 +95,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
             with suppress(grpc.aio.InternalError):
                 async with (
                     self._call(method, context) as call,
-                    aclosing(handler.unary_stream(_parse(data, handler, call), call)) as batches,
+                    aclosing(handler.unary_stream(await self._parse(data, handler, call), call)) as batches,
                 ):
                     async for batch in batches:
                         if not call.messages_sent:
@@ -116,6 +120,25 @@ class Pipeline(grpc.aio.ServerInterceptor):
             problem = f"the response message has {size} bytes, more than {self._max_message_bytes}"
             raise ResponseTooLarge(f"{problem}; raise limits.max_message_bytes")
         return size
+
+    async def _parse(self, data: bytes, handler: Any, call: Call) -> ChatRequest:
+        """Parse the request here and not in grpc, so that the layers see a failure."""
+        try:
+            # An element takes two bytes or more. Few requests are large enough for a count.
+            if len(data) < min(large_work.LARGE_BYTES, 2 * self._max_request_elements):
+                request: ChatRequest = handler.request_deserializer(data)
+            else:
+                request = ChatRequest()
+                await large_work.run(len(data), wire.parse, request, data, self._max_request_elements)
+        except DecodeError:
+            problem = f"its {len(data)} bytes are no CreateChatCompletionRequest; use the stubs of chatrpc.v1"
+            raise InvalidRequest("request", problem) from None
+        except wire.TooManyElements as error:
+            problem = f"has {error.count} elements or more; all lists of a request can have {error.limit} in total"
+            raise InvalidRequest(error.path, f"{problem}; send fewer or raise limits.max_request_elements") from None
+        call.model = request.model
+        call.request_bytes = len(data)
+        return request
 
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
@@ -153,17 +176,6 @@ class Pipeline(grpc.aio.ServerInterceptor):
             sampled=bool(trace and int(trace[2], 16) & 1),
             upstream=self._default_upstream,
         )
-
-
-def _parse(data: bytes, handler: Any, call: Call) -> ChatRequest:
-    """Parse the request here and not in grpc, so that the layers see a failure."""
-    try:
-        request: ChatRequest = handler.request_deserializer(data)
-    except DecodeError:
-        problem = f"its {len(data)} bytes are no CreateChatCompletionRequest; use the stubs of chatrpc.v1"
-        raise InvalidRequest("request", problem) from None
-    call.model = request.model
-    return request
 
 
 async def _send_initial_metadata(call: Call, context: Context) -> None:

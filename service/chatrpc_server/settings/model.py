@@ -147,6 +147,9 @@ class LimitsSettings(_Frozen):
     """Limits of one process."""
 
     max_message_bytes: int = _field(20 << 20, "Largest gRPC message in or out, in bytes.", gt=0, le=(1 << 31) - 1)
+    max_request_elements: int = _field(
+        500_000, "Most messages, content parts, tools and other list elements of a request, in total.", gt=0
+    )
     max_in_flight: int = _field(1000, "Concurrent calls per process; more are rejected.", gt=0)
     max_connection_age_seconds: float = _field(
         600,

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import httpx
 
@@ -19,7 +19,8 @@ from chatrpc_server.core.errors import ErrorResponse, Exhausted, InvalidResponse
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.core.openai import error_responses, requests, responses
 from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
-from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse
+from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, Usage
+from chatrpc_server.process import large_work
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.http import failures, transport
 from chatrpc_server.upstream.http.failures import ProxyRefused
@@ -64,18 +65,29 @@ class OpenAIUpstream:
 
     async def complete(self, request: ChatRequest, call: Call) -> ChatResponse:
         """Return the complete response. Only the call's deadline limits its duration."""
-        body = requests.unary_body(request)
+        body = await large_work.run(call.request_bytes, requests.unary_body, request)
         async with self._open(body, call) as response:
-            data = await _Body(response, call).read(self._settings.max_response_bytes)
-            streamed = _media_type(response) == "text/event-stream"
-            message = (
-                responses.parse_streamed_response(data, self._settings.max_event_bytes)
-                if streamed
-                else responses.parse_response(data)
-            )
+            if _media_type(response) == "text/event-stream":
+                message = await self._read_streamed(_Body(response, call))
+            else:
+                data = await _Body(response, call).read(self._settings.max_response_bytes)
+                message = await large_work.run(len(data), responses.parse_response, data)
         if message.HasField("usage"):
-            call.usage = message.usage
+            call.usage = Usage()
+            call.usage.CopyFrom(message.usage)  # because a part of a message keeps the memory of the whole
         call.finish_reasons = {choice.index: choice.finish_reason for choice in message.choices}
+        return message
+
+    async def _read_streamed(self, body: "_Body") -> ChatResponse:
+        """Read a response that is a stream although none was requested. Its chunks are not kept."""
+        streamed, received = responses.StreamedResponse(self._settings.max_event_bytes), 0
+        with suppress(Truncated):  # no error yet: the completion can be complete, as `finish` checks
+            while not streamed.done and (data := await body.next()) is not None:
+                received += len(data)
+                _check_size(received, self._settings.max_response_bytes)
+                await large_work.run(len(data) + streamed.pending_bytes, streamed.feed, data)
+        message = await large_work.run(received, streamed.finish)
+        await body.drain()
         return message
 
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
@@ -92,7 +104,8 @@ class OpenAIUpstream:
             note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
                 if _media_type(response) == "application/json":  # not streamed, although requested
-                    chunks = reader.feed_response(await body.read(settings.max_response_bytes))
+                    whole = await body.read(settings.max_response_bytes)
+                    chunks = await large_work.run(len(whole), reader.feed_response, whole)
                     call.chunks = reader.chunks
                     timeout.disarm()
                     if chunks:
@@ -102,7 +115,12 @@ class OpenAIUpstream:
                         data = await body.next()
                     except Truncated:
                         data = None  # no error yet: the completion can be complete, as `finish` checks
-                    chunks = reader.finish() if data is None else reader.feed(data)
+                    if data is None:
+                        chunks = await large_work.run(reader.pending_bytes, reader.finish)
+                    elif len(data) + reader.pending_bytes < large_work.LARGE_BYTES:
+                        chunks = reader.feed(data)
+                    else:
+                        chunks = await large_work.run(large_work.LARGE_BYTES, reader.feed, data)
                     if chunks:
                         if call.chunks:
                             note_gap(call.waiting_seconds - waited_seconds)
@@ -125,12 +143,14 @@ class OpenAIUpstream:
     ) -> transport.Response:
         """Open a stream. If the upstream rejects the request for usage, send a second request without it."""
         try:
-            return await stack.enter_async_context(self._open(requests.stream_body(request, usage), call))
+            body = await large_work.run(call.request_bytes, requests.stream_body, request, usage)
+            return await stack.enter_async_context(self._open(body, call))
         except ErrorResponse as error:
             fallback = usage.fallback(error)
             if fallback is None:
                 raise
-        response = await stack.enter_async_context(self._open(requests.stream_body(request, fallback), call))
+        body = await large_work.run(call.request_bytes, requests.stream_body, request, fallback)
+        response = await stack.enter_async_context(self._open(body, call))
         # Only this success proves the cause, because every error that quotes the request contains stream_options.
         log.warning(
             "upstream rejects stream_options for this model; no longer requesting usage of its streams",
@@ -267,6 +287,12 @@ async def _check(response: transport.Response, call: Call) -> None:
         raise InvalidResponse("the upstream's response is an HTML page", "unexpected_content")
 
 
+def _check_size(size_bytes: int, limit_bytes: int) -> None:
+    if size_bytes > limit_bytes:
+        problem = f"the upstream's response is larger than {limit_bytes} bytes"
+        raise InvalidResponse(f"{problem}; raise upstream.max_response_bytes", "oversize")
+
+
 def _media_type(response: transport.Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
@@ -296,9 +322,7 @@ class _Body:
         try:
             while (piece := await self.next()) is not None:
                 data += piece
-                if len(data) > limit_bytes:
-                    problem = f"the upstream's response is larger than {limit_bytes} bytes"
-                    raise InvalidResponse(f"{problem}; raise upstream.max_response_bytes", "oversize")
+                _check_size(len(data), limit_bytes)
         except (InvalidResponse, Truncated):
             if not keep_start:
                 raise

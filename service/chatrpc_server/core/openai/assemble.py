@@ -21,7 +21,7 @@ _TEXTS = frozenset(TEXT_FIELDS)
 
 
 def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
-    """Return the response, with choices in the order of appearance and tool calls in the order of their indexes."""
+    """Return the response of a stream."""
     assembler = Assembler()
     for chunk in chunks:
         assembler.add(chunk)
@@ -29,7 +29,7 @@ def assemble(chunks: Iterable[ChatChunk]) -> ChatResponse:
 
 
 class Assembler:
-    """The pieces of one response."""
+    """The pieces of one response, with choices in the order of appearance and tool calls in that of their indexes."""
 
     def __init__(self) -> None:
         self._head = _Pieces(newest=_HEAD)
@@ -71,7 +71,7 @@ class _Pieces:
         self._extras: dict[str, Any] = {}
 
     def add(self, source: Message, *, grow: bool = False) -> None:
-        """Add the fields of a delta. If `grow`, lists arrive in parts (reasoning_details), else complete (citations)."""
+        """Add a delta. If `grow`, lists arrive in parts (reasoning_details), else complete (citations)."""
         for field, value in source.ListFields():
             name = field.name
             if name in self._text_names:

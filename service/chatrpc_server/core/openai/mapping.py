@@ -21,6 +21,22 @@ Setter = Callable[[Any, Any], bool]
 _INT_BITS = {FieldDescriptor.TYPE_INT32: 31, FieldDescriptor.TYPE_INT64: 63}
 
 
+class Pieces:
+    """A large message in place of its JSON object: the encodings of its parts, because a merge of them is fast."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+
+    def write(self, message: Message) -> bool:
+        """Fill the empty message; return True."""
+        message.SetInParent()
+        for part in self._parts:
+            message.MergeFromString(part)
+        return True
+
+
 def read(message: Message, source: JsonObject) -> None:
     """Fill an empty message from a JSON object. Raises ValueError if an extra is nested too deeply."""
     setters = _setters(type(message))  # type: ignore[arg-type]  # mypy looks at the instances' __hash__
@@ -155,7 +171,7 @@ def _string_map(name: str) -> Setter:
 def _message(name: str) -> Setter:
     def put(message: Any, value: Any) -> bool:
         if type(value) is not dict:
-            return False
+            return type(value) is Pieces and value.write(getattr(message, name))
         child = getattr(message, name)
         child.SetInParent()
         read(child, value)

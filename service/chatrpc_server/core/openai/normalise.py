@@ -66,7 +66,7 @@ class ToolCallNumbering:
 
     @property
     def remembered(self) -> int:
-        """The number of calls, or a third of what is known of their ids if that is more. A usual call has three keys."""
+        """The number of calls, or a third of the known ids if that is more. A usual call has three entries."""
         return max(len(self._indexes), len(self._known) // 3)
 
     def number(self, calls: list[Any]) -> None:

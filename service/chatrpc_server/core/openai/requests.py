@@ -25,6 +25,8 @@ _Finisher = Callable[[Any, JsonObject], None]
 
 _EXACT_FLOAT = 2.0**53
 """Larger doubles have no fraction. Written as integers, they would show digits that a double cannot hold."""
+_MANY = 1000
+"""Elements of a list from which each becomes JSON text of its own."""
 _OWN_KEYS = ("model", "messages", "stream")
 """Top-level keys that `extra_json` must not set, because they determine the call."""
 _RESPONSE_ONLY_KEYS = ("annotations",)
@@ -95,6 +97,8 @@ def _parse(field: str, text: str, *kinds: type) -> Any:
     names = " or ".join(_KIND_NAMES[kind] for kind in kinds)
     try:
         value = jsontext.loads_exactly(text)
+    except jsontext.TooManyValues as error:
+        raise InvalidRequest(field, f"is too large: {error}; send fewer values") from None
     except ValueError as error:
         raise InvalidRequest(field, f"is not JSON ({error}); use the text of {names}") from None
     if not isinstance(value, kinds):
@@ -131,8 +135,12 @@ def _child(path: str, message: Message) -> JsonObject:
         raise error.inside(path) from None
 
 
-def _children(path: str, messages: Any) -> list[JsonObject]:
-    return [_child(f"{path}[{position}]", message) for position, message in enumerate(messages)]
+def _children(path: str, messages: Any) -> list[Any]:
+    children = (_child(f"{path}[{position}]", message) for position, message in enumerate(messages))
+    if len(messages) < _MANY:
+        return list(children)
+    # Texts, because objects take several times their memory.
+    return [jsontext.Raw(_dump(child)) for child in children]
 
 
 def _writer(field: FieldDescriptor) -> _Writer | None:

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
-from chatrpc_server.core.openai import jsontext, limits, mapping, sse
+from chatrpc_server.core.openai import jsontext, large_responses, limits, mapping, sse
 from chatrpc_server.core.openai.assemble import Assembler
 from chatrpc_server.core.openai.chunk_template import ChunkTemplate
 from chatrpc_server.core.openai.coalesce import coalesce
@@ -34,8 +34,15 @@ def parse_response(body: bytes) -> ChatResponse:
 
     Raises `ErrorResponse` if the body is an error despite status 200, and `InvalidResponse` if it is no completion.
     """
+    message = ChatResponse()
+    _read(message, _load_response(body)[0])
+    return message
+
+
+def _load_response(body: bytes) -> tuple[dict[str, Any], bool]:
+    """Return the JSON of a complete response, and whether only the lenient parser accepts it."""
     try:
-        source, _ = _loads(body)
+        source, is_lenient = _loads(body)
     except ValueError:
         raise InvalidResponse(f"the upstream's response is not JSON ({len(body)} bytes)", "bad_json") from None
     error = error_in_success(source, body)
@@ -45,9 +52,7 @@ def parse_response(body: bytes) -> ChatResponse:
         problem = "the upstream's response is not a chat completion: it has no array `choices`"
         raise InvalidResponse(problem, "not_a_completion")
     limits.check_choices(source["choices"])
-    message = ChatResponse()
-    _read(message, source)
-    return message
+    return source, is_lenient
 
 
 def parse_streamed_response(body: bytes, max_event_bytes: int) -> ChatResponse:
@@ -64,6 +69,16 @@ class StreamedResponse:
     def __init__(self, max_event_bytes: int) -> None:
         self._reader = StreamReader(max_event_bytes, coalesce=True)
         self._assembler = Assembler()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more can follow: `[DONE]` has arrived, or the stream has failed."""
+        return self._reader.done or self._reader.error is not None
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of an unfinished event, which the next `feed` can complete."""
+        return self._reader.pending_bytes
 
     def feed(self, data: bytes) -> None:
         """Add bytes of the body."""
@@ -115,6 +130,11 @@ class StreamReader:
         self._surrogates = SurrogateJoiner()
         self._open_choices: set[int] = set()
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of an unfinished event, which the next `feed` can complete."""
+        return self._decoder.pending_bytes if self._unframed is None else len(self._unframed)
+
     def feed(self, data: bytes) -> list[ChatChunk]:
         """Return the chunks that these bytes complete."""
         if self._expects_match and (chunk := self._template.match(data)):
@@ -146,8 +166,8 @@ class StreamReader:
         """Return the single chunk of a complete response that arrived although a stream was requested."""
         chunks: list[ChatChunk] = []
         try:
-            parse_response(body)  # raises if it is no completion
-            self._read_event("message", body, chunks)
+            source, is_lenient = _load_response(body)
+            self._read_source(source, is_lenient, chunks)
             self._flush_surrogates(chunks)
             self.done = True
         except ChatError as error:
@@ -219,12 +239,16 @@ class StreamReader:
             raise error
         if not isinstance(source, dict):
             raise InvalidResponse("an event of the upstream's stream is not a JSON object", "not_a_completion")
+        chunk = self._read_source(source, is_lenient, chunks)
+        if not is_lenient and chunk is not None:
+            self._template.learn(payload, source, chunk)
+
+    def _read_source(self, source: dict[str, Any], is_lenient: bool, chunks: list[ChatChunk]) -> ChatChunk | None:
+        """Pass the JSON of one chunk through the steps from normalisation on."""
         self._normalise(source)
         if is_lenient or self._surrogates.waiting:
             self._surrogates.join(source)
-        chunk = self._add_chunk(source, chunks)
-        if not is_lenient and chunk is not None:
-            self._template.learn(payload, source, chunk)
+        return self._add_chunk(source, chunks)
 
     def _read_lines(self, kind: str, lines: list[bytes], chunks: list[ChatChunk]) -> None:
         """Read each line as an event, because some servers omit the blank lines between events."""
@@ -265,6 +289,11 @@ class StreamReader:
 
 def _loads(data: bytes) -> tuple[Any, bool]:
     """Return the value, and whether only the lenient parser accepts the text. Only such text can hold surrogates."""
+    try:
+        if large_responses.is_large(data):
+            return large_responses.loads(data), True
+    except jsontext.TooManyValues as error:
+        raise InvalidResponse(f"the upstream's JSON is too large: {error}", "oversize") from None
     try:
         return jsontext.loads(data), False
     except ValueError:

@@ -58,6 +58,11 @@ class Decoder:
             yield self._dispatch()
 
     @property
+    def pending_bytes(self) -> int:
+        """Bytes of the unfinished event."""
+        return len(self._line) + self._data_bytes
+
+    @property
     def is_between_events(self) -> bool:
         """Whether all fed bytes have been returned as events."""
         return not (self._line or self._data or self._type or self._at_start)

@@ -85,7 +85,7 @@ class CallMetrics:
                 metrics.writing.observe(call.writing_seconds)
                 first_seconds = call.first_message_at - call.started
                 child(metrics.first_chunk, *gen_ai, call.upstream.name).observe(first_seconds, exemplar)
-        for reason in call.finish_reasons.values():
+        for reason in list(call.finish_reasons.values()):  # a copy, because a thread can still work for the call
             if reason:
                 child(metrics.finish_reasons, model, reason if reason in FINISH_REASONS else OTHER).inc()
         self._count_tokens(call, gen_ai, stream, abandoned=_is_abandoned(call, code))
