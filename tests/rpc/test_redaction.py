@@ -264,3 +264,18 @@ async def test_odd_metadata(echo: Echo, style: str) -> None:
     output = process.output
     assert "Invalid encoding on …" in output, "the message that had the value"
     _search("the output", [output], [CALLERS_KEY, repr(ODD)[2:-1], base64.b64encode(ODD).decode()[:-4]])
+
+
+@pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "429 Too Many Requests"])
+@pytest.mark.parametrize("rpc", RPCS)
+async def test_a_key_in_the_headers_of_a_response(rpc: str, status: str, script: Script, places: Places) -> None:
+    headers = {"x_request_id": f"id-{KEY}", "x_ratelimit_limit_requests": f"Bearer {KEY}", "x_ratelimit_reset": "1s"}
+    body = _completion("message") if rpc == RPCS[0] else b"data: " + _completion("delta") + b"\n\ndata: [DONE]\n\n"
+    script.respond_with(http(body if status == "200 OK" else ERROR_BODY.encode(), status, **headers))
+    async with service(script.base_url, upstream={**SERVICE, "max_retries": 0}) as chat:
+        call = getattr(chat.stub, rpc)(_request("echo"))
+        ended = await outcome(call)
+        metadata = [*(await call.initial_metadata() or ()), *(await call.trailing_metadata() or ())]
+        assert ("x-ratelimit-reset", "1s") in metadata
+        _search("the metadata", [f"{name}: {value!r}" for name, value in metadata], [KEY])
+        places.check(chat, ended)

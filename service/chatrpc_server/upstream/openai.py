@@ -19,6 +19,7 @@ from chatrpc_server.core.errors import ErrorResponse, Exhausted, InvalidResponse
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.core.openai import error_responses, requests, responses
 from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
+from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, Usage
 from chatrpc_server.process import large_work
 from chatrpc_server.settings import UpstreamSettings
@@ -54,6 +55,7 @@ class OpenAIUpstream:
         self._observer = observer
         self._transport = transport.create(settings, httpx.URL(self.identity.url), _headers(settings))
         self._usage = UsagePolicy()
+        self._redact = Redactor([settings.api_key.get_secret_value()] if settings.api_key else [])
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -166,13 +168,33 @@ class OpenAIUpstream:
         with self._observer.request(call, attempt) as headers:
             response = await self._send(body, headers, call, attempt)
             try:
-                _note_headers(response, attempt)
+                self._note_headers(response, attempt)
                 if response.status == 407 and self._settings.proxy:  # for a request without a tunnel
                     raise self._refused_by_proxy(407, call, attempt)
                 await _check(response, call)
                 yield response
             finally:
                 await response.aclose()
+
+    def _note_headers(self, response: transport.Response, attempt: Attempt) -> None:
+        """Keep the status, and the headers that the caller receives as gRPC metadata."""
+        headers, attempt.status = response.headers, response.status
+        shown = [
+            (name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and self._is_shown(value)
+        ]
+        request_id = headers.get("x-request-id", "")
+        attempt.request_id = request_id if self._is_shown(request_id) else ""
+        if attempt.request_id:
+            shown.append(("x-upstream-request-id", attempt.request_id))
+        attempt.response_metadata = shown[-_SHOWN_HEADERS:]
+
+    def _is_shown(self, value: str) -> bool:
+        """Return whether a value is short and valid gRPC metadata, and repeats no key.
+
+        It must be short, because it stands beside an error's details in the trailers.
+        """
+        is_plain = len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
+        return is_plain and self._redact(value) == value
 
     async def _send(self, body: bytes, headers: Headers, call: Call, attempt: Attempt) -> transport.Response:
         try:
@@ -255,22 +277,6 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     if settings.project:
         headers.append(("openai-project", settings.project))
     return headers
-
-
-def _note_headers(response: transport.Response, attempt: Attempt) -> None:
-    """Keep the status, and the headers that the caller receives as gRPC metadata."""
-    headers, attempt.status = response.headers, response.status
-    shown = [(name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and _is_plain(value)]
-    request_id = headers.get("x-request-id", "")
-    attempt.request_id = request_id if _is_plain(request_id) else ""
-    if attempt.request_id:
-        shown.append(("x-upstream-request-id", attempt.request_id))
-    attempt.response_metadata = shown[-_SHOWN_HEADERS:]
-
-
-def _is_plain(value: str) -> bool:
-    """Return whether a value is valid gRPC metadata, and short enough for the trailers beside an error's details."""
-    return len(value) <= _SHOWN_CHARACTERS and value.isascii() and value.isprintable()
 
 
 async def _check(response: transport.Response, call: Call) -> None:

@@ -191,7 +191,7 @@ def _upstream_error(
 
     `withhold`: keep only status and request id.
     """
-    detail = UpstreamError(http_status=original.http_status, request_id=original.request_id)
+    detail = UpstreamError(http_status=original.http_status, request_id=redact(original.request_id))
     if withhold:
         return detail
     detail.message = status.message
