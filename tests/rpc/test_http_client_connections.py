@@ -4,12 +4,14 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 from typing import Any
 
+import aiohappyeyeballs
 import httpx
 import pytest
 
-from chatrpc_server.upstream.http import pool
+from chatrpc_server.upstream.http import httpx_transport, pool
 from support import Exchange, Script, http
 from support.http_clients import (
     HEAD,
@@ -88,8 +90,9 @@ async def test_a_request_of_many_megabytes(script: Script, name: str) -> None:
     await transport.aclose()
 
 
+@engines
 @pytest.mark.parametrize("closes", [True, False], ids=["closes", "keeps reading"])
-async def test_a_response_before_the_request_is_complete(closes: bool) -> None:
+async def test_a_response_before_the_request_is_complete(name: str, closes: bool) -> None:
     """It is accepted. The connection may hold the rest of the request, so it is not reused."""
     connections = 0
 
@@ -102,7 +105,7 @@ async def test_a_response_before_the_request_is_complete(closes: bool) -> None:
             await asyncio.Event().wait()
 
     async with serving(refuses) as port, asyncio.timeout(10):
-        transport = of(Script(), "builtin", f"http://127.0.0.1:{port}")
+        transport = of(Script(), name, f"http://127.0.0.1:{port}")
         for number in (1, 2):
             seen = await posted(transport, bytes(64 << 20))
             assert (seen.status, seen.body, seen.idle, connections) == (413, b"abc", 0, number)
@@ -218,6 +221,97 @@ async def test_an_upstream_that_closes_each_connection_at_once(name: str, resets
 
 
 # Idle connections of the pool.
+
+
+@engines
+@pytest.mark.parametrize("resets", [False, True], ids=["closes", "resets"])
+async def test_dead_connections_are_replaced(script: Script, name: str, resets: bool) -> None:
+    """Each connection ends with its second request. A new one gets that request, whatever the number of dead ones."""
+    known = set()
+
+    async def respond_once(exchange: Exchange) -> None:
+        if exchange.writer not in known:
+            known.add(exchange.writer)
+            await exchange.send(THREE)
+        elif resets:
+            exchange.reset()
+        else:
+            exchange.writer.close()
+
+    script.respond_with(respond_once)
+    transport = of(script, name)
+    await asyncio.gather(*(posted_beside(transport) for _ in range(10)))
+    assert (await idle(transport), script.connections) == (10, 10)
+    for number in range(1, 6):
+        assert (await posted(transport)).body == b"abc"
+        assert len(script.exchanges) == 10 + 2 * number
+    await transport.aclose()
+
+
+@engines
+@pytest.mark.parametrize("beginning", [b"", b"H"], ids=["no byte", "a byte"])
+async def test_a_failure_that_is_not_of_a_dead_connection(script: Script, name: str, beginning: bytes) -> None:
+    """A new connection that fails is not replaced. Neither is one with a part of a response."""
+
+    async def fail(exchange: Exchange) -> None:
+        await exchange.send(beginning)
+        exchange.reset()
+
+    script.respond_with(THREE, fail)
+    transport = of(script, name)
+    assert (await posted(transport)).idle == 1
+    with pytest.raises(httpx.TransportError):
+        await transport.post(b"{}", [])
+    assert len(script.exchanges) == (2 if beginning else 3)
+    with pytest.raises(httpx.TransportError):
+        await transport.post(b"{}", [])
+    assert len(script.exchanges) == (3 if beginning else 4)
+    await transport.aclose()
+
+
+@engines
+@pytest.mark.parametrize("waits", [False, True], ids=["early", "late"])
+async def test_a_close_long_after_the_request(
+    script: Script, name: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upstream has worked on the request by then, so that a second one would cost again."""
+    for module in (pool, httpx_transport):
+        monkeypatch.setattr(module, "STALE_SECONDS", 0.0 if waits else 30.0)
+
+    async def fail(exchange: Exchange) -> None:
+        exchange.reset()
+
+    script.respond_with(THREE, fail, THREE)
+    transport = of(script, name)
+    assert (await posted(transport)).idle == 1
+    if waits:
+        with pytest.raises(httpx.TransportError):
+            await transport.post(b"{}", [])
+    else:
+        assert (await posted(transport)).body == b"abc"
+    await transport.aclose()
+
+
+@engines
+@pytest.mark.parametrize("seconds", [0, 7])
+async def test_keepalive(script: Script, name: str, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets: list[socket.socket] = []
+    connecting = aiohappyeyeballs.start_connection
+
+    async def start_connection(*args: Any, **options: Any) -> socket.socket:
+        sockets.append(await connecting(*args, **options))
+        return sockets[0]
+
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", start_connection)
+    script.respond_with(THREE)
+    transport = of(script, name, tcp_keepalive_seconds=seconds)
+    await posted(transport)
+    (connected,) = sockets
+    assert bool(connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) == bool(seconds)
+    if seconds and sys.platform == "linux":
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == seconds
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == seconds
+    await transport.aclose()
 
 
 async def test_an_idle_connection_is_reused_and_expires(

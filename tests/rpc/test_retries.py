@@ -12,6 +12,12 @@ from support.faults import chunk
 OK = http(b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}')
 STREAM = sse(b'{"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}')
 RPCS = [("CreateChatCompletion", OK), ("CreateChatCompletionStream", STREAM)]
+INVALID_HTTP = {
+    "no HTTP": b"\x15\x03\x01\x00\x02\x02\x46\r\n\r\n",
+    "two lengths": OK.replace(b"content-length", b"content-length: 1\r\ncontent-length"),
+    "a large head": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 50_000,
+    "a chunk without a size": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n",
+}
 rpcs = pytest.mark.parametrize(("rpc", "good"), RPCS, ids=["unary", "stream"])
 
 
@@ -78,6 +84,58 @@ async def test_a_connection_that_breaks_before_the_response(echo: Echo) -> None:
         response = await chat.stub.CreateChatCompletion(request(model="echo:reset=0,times=1"))
     assert response.choices[0].message.content
     assert len(echo.requests) == 2
+
+
+engines = pytest.mark.parametrize("engine", ["builtin", "httpx"])
+
+
+@engines
+@rpcs
+async def test_a_dead_connection_needs_no_retry(script: Script, rpc: str, good: bytes, engine: str) -> None:
+    async def reset(exchange: Exchange) -> None:
+        exchange.reset()
+
+    script.respond_with(good, reset, good)
+    async with service(script.base_url, upstream={"max_retries": 0, "http_client": engine}) as chat:
+        for _ in range(2):
+            call = getattr(chat.stub, rpc)(request())
+            await (collect(call) if rpc.endswith("Stream") else call)
+            async with asyncio.timeout(30):
+                while chat.server.upstream.connections() != (0, 1):
+                    await asyncio.sleep(0.001)
+    assert len(script.exchanges) == 3
+
+
+@engines
+@rpcs
+@pytest.mark.parametrize("response", INVALID_HTTP.values(), ids=INVALID_HTTP)
+async def test_an_invalid_response_is_not_retried(
+    script: Script, rpc: str, good: bytes, response: bytes, engine: str
+) -> None:
+    """It has been paid for."""
+    script.respond_with(response, good)
+    async with service(script.base_url, upstream={"http_client": engine}) as chat:
+        failed = await failure(getattr(chat.stub, rpc)(request()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "UPSTREAM_INVALID_RESPONSE")
+    assert "violates HTTP/1.1" in failed.message
+    assert len(script.exchanges) == 1
+
+
+@engines
+@rpcs
+@pytest.mark.parametrize("bytes_before", [0, 20], ids=["headers", "a part of the body"])
+async def test_a_response_that_breaks_before_anything_is_delivered(
+    script: Script, rpc: str, good: bytes, bytes_before: int, engine: str
+) -> None:
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(good[: good.index(b"\r\n\r\n") + 4 + bytes_before])
+        exchange.writer.close()
+
+    script.respond_with(cut, http(b""), cut, good)
+    async with service(script.base_url, upstream={"http_client": engine, "max_retries": 3}) as chat:
+        call = getattr(chat.stub, rpc)(request())
+        await (collect(call) if rpc.endswith("Stream") else call)
+    assert len(script.exchanges) == 4
 
 
 async def test_no_retry_after_the_first_chunk(chat: Service, echo: Echo) -> None:

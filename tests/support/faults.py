@@ -157,6 +157,17 @@ async def _(response: ResponseWriter) -> None:
     await response.silence()
 
 
+@_fault("reset-after-headers", "sends headers, then resets the connection")
+async def _(response: ResponseWriter) -> None:
+    await response.head()
+    response.exchange.reset()
+
+
+@_fault("empty-then-ok", "responds 200 with an empty body, then validly")
+async def _(response: ResponseWriter) -> None:
+    await (response.status("200 OK", b"") if response.attempt == 1 else response.sound())
+
+
 @_fault("silent-after-chunks", "sends a part of the response, then stays silent")
 async def _(response: ResponseWriter) -> None:
     await response.begun()

@@ -44,7 +44,7 @@ ERRORS: dict[str, tuple[ChatError, bool]] = {
     "unreachable for lack of a right": (Unreachable("m", is_transient=False), False),
     "silence": (TimedOut("m"), False),
     "not a completion": (InvalidResponse("m", "bad_json"), False),
-    "cut": (Truncated("m"), False),
+    "cut": (Truncated("m"), True),
     "the caller's": (InvalidRequest("f", "d"), False),
     "deadline": (DeadlineExceeded("m"), False),
     "ours, full": (Overloaded("m", retry_after_seconds=1.0), False),

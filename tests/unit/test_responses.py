@@ -7,7 +7,7 @@ import pytest
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_response_pb2 import Choice, Usage
-from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, Truncated
 from chatrpc_server.core.openai import responses
 from chatrpc_server.core.upstream import ChatResponse
 
@@ -51,7 +51,6 @@ def test_completion(body: bytes, expected: ChatResponse) -> None:
 
 
 INVALID: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is not JSON (0 bytes)"),
     "HTML": (b"<html>", "is not JSON (6 bytes)"),
     "cut": (BODY[:-1], "is not JSON"),
     "a stream": (b"data: " + BODY + b"\n\n", "is not JSON"),
@@ -71,6 +70,13 @@ def test_no_completion(body: bytes, message: str) -> None:
         responses.parse_response(body)
     assert message in caught.value.message
     assert caught.value.reason is Reason.UPSTREAM_INVALID_RESPONSE
+
+
+@pytest.mark.parametrize("body", [b"", b"\n\n", b"\xef\xbb\xbf \r\n"], ids=["empty", "blank lines", "byte order mark"])
+def test_a_blank_response_is_truncated(body: bytes) -> None:
+    """A retry can succeed, because nothing was delivered."""
+    with pytest.raises(Truncated, match="is empty"):
+        responses.parse_response(body)
 
 
 ERRORS: dict[str, tuple[Any, Reason, str]] = {

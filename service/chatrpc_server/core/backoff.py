@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from chatrpc_server.core.errors import ChatError, ErrorResponse, Reason, Unreachable
+from chatrpc_server.core.errors import ChatError, ErrorResponse, Reason, Truncated, Unreachable
 
 _RETRIED_STATUSES = {408, 409, 429}
 
@@ -37,4 +37,6 @@ def is_transient(error: ChatError) -> bool:
         if error.should_retry is not None:
             return error.should_retry
         return error.status in _RETRIED_STATUSES or error.status >= 500
+    if isinstance(error, Truncated):
+        return True  # nothing was delivered, because no retry follows the first chunk
     return isinstance(error, Unreachable) and error.is_transient

@@ -24,12 +24,14 @@ from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, U
 from chatrpc_server.process import large_work
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.http import failures, transport
+from chatrpc_server.upstream.http.errors import InvalidHttp
 from chatrpc_server.upstream.http.failures import ProxyRefused
 from chatrpc_server.upstream.idle_timeout import IdleTimeout
 
 log = logging.getLogger(__name__)
 
 _ERROR_BODY_BYTES = 64 * 1024
+_INVALID_HTTP = "the upstream's response violates HTTP/1.1; check whether upstream.base_url is the address of an API"
 _COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
 _RETRY_AFTER_SECONDS = 1.0
 """Delay after which a caller can retry if this process has no descriptor left."""
@@ -103,6 +105,7 @@ class OpenAIUpstream:
             timeout.arm(settings.first_chunk_timeout_seconds)
             response = await self._open_stream(request, usage, call, stack)
             body = _Body(response, call)
+            fault: InvalidResponse | None = None
             note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
                 if _media_type(response) == "application/json":  # not streamed, although requested
@@ -117,6 +120,8 @@ class OpenAIUpstream:
                         data = await body.next()
                     except Truncated:
                         data = None  # no error yet: the completion can be complete, as `finish` checks
+                    except InvalidResponse as error:
+                        data, fault = None, error
                     if data is None:
                         chunks = await large_work.run(reader.pending_bytes, reader.finish)
                     elif len(data) + reader.pending_bytes < large_work.LARGE_BYTES:
@@ -137,7 +142,7 @@ class OpenAIUpstream:
                 call.usage = reader.usage
             timeout.disarm()  # because the completion has arrived; only the end of the response can follow
             if reader.error:
-                raise reader.error
+                raise fault if fault and isinstance(reader.error, Truncated) else reader.error
             await body.drain()
 
     async def _open_stream(
@@ -217,6 +222,8 @@ class OpenAIUpstream:
             self._log_connect_failure(str(error), call, attempt)
             words = failures.connect_failure(error, via_proxy=self._settings.proxy is not None)
             raise Unreachable(words) from error
+        except InvalidHttp as error:
+            raise InvalidResponse(_INVALID_HTTP, "unexpected_content") from error
         except httpx.TransportError as error:
             # Log only the type, because the text can quote the upstream's bytes.
             if _is_first_unreachable(call, attempt):
@@ -311,12 +318,16 @@ class _Body:
         self._call = call
 
     async def next(self) -> bytes | None:
-        """Return the next bytes, or None at the end. Raises `TimedOut` or `Truncated`."""
+        """Return the next bytes, or None at the end. Raises `TimedOut`, `Truncated` or `InvalidResponse`."""
         started = time.monotonic()
         try:
             return await self._response.read() or None
         except httpx.TimeoutException as error:
             raise TimedOut("the upstream fell silent in the middle of its response") from error
+        except InvalidHttp as error:
+            raise InvalidResponse(
+                "the body of the upstream's response violates HTTP/1.1", "unexpected_content"
+            ) from error
         except httpx.TransportError as error:
             raise Truncated("the connection to the upstream broke in the middle of its response") from error
         finally:
@@ -340,5 +351,5 @@ class _Body:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while await self.next() is not None:
                     pass
-        except (TimeoutError, TimedOut, Truncated):
+        except (TimeoutError, TimedOut, Truncated, InvalidResponse):
             pass
