@@ -1,5 +1,7 @@
 """`serve` as a process: start, calls, drain, exit."""
 
+import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -14,10 +16,11 @@ from chatrpc_echo import Echo
 from chatrpc_server.process import ports
 from chatrpc_server.process.lifecycle import StartError
 from chatrpc_server.settings import Address
-from support import collect, request
-from support.process import ANY_PORTS, run, running
+from support import Exchange, Script, collect, request, sse
+from support.process import ANY_PORTS, SECONDS, run, running
 
 KEY = "sk-canary-0123456789abcdef"
+PARTS: list[dict[str, object]] = [{"delta": {"content": "a"}}, {"delta": {}, "finish_reason": "stop"}]
 
 
 async def test_it_serves_and_stops(echo: Echo) -> None:
@@ -29,7 +32,7 @@ async def test_it_serves_and_stops(echo: Echo) -> None:
             assert (await stub.CreateChatCompletion(request())).choices[0].message.content
             assert await collect(stub.CreateChatCompletionStream(request()))
         assert echo.requests[0].headers["authorization"] == f"Bearer {KEY}"
-        with urlopen(first["metrics"], timeout=5) as response:
+        with urlopen(first["metrics"], timeout=SECONDS) as response:
             assert b'grpc_server_handled_total{grpc_code="OK"' in response.read()
         process.signal(signal.SIGTERM)
         process.log("draining")
@@ -39,18 +42,31 @@ async def test_it_serves_and_stops(echo: Echo) -> None:
         assert "Hello!" not in process.output
 
 
-async def test_metrics_outlast_the_calls(echo: Echo) -> None:
-    with running("serve", *ANY_PORTS, OPENAI_BASE_URL=echo.base_url) as process:
+async def test_metrics_outlast_the_calls(script: Script) -> None:
+    """The metrics of a draining process are read while a stream is open, which the test ends."""
+    scraped = asyncio.Event()
+    chunks = [json.dumps({"id": "c", "choices": [{"index": 0, **part}]}).encode() for part in PARTS]
+    head, _, body = sse(*chunks).partition(b"\r\n\r\n")
+
+    async def respond(exchange: Exchange) -> None:
+        split = body.index(chunks[1])
+        await exchange.send(head + b"\r\n\r\n" + body[:split])
+        await scraped.wait()
+        await exchange.send(body[split:])
+
+    script.respond_with(respond)
+    with running("serve", *ANY_PORTS, OPENAI_BASE_URL=script.base_url) as process:
         first = process.log("serving")
         async with grpc.aio.insecure_channel(first["listen"]) as channel:
-            stream = ChatCompletionServiceStub(channel).CreateChatCompletionStream(request(model="echo:pieces=9,gap=1"))
-            chunks = aiter(stream)
-            await anext(chunks)
+            stream = ChatCompletionServiceStub(channel).CreateChatCompletionStream(request())
+            received = aiter(stream)
+            await anext(received)
             process.signal(signal.SIGTERM)
             process.log("draining")
-            with urlopen(first["metrics"], timeout=5) as response:
+            with urlopen(first["metrics"], timeout=SECONDS) as response:
                 assert b"\nchatrpc_draining 1.0\n" in response.read()
-            assert [chunk async for chunk in chunks][-1].HasField("usage")
+            scraped.set()
+            assert [chunk async for chunk in received][-1].choices[0].finish_reason == "stop"
         assert process.wait() == 0
 
 

@@ -1,9 +1,11 @@
 """The limit of calls in flight, and graceful drain."""
 
 import asyncio
+import logging
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc_echo import Echo
@@ -48,6 +50,22 @@ async def test_drain_lets_calls_finish(echo: Echo) -> None:
         async with asyncio.timeout(5):  # although the watch is still open
             await draining
         assert await stream.code() is Code.OK
+
+
+async def test_the_log_reports_the_drain_after_health_and_metric(
+    echo: Echo, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service(echo.base_url) as chat:
+        seen = []
+
+        def look(_: logging.LogRecord) -> bool:
+            seen.append((chat.value("chatrpc_draining"), chat.server.health._status("readiness")))
+            return True
+
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr(logging.getLogger("chatrpc.server"), "filters", [look])
+        await chat.server.drain()
+        assert seen[0] == (1.0, Health.NOT_SERVING)
 
 
 async def test_calls_that_outlast_the_grace_are_cancelled(echo: Echo) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 COMMAND = [sys.executable, "-m", "chatrpc_server"]
 ANY_PORTS = ["--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--drain.delay-seconds=0"]
-SECONDS = 20.0
+SECONDS = 60.0
+"""Limit of each wait. Only for hangs: a start takes tens of seconds on a loaded machine."""
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

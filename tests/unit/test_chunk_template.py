@@ -389,6 +389,7 @@ def streams(draw: st.DrawFn) -> Stream:
     return Stream(events, draw(st.none() | st.just([]) | st.lists(st.integers(0, 1200), max_size=8)))
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=1500, deadline=None)
 @given(streams(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([70, 100, 10_000]))
 def test_the_result_equals_decoding(stream: Stream, coalesce: bool, reuse: bool, drop: bool, limit: int) -> None:
