@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_to_server
 from chatrpc_server import __version__
 from chatrpc_server.core.backoff import Backoff
+from chatrpc_server.core.budget import ByteBudget
 from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import Upstream
 from chatrpc_server.process import descriptors
@@ -29,6 +30,7 @@ from chatrpc_server.rpc.layers.admission import Admission
 from chatrpc_server.rpc.layers.metrics import RPCS, CallMetrics
 from chatrpc_server.rpc.malformed import RejectMalformed
 from chatrpc_server.rpc.pipeline import SERVICE, Pipeline
+from chatrpc_server.rpc.receiving import Receiver
 from chatrpc_server.settings import Address, Settings, SettingsError, SettingsFile
 from chatrpc_server.settings.watcher import differing, watch
 from chatrpc_server.telemetry import logs
@@ -69,10 +71,18 @@ class Server:
         self.health_address: Address | None = None
         self._failed = asyncio.Event()
         self.tracing: Tracing | None = None
+        self._budget = ByteBudget(settings.limits.max_bytes_in_flight)
+        self.metrics.bytes_in_flight_limit.set(settings.limits.max_bytes_in_flight)
+        self._receiver = Receiver(
+            self._budget,
+            timeout_seconds=settings.limits.receive_timeout_seconds,
+            max_message_bytes=settings.limits.max_message_bytes,
+        )
         self.admission = Admission(
             settings.limits.max_in_flight,
+            self._budget,
             settings.limits.min_deadline_seconds,
-            lambda reason: self.metrics.rejected.labels(reason).inc(),
+            self._count_rejected,
         )
 
     async def start(self) -> None:
@@ -92,12 +102,13 @@ class Server:
             except SettingsError as error:
                 raise StartError("; ".join(error.mistakes)) from None
             upstream = self.upstream
-            _run_in_background(stack, sample(self.metrics, {upstream.identity.name: upstream.connections}))
+            connections = {upstream.identity.name: upstream.connections}
+            _run_in_background(stack, sample(self.metrics, connections, lambda: self._budget.used_bytes))
             if self._file:
                 self.metrics.config_reloaded.set(time.time())
                 _run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
             if settings.health_listen:
-                reject = RejectMalformed(self._count_malformed, CallMetrics(self.metrics).unknown)
+                reject = RejectMalformed(self._receiver, self._count_rejected, CallMetrics(self.metrics).unknown)
                 probed = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[reject])
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
@@ -212,10 +223,11 @@ class Server:
             default_deadline_seconds=settings.limits.default_deadline_seconds,
             max_message_bytes=settings.limits.max_message_bytes,
             max_request_elements=settings.limits.max_request_elements,
+            receive=self._receiver.only,
             coalesce=settings.coalesce,
             default_upstream=self._upstream_identity,
         )
-        interceptors = [pipeline, RejectMalformed(self._count_malformed)]
+        interceptors = [pipeline, RejectMalformed(self._receiver, self._count_rejected)]
         server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=interceptors)
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
@@ -256,8 +268,8 @@ class Server:
                 extra={"event": "descriptor_limit_low", "limit": limit, "needed": needed},
             )
 
-    def _count_malformed(self) -> None:
-        self.metrics.rejected.labels("malformed").inc()
+    def _count_rejected(self, reason: str) -> None:
+        self.metrics.rejected.labels(reason).inc()
 
     def _create_parts(self, stack: AsyncExitStack) -> tuple[OpenAIUpstream, grpc.ServerCredentials | None]:
         """Create all that can fail by the settings or their files, before anything listens. The stack closes it.

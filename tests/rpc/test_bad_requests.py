@@ -103,7 +103,7 @@ async def test_a_response_over_the_limit_is_an_error(echo: Echo, rpc: str) -> No
     async with service(echo.base_url, limits={"max_message_bytes": 100_000}) as chat:
         failed = await failure(getattr(chat.stub, rpc)(request(model="echo:size=200000")))
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
-        assert "the limit is 100000" in failed.message
+        assert "more than 100000; raise limits.max_message_bytes" in failed.message
         await chat.wait_for(1, "grpc_server_handled_total", grpc_code="ResourceExhausted")
 
 

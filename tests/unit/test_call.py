@@ -30,11 +30,11 @@ def test_the_newest_attempt_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "waiting", "writing", "overhead"),
-    [(5.0, 0.0, 0.0, 5.0), (5.0, 3.0, 1.5, 0.5), (5.0, 4.0, 2.0, 0.0)],
+    ("seconds", "receiving", "waiting", "writing", "overhead"),
+    [(5.0, 0.0, 0.0, 0.0, 5.0), (6.0, 1.0, 3.0, 1.5, 0.5), (5.0, 0.0, 4.0, 2.0, 0.0)],
     ids=["all", "the rest", "never negative"],
 )
-def test_overhead(seconds: float, waiting: float, writing: float, overhead: float) -> None:
+def test_overhead(seconds: float, receiving: float, waiting: float, writing: float, overhead: float) -> None:
     call = a_call()
-    call.waiting_seconds, call.writing_seconds = waiting, writing
+    call.receiving_seconds, call.waiting_seconds, call.writing_seconds = receiving, waiting, writing
     assert call.overhead_seconds(seconds) == overhead

@@ -86,6 +86,8 @@ MISSING_FILE = "the file cannot be read: No such file or directory; name a reada
         ("limits.max_message_bytes", "0", "must be a whole number, more than 0, at most 2147483647"),
         ("limits.max_message_bytes", "2147483648", "must be a whole number, more than 0, at most 2147483647"),
         ("limits.max_in_flight", "0", "must be a whole number, more than 0"),
+        ("limits.max_bytes_in_flight", "1", "must be at least max_message_bytes, which is 20971520"),
+        ("limits.receive_timeout_seconds", "0", "must be a number, more than 0"),
         ("limits.max_connection_age_seconds", "0.5", "must be a number, at least 1, at most 2147483"),
         ("limits.max_connection_age_seconds", "31536000", "must be a number, at least 1, at most 2147483"),
         ("limits.min_deadline_seconds", "-0.1", "must be a number, at least 0"),

@@ -27,12 +27,14 @@ PANELS = (
     ),
     Panel(
         "Rejected calls",
-        "Calls rejected before any work. in_flight: too many at once. deadline: too little time left.",
-        "in_flight: add replicas or raise `limits.max_in_flight`. deadline: callers' timeouts are too short.",
+        "Rejected calls. in_flight, bytes: too many at once, or too large. receiving: requests arrive too slowly."
+        " deadline: too little time left. malformed: no message.",
+        "in_flight, bytes: add replicas or raise `limits.max_in_flight` or `limits.max_bytes_in_flight`. receiving: an"
+        " attack, or slow uploads. deadline: callers' timeouts are too short.",
         "reqps",
         {"{{reason}}": rate("chatrpc_admission_rejected_total", by="reason")},
         kind="bars",
-        colours={"in_flight": "red", "deadline": "yellow"},
+        colours={"in_flight": "red", "bytes": "red", "receiving": "orange", "deadline": "yellow"},
     ),
     Panel(
         "Event loop lag",

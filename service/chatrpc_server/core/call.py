@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chatrpc.v1.chat_response_pb2 import Usage
+from chatrpc_server.core.budget import UNLIMITED, ByteBudget
 
 Headers = Sequence[tuple[str, str]]
 
@@ -70,6 +71,10 @@ class Call:
     """Size of the request message, in bytes."""
     model: str = ""
     """The model that the caller requested. Metrics use `model_label` instead, so that callers cannot create series."""
+    budget: ByteBudget = UNLIMITED
+    """The budget that pays for the call's messages."""
+    held_bytes: int = 0
+    """The bytes that this call has taken from the budget."""
 
     # Observed on the way; written by the outbound edge.
     upstream: UpstreamIdentity = UpstreamIdentity("", "")
@@ -86,6 +91,9 @@ class Call:
     """The finish reason of each choice, by the choice's index."""
 
     # Observed on the way; written by the inbound edge.
+    messages_received: int = 0
+    receiving_seconds: float = 0.0
+    """Time spent waiting for the request."""
     first_message_at: float | None = None
     """Time of the first message for the caller, in seconds of `time.monotonic`."""
     messages_sent: int = 0
@@ -97,6 +105,11 @@ class Call:
     """The final status, spelled as in `labels.GRPC_CODES`; empty until the status is known."""
     reason: str = ""
     """`ErrorInfo.reason` of the final status, if it is an error."""
+
+    def hold(self, size_bytes: int) -> None:
+        """Count bytes of a message that stays in memory until the call ends. Raises `Overloaded`."""
+        self.budget.take(size_bytes)
+        self.held_bytes += size_bytes
 
     def begin_attempt(self, upstream: UpstreamIdentity, now: float) -> Attempt:
         """Add an attempt at this upstream; `now` in seconds of `time.monotonic`."""
@@ -116,5 +129,5 @@ class Call:
         return self.attempts[-1].response_metadata if self.attempts else ()
 
     def overhead_seconds(self, seconds: float) -> float:
-        """Return the part of the call's `seconds` spent neither on an upstream nor on writing to the caller."""
-        return max(0.0, seconds - self.waiting_seconds - self.writing_seconds)
+        """Return the part of the call's `seconds` spent neither on an upstream nor on the caller's side."""
+        return max(0.0, seconds - self.waiting_seconds - self.receiving_seconds - self.writing_seconds)

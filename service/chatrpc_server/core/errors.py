@@ -5,7 +5,7 @@
     │   ├── InvalidRequest       the request cannot be sent to an upstream
     │   └── DeadlineExceeded     the call's deadline has expired
     ├── ServiceError           ours
-    │   ├── Overloaded           the limit of calls in flight is reached
+    │   ├── Overloaded           a limit of what is in flight is reached
     │   │   └── Exhausted          this process has no file descriptor left
     │   ├── ResponseTooLarge     the response exceeds the size limit of messages
     │   └── Draining             this process is stopping
@@ -102,13 +102,26 @@ class ServiceError(ChatError):
 
 
 class Overloaded(ServiceError):
-    """A call beyond the limit of calls in flight."""
+    """A call beyond a limit of what is in flight. `limit` is that limit, for the metrics."""
 
     reason = Reason.IN_FLIGHT_LIMIT
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: Literal["in_flight", "bytes", "receiving", "descriptors"] = "in_flight",
+        retry_after_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.limit = limit
 
 
 class Exhausted(Overloaded):
     """A call for which this process has no file descriptor or no memory left."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message, limit="descriptors", retry_after_seconds=retry_after_seconds)
 
 
 class ResponseTooLarge(ServiceError):

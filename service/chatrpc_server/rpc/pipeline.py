@@ -9,8 +9,9 @@ import asyncio
 import re
 import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -29,6 +30,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Layer = Callable[[Call, Context], AbstractAsyncContextManager[None]]
 """A context manager around each call, unary or streaming. `ChatError` raised inside `ErrorStatus` fails the call."""
+_Respond: TypeAlias = Callable[[Any, ChatRequest, Call, Context], Awaitable[None]]
 
 _FORWARDED = ("traceparent", "tracestate")
 _REQUEST_ID_CHARACTERS = 128
@@ -52,6 +54,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         default_deadline_seconds: float,
         max_message_bytes: int,
         max_request_elements: int,
+        receive: Callable[[Context], Awaitable[bytes]],
         coalesce: bool,
         default_upstream: UpstreamIdentity,
     ) -> None:
@@ -60,6 +63,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._default_deadline_seconds = default_deadline_seconds
         self._max_message_bytes = max_message_bytes
         self._max_request_elements = max_request_elements
+        self._receive = receive
         self._coalesce = coalesce
         self._default_upstream = default_upstream
 
@@ -75,51 +79,73 @@ class Pipeline(grpc.aio.ServerInterceptor):
             self._count_unknown()
         if handler is None or service != SERVICE:
             return handler
-        wrap = self._streaming if handler.response_streaming else self._unary
-        return wrap(method, handler)
+        respond = self._stream if handler.response_streaming else self._respond
+        return self._wrapped(method, handler, respond)
 
-    def _unary(self, method: str, handler: Any) -> _Handler:
-        async def behavior(data: bytes, context: Context) -> Any:
-            async with self._call(method, context) as call:
-                response = await handler.unary_unary(await self._parse(data, handler, call), call)
-                self._check_size(response)
+    def _wrapped(self, method: str, handler: Any, respond: "_Respond") -> _Handler:
+        """Return the handler that gRPC runs, streaming in both directions, with bytes as messages.
+
+        For any other kind grpc.aio receives the request before it runs the handler, and sends a unary response after,
+        so no layer would cover a half-sent request or an unread response.
+        """
+
+        async def behavior(messages: object, context: Context) -> None:
+            try:
+                async with self._call(method, context) as call:
+                    await respond(handler, await self._request(handler, call, context), call, context)
+            except BaseException as error:
+                _clear_frames(error)
+                del messages, context  # in this frame, which the error gets when it leaves
+                # A write fails only if the caller has disconnected, so no status can be sent.
+                if not isinstance(error, grpc.aio.InternalError):
+                    raise
+
+        return grpc.stream_stream_rpc_method_handler(behavior)
+
+    async def _request(self, handler: Any, call: Call, context: Context) -> ChatRequest:
+        started = time.monotonic()
+        try:
+            data = await self._receive(context)
+        finally:
+            call.receiving_seconds = time.monotonic() - started
+        call.messages_received = 1
+        call.hold(len(data))
+        return await self._parse(data, handler, call)
+
+    async def _respond(self, handler: Any, request: ChatRequest, call: Call, context: Context) -> None:
+        data = self._serialized(await handler.unary_unary(request, call), handler)
+        await _send_initial_metadata(call, context)
+        started = time.monotonic()
+        try:
+            await context.write(data)
+        finally:
+            call.writing_seconds = time.monotonic() - started
+        call.messages_sent = 1
+
+    async def _stream(self, handler: Any, request: ChatRequest, call: Call, context: Context) -> None:
+        async with aclosing(handler.unary_stream(request, call)) as batches:
+            async for batch in batches:
+                if not call.messages_sent:
+                    await _send_initial_metadata(call, context)
+                started = time.monotonic()
+                try:
+                    for chunk in batch:
+                        data = self._serialized(chunk, handler)
+                        call.bytes_sent += len(data)
+                        await context.write(data)
+                        call.messages_sent += 1
+                finally:
+                    call.writing_seconds += time.monotonic() - started
+            if not call.messages_sent:
                 await _send_initial_metadata(call, context)
-                call.messages_sent = 1
-                return response
 
-        return grpc.unary_unary_rpc_method_handler(behavior, None, handler.response_serializer)
-
-    def _streaming(self, method: str, handler: Any) -> _Handler:
-        async def behavior(data: bytes, context: Context) -> None:
-            # A write fails only if the caller has disconnected, so no status can be sent.
-            with suppress(grpc.aio.InternalError):
-                async with (
-                    self._call(method, context) as call,
-                    aclosing(handler.unary_stream(await self._parse(data, handler, call), call)) as batches,
-                ):
-                    async for batch in batches:
-                        if not call.messages_sent:
-                            await _send_initial_metadata(call, context)
-                        started = time.monotonic()
-                        try:
-                            for chunk in batch:
-                                call.bytes_sent += self._check_size(chunk)
-                                await context.write(chunk)
-                                call.messages_sent += 1
-                        finally:
-                            call.writing_seconds += time.monotonic() - started
-                    if not call.messages_sent:
-                        await _send_initial_metadata(call, context)
-
-        return grpc.unary_stream_rpc_method_handler(behavior, None, handler.response_serializer)
-
-    def _check_size(self, message: Message) -> int:
-        # Checked here, because grpc would fail the RPC without the layers noticing.
-        size = message.ByteSize()
-        if size > self._max_message_bytes:
-            problem = f"the response message has {size} bytes, more than {self._max_message_bytes}"
+    def _serialized(self, message: Message, handler: Any) -> bytes:
+        # Serialized here and not in grpc, which would fail the RPC for its size without the layers noticing.
+        data: bytes = handler.response_serializer(message)
+        if len(data) > self._max_message_bytes:
+            problem = f"the response message has {len(data)} bytes, more than {self._max_message_bytes}"
             raise ResponseTooLarge(f"{problem}; raise limits.max_message_bytes")
-        return size
+        return data
 
     async def _parse(self, data: bytes, handler: Any, call: Call) -> ChatRequest:
         """Parse the request here and not in grpc, so that the layers see a failure."""
@@ -176,6 +202,16 @@ class Pipeline(grpc.aio.ServerInterceptor):
             sampled=bool(trace and int(trace[2], 16) & 1),
             upstream=self._default_upstream,
         )
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Free the local variables in an error's frames, among them messages and gRPC's call.
+
+    `AsyncExitStack` and gRPC leave cycles of the error and its frames, which only the garbage collector would free.
+    """
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 async def _send_initial_metadata(call: Call, context: Context) -> None:

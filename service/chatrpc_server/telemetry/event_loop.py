@@ -1,4 +1,4 @@
-"""Samples values that do not belong to a call: delay and tasks of the event loop, connections to upstreams."""
+"""Samples values that do not belong to one call: delay and tasks of the event loop, connections, bytes in flight."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -13,11 +13,12 @@ Connections = Callable[[], tuple[int, int]]
 """Returns the numbers of connections in use and idle."""
 
 
-async def sample(metrics: Metrics, connections: Mapping[str, Connections]) -> None:
+async def sample(metrics: Metrics, connections: Mapping[str, Connections], bytes_in_flight: Callable[[], int]) -> None:
     """Record samples until cancelled. `connections`: upstream name to the function that counts its connections."""
     loop = asyncio.get_running_loop()
     while True:
         metrics.tasks.set(len(asyncio.all_tasks()))
+        metrics.bytes_in_flight.set(bytes_in_flight())
         for upstream, count in connections.items():
             for state, value in zip(("active", "idle"), count(), strict=True):
                 metrics.child(metrics.upstream_connections, upstream, state).set(value)

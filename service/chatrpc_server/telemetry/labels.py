@@ -27,5 +27,5 @@ NO_CODE = ""
 ATTEMPT_OUTCOMES = ("response", "no_response", "cancelled")
 """Of an HTTP request: `cancelled` if the call ended before a response, `no_response` if the upstream gave none."""
 PROTOCOL_ERRORS = ("bad_json", "not_a_completion", "oversize", "unexpected_content", "missing_done")
-REJECTIONS = ("in_flight", "deadline", "malformed", "descriptors")
+REJECTIONS = ("in_flight", "bytes", "receiving", "deadline", "malformed", "descriptors")
 # fmt: on

@@ -86,8 +86,14 @@ class Metrics:
         self.in_flight_limit = self._gauge(
             "chatrpc_rpcs_in_flight_limit", "Limit of concurrent RPCs; more are rejected."
         )
+        self.bytes_in_flight = self._gauge(
+            "chatrpc_message_bytes_in_flight", "Bytes of requests and unary responses in memory."
+        )
+        self.bytes_in_flight_limit = self._gauge(
+            "chatrpc_message_bytes_in_flight_limit", "Limit of these bytes; RPCs beyond it are rejected."
+        )
         self.rejected = self._counter(
-            "chatrpc_admission_rejected", "RPCs rejected before any work, by reason.", ["reason"], REJECTIONS
+            "chatrpc_admission_rejected", "RPCs rejected by a limit or as malformed, by reason.", ["reason"], REJECTIONS
         )
         self.timeout = self._histogram(
             "chatrpc_deadline_remaining_at_start_seconds",

@@ -338,6 +338,7 @@ class _Body:
         data = bytearray()
         try:
             while (piece := await self.next()) is not None:
+                self._call.hold(len(piece))
                 data += piece
                 _check_size(len(data), limit_bytes)
         except (InvalidResponse, Truncated):

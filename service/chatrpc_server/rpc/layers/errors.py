@@ -21,6 +21,7 @@ from chatrpc_server.core.call import Call
 from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, Reason
 from chatrpc_server.core.text import clip
 from chatrpc_server.rpc.pipeline import Context
+from chatrpc_server.rpc.unread import UnreadCalls
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class ErrorStatus:
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
+        self._unread = UnreadCalls()
 
     @asynccontextmanager
     async def __call__(self, call: Call, context: Context) -> AsyncIterator[None]:
@@ -118,6 +120,7 @@ class ErrorStatus:
                 await context.abort(code_of(error), status.message, tuple(metadata))
         except TimeoutError:
             # The caller does not read, so a message before the status would block it without limit.
+            self._unread.end_current()
             raise asyncio.CancelledError from None
 
 

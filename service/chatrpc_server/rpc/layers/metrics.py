@@ -37,7 +37,6 @@ class CallMetrics:
         metrics, child = self._metrics, self._metrics.child
         rpc = _RPC_OF_METHOD[call.method]
         child(metrics.started, *rpc).inc()
-        child(metrics.received, *rpc).inc()
         if call.timeout_seconds is None:
             child(metrics.timeout_missing, call.method).inc()
         else:
@@ -68,6 +67,7 @@ class CallMetrics:
         exemplar = {"trace_id": call.trace_id} if call.sampled else None
         child(metrics.handled, *rpc, call.code).inc()
         child(metrics.handling, *rpc).observe(seconds, exemplar)
+        child(metrics.received, *rpc).inc(call.messages_received)
         child(metrics.sent, *rpc).inc(call.messages_sent)
         child(metrics.overhead, call.method).observe(call.overhead_seconds(seconds), exemplar)
 
