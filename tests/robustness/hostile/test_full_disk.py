@@ -93,6 +93,8 @@ async def test_a_disk_that_fills_later(echo: Echo, tmp_path: Path) -> None:
             assert await asyncio.to_thread(process.wait) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 async def test_no_folder_for_metrics(echo: Echo, tmp_path: Path) -> None:
     """No folder of the system accepts files."""
     no_folder = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/dev/null']"
