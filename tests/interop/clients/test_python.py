@@ -5,6 +5,8 @@ import base64
 import copy
 import json
 import pickle
+import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,14 @@ import trustme
 from google.protobuf.message import Message
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
+from chatrpc.v1.chat_response_pb2 import (
+    AudioDelta,
+    ChunkChoice,
+    CreateChatCompletionStreamResponse,
+    Delta,
+    FunctionCallDelta,
+    ToolCallDelta,
+)
 from chatrpc_client import (
     AsyncClient,
     CancelledError,
@@ -98,6 +108,58 @@ def test_client_and_service_assemble_streams_alike(quirk: Path) -> None:
     expected.choices.sort(key=lambda choice: choice.index)
     expected.object = seen.object
     assert normalised(seen) == normalised(expected)
+
+
+def pieces(count: int, kind: str) -> list[CreateChatCompletionStreamResponse]:
+    """Return a stream of that many pieces."""
+    deltas = {
+        "text": Delta(content="abcd"),
+        "arguments": Delta(tool_calls=[ToolCallDelta(function=FunctionCallDelta(arguments="abcd"))]),
+        "reasoning_details": Delta(extra_json='{"reasoning_details":[{"text":"abcd"}]}'),
+        "audio": Delta(audio=AudioDelta(data="ZWY=")),
+    }
+    chunk = CreateChatCompletionStreamResponse(id="c", choices=[ChunkChoice(delta=deltas[kind])])
+    return [chunk] * count
+
+
+@pytest.mark.parametrize("kind", ["text", "arguments", "reasoning_details", "audio"])
+def test_time_and_memory_of_a_snapshot_are_linear(kind: str) -> None:
+    def seconds(chunks: list[CreateChatCompletionStreamResponse]) -> float:
+        best = float("inf")
+        for _ in range(3):
+            snapshot, started = Snapshot(), time.process_time()
+            snapshot.chunks += chunks
+            assert len(snapshot.response.choices) == 1
+            best = min(best, time.process_time() - started)
+        return best
+
+    count = 3000
+    small, large = pieces(count, kind), pieces(2 * count, kind)
+    assert any(seconds(large) < 3 * seconds(small) for _ in range(5))  # one try can meet a busy machine
+    snapshot = Snapshot()
+    tracemalloc.start()
+    try:
+        for chunk in pieces(10_000, kind):
+            snapshot.chunks.append(chunk)
+            _ = snapshot.usage  # reads the chunks that have arrived
+        assert snapshot.response.choices
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_chunks_of_a_snapshot_are_a_sequence() -> None:
+    snapshot = Snapshot()
+    assert (len(snapshot.chunks), snapshot.text, snapshot.usage, snapshot.finish_reasons) == (0, "", None, {})
+    chunks = [
+        CreateChatCompletionStreamResponse(choices=[ChunkChoice(index=index, delta=Delta(content=text))])
+        for index, text in [(0, "a"), (1, "x"), (0, "b")]
+    ]
+    for number, text in enumerate(["a", "a", "ab"]):
+        snapshot.chunks.append(chunks[number])
+        assert snapshot.text == text
+    assert (list(snapshot.chunks), snapshot.chunks[-1], snapshot.chunks[:2]) == (chunks, chunks[2], chunks[:2])
+    assert [choice.message.content for choice in snapshot.response.choices] == ["ab", "x"]
 
 
 def normalised(message: Message) -> Message:
