@@ -109,7 +109,12 @@ class Server:
                 _run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
             if settings.health_listen:
                 reject = RejectMalformed(self._receiver, self._count_rejected, CallMetrics(self.metrics).unknown)
-                probed = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=[reject])
+                probed = listeners.server(
+                    settings.limits,
+                    shares_port=self._is_worker,
+                    max_connections=descriptors.max_probe_connections(),
+                    interceptors=[reject],
+                )
                 health_pb2_grpc.add_HealthServicer_to_server(self.health, probed)
                 self.health_address = await self._open(stack, probed, "health_listen", settings.health_listen)
             self._grpc = self._create_grpc_server(upstream)
@@ -228,7 +233,12 @@ class Server:
             default_upstream=self._upstream_identity,
         )
         interceptors = [pipeline, RejectMalformed(self._receiver, self._count_rejected)]
-        server = listeners.server(settings.limits, shares_port=self._is_worker, interceptors=interceptors)
+        server = listeners.server(
+            settings.limits,
+            shares_port=self._is_worker,
+            max_connections=descriptors.max_connections(),
+            interceptors=interceptors,
+        )
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:

@@ -72,6 +72,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "limits.max_in_flight": ("1", 1),
     "limits.max_bytes_in_flight": ("268435456", 268435456),
     "limits.receive_timeout_seconds": ("10", 10.0),
+    "limits.max_streams_per_connection": ("100", 100),
     "limits.max_connection_age_seconds": ("60", 60.0),
     "limits.min_deadline_seconds": ("0", 0.0),
     "limits.default_deadline_seconds": ("30", 30.0),

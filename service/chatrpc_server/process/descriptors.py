@@ -46,6 +46,16 @@ def needed(calls: int) -> int:
     return calls + _OTHERS + RESERVED
 
 
+def max_connections() -> int:
+    """Return how many connections of callers can share the limit with those to the upstream."""
+    return max(1, limit() // 2)
+
+
+def max_probe_connections() -> int:
+    """Return how many further connections there can be for health checks only."""
+    return max(1, limit() // 4)
+
+
 class Reserve:
     """Descriptors that are kept open until the process has no other one. All methods can be called in any thread."""
 

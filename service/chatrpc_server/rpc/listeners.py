@@ -18,15 +18,21 @@ _MAX_METADATA_BYTES = (64 + 8) << 10
 
 
 def server(
-    limits: LimitsSettings, *, shares_port: bool, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    limits: LimitsSettings,
+    *,
+    shares_port: bool,
+    max_connections: int,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
     """Return a server that does not listen yet. `shares_port`: see `listen`."""
-    streams = 2 * limits.max_in_flight
+    streams = limits.max_streams_per_connection or 2 * limits.max_in_flight
     options = [
         # grpc's default is on: a second server on the same port would start too and receive half of the connections.
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
+        # Further connections are closed at once, because each occupies a file descriptor.
+        ("grpc.max_allowed_incoming_connections", max_connections),
         # Calls above this value wait unseen in the client. Twice the limit, so that admission rejects with a reason.
         ("grpc.max_concurrent_streams", streams),
         # Streams that gRPC has not yet freed count too; above this value it refuses new ones with REFUSED_STREAM.

@@ -155,6 +155,12 @@ class LimitsSettings(_Frozen):
         128 << 20, "Bytes of all requests and unary responses at once; memory use is up to 3 times as much."
     )
     receive_timeout_seconds: float = _field(30, "Longest time for a request to arrive, in seconds.", gt=0)
+    max_streams_per_connection: int | None = _field(
+        None,
+        "Concurrent calls of one connection; more wait in the caller. If unset, twice `max_in_flight`, so that they are"
+        " rejected instead. A lower value bounds the cost of a hostile connection.",
+        gt=0,
+    )
     max_connection_age_seconds: float = _field(
         600,
         "Age at which connections close, in seconds, so that callers find new replicas. Calls continue.",

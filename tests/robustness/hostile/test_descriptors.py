@@ -121,3 +121,40 @@ async def test_no_descriptor_is_left(echo: Echo, http_client: str, host: str, li
     ]
     with running("serve", *ANY_PORTS, *arguments, command=_command(limit), OPENAI_API_KEY="sk-none") as serve:
         await _exhaust(serve, limit)
+
+
+async def test_connections_leave_descriptors_for_calls_and_health(echo: Echo) -> None:
+    """Half of the descriptors are for connections of callers; further ones are closed at once."""
+    limit = 150
+    arguments = ["--health-listen=127.0.0.1:0", "--log.format=json", f"--upstream.base-url={echo.base_url}"]
+    with running("serve", *ANY_PORTS, *arguments, command=_command(limit), OPENAI_API_KEY="sk-none") as serve:
+        serving = serve.log("serving")
+        host, _, port = serving["listen"].rpartition(":")
+        async with grpc.aio.insecure_channel(serving["listen"], OPTIONS) as channel:
+            stub = ChatCompletionServiceStub(channel)
+            assert (await outcome(stub.CreateChatCompletion(request(), timeout=60))).code is grpc.StatusCode.OK
+            idle = [await asyncio.open_connection(host, int(port)) for _ in range(2 * limit)]
+            closed = [asyncio.create_task(reader.read()) for reader, _ in idle]
+            async with asyncio.timeout(60):
+                while sum(task.done() for task in closed) < limit:
+                    await asyncio.sleep(0.05)
+            calls = [stub.CreateChatCompletion(request(), timeout=60) for _ in range(20)]
+            assert {(await outcome(call)).code for call in calls} == {grpc.StatusCode.OK}
+            assert await _health(serving["health"]) == health_pb2.HealthCheckResponse.SERVING
+            assert (await _metrics(serving["metrics"]))["process_max_fds"] == limit
+            for task in closed:
+                task.cancel()
+            for _, writer in idle:
+                writer.close()
+            async with asyncio.timeout(60):
+                while not await _is_reachable(serving["listen"]):
+                    await asyncio.sleep(0.05)
+    assert not [line for line in serve.lines if "descriptors_exhausted" in line]
+
+
+async def _is_reachable(address: str) -> bool:
+    try:
+        await _health(address)
+    except grpc.aio.AioRpcError:
+        return False
+    return True
