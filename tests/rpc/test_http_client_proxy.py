@@ -108,16 +108,15 @@ NO_TUNNEL: dict[str, tuple[bytes | None, bool, type[Exception]]] = {
 }
 
 
+@engines
 @pytest.mark.parametrize(("response", "behind", "error"), NO_TUNNEL.values(), ids=NO_TUNNEL)
-async def test_no_tunnel(response: bytes | None, behind: bool, error: type[Exception]) -> None:
-    """httpcore waits for a silent proxy as long as the call lasts."""
-
+async def test_no_tunnel(name: str, response: bytes | None, behind: bool, error: type[Exception]) -> None:
     async def plain(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 smtp.example.com\r\n")
 
     async with serving(plain) as port, Proxy(response, behind and port) as proxy, asyncio.timeout(5):
         settings = {"proxy": proxy.url, "connect_timeout_seconds": 0.1 if error is httpx.ConnectTimeout else 5}
-        transport = of(Script(), "builtin", "https://localhost", **settings)
+        transport = of(Script(), name, "https://localhost", **settings)
         with pytest.raises(error):
             await transport.post(b"{}", [])
         assert await idle(transport) == 0
@@ -210,12 +209,15 @@ async def test_a_407_of_an_upstream_without_a_proxy_is_its_own(script: Script) -
     assert (failed.reason, failed.message) == ("UPSTREAM_ERROR", "no")
 
 
-async def test_a_cancel_of_a_tunnel_at_any_time_leaves_nothing_open(authority: trustme.CA, tmp_path: Path) -> None:
+@engines
+async def test_a_cancel_of_a_tunnel_at_any_time_leaves_nothing_open(
+    authority: trustme.CA, tmp_path: Path, name: str
+) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     async with Script(authority.issue_cert("localhost")) as script:
         script.respond_with(Exchange.closed_by_peer)
         async with Proxy(ESTABLISHED, int(script.base_url.split(":")[2].partition("/")[0])) as proxy:
-            transport = of(script, "builtin", ca_file=tmp_path / "ca.pem", proxy=proxy.url)
+            transport = of(script, name, ca_file=tmp_path / "ca.pem", proxy=proxy.url)
             for turns in range(60):
                 sending = asyncio.create_task(transport.post(b"{}", []))
                 for _ in range(turns):

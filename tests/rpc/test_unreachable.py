@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import trustme
 
 from support import failure, request, service
+from support.faults import base_url_of
 from support.http_clients import engines, serving
 
+LIMIT = "see upstream.connect_timeout_seconds"
 UNKNOWN = "no-such-host.example"
 """A host name that does not resolve, without a query to a name server."""
 
@@ -89,14 +92,49 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def test_a_silent_handshake(name: str) -> None:
     async with serving(hang) as port:
         found = await words(f"https://127.0.0.1:{port}/v1", http_client=name, connect_timeout_seconds=0.2)
-    assert found == "no connection to the upstream within 0.2 s; see upstream.connect_timeout_seconds"
+    assert found == f"no connection to the upstream within 0.2 s: the TLS handshake was not completed; {LIMIT}"
 
 
-async def test_a_silent_proxy() -> None:
-    async with serving(hang) as port:
+@engines
+async def test_a_silent_proxy(name: str) -> None:
+    async with serving(hang) as port, asyncio.timeout(60):
         proxy = f"http://canary:canary@127.0.0.1:{port}"
-        found = await words("https://localhost/v1", proxy=proxy, connect_timeout_seconds=0.2)
-    assert found == "no connection to the upstream through the proxy within 0.2 s; see upstream.connect_timeout_seconds"
+        found = await words("https://localhost/v1", http_client=name, proxy=proxy, connect_timeout_seconds=0.2)
+    assert found == f"no connection to the upstream through the proxy within 0.2 s: the proxy did not respond; {LIMIT}"
+
+
+@engines
+async def test_a_silent_handshake_through_a_proxy(name: str) -> None:
+    async def silent_behind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await hang(reader, writer)
+
+    async with serving(silent_behind) as port, asyncio.timeout(60):
+        proxy = f"http://canary:canary@127.0.0.1:{port}"
+        found = await words("https://localhost/v1", http_client=name, proxy=proxy, connect_timeout_seconds=0.2)
+    where = "through the proxy within 0.2 s: the TLS handshake was not completed"
+    assert found == f"no connection to the upstream {where}; {LIMIT}"
+
+
+@engines
+async def test_a_silent_name_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve, stop = socket.getaddrinfo, threading.Event()
+
+    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
+        return stop.wait(60) and [] if host == "silent.example" else resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    found = await words("http://silent.example/v1", http_client=name, connect_timeout_seconds=0.2)
+    stop.set()
+    assert found == f"no connection to the upstream within 0.2 s: its host name was not resolved; {LIMIT}"
+
+
+@engines
+async def test_a_silent_address(name: str) -> None:
+    async with base_url_of("unconnectable") as base_url:
+        found = await words(base_url, http_client=name, connect_timeout_seconds=0.2)
+    assert found == f"no connection to the upstream within 0.2 s; {LIMIT}"
 
 
 async def test_a_server_without_tls() -> None:

@@ -204,12 +204,11 @@ class OpenAIUpstream:
     async def _send(self, body: bytes, headers: Headers, call: Call, attempt: Attempt) -> transport.Response:
         try:
             return await self._transport.post(body, headers)
-        except httpx.ConnectTimeout:
-            way = " through the proxy" if self._settings.proxy else ""
-            limit = f"{self._settings.connect_timeout_seconds:g} s"
-            self._log_connect_failure(f"no connection{way} within {limit}", call, attempt)
-            remedy = "see upstream.connect_timeout_seconds"
-            raise Unreachable(f"no connection to the upstream{way} within {limit}; {remedy}") from None
+        except httpx.ConnectTimeout as error:
+            limit, via_proxy = self._settings.connect_timeout_seconds, self._settings.proxy is not None
+            words = failures.connect_timeout(error, limit, via_proxy=via_proxy)
+            self._log_connect_failure(words, call, attempt)
+            raise Unreachable(words) from None
         except httpx.TimeoutException as error:
             raise TimedOut("the upstream did not respond in time") from error
         except ProxyRefused as error:

@@ -14,6 +14,7 @@ from collections import deque
 import aiohappyeyeballs
 
 from chatrpc_server.process.descriptors import reserve
+from chatrpc_server.upstream.http import failures
 from chatrpc_server.upstream.http.sockets import keep_alive
 
 _CONNECTION_ATTEMPT_DELAY_SECONDS = 0.25
@@ -61,7 +62,8 @@ class Connector:
 
             lookup.result.add_done_callback(on_done)
         # A call that is cancelled leaves the lookup to the others.
-        addresses, error = await asyncio.shield(lookups[-1].result)
+        with failures.step(failures.LOOK_UP):
+            addresses, error = await asyncio.shield(lookups[-1].result)
         if error:
             raise error.with_traceback(None)
         return addresses

@@ -1,9 +1,11 @@
 """Failures to connect: their causes in words, which never contain a key, a user name or bytes of a peer."""
 
+import asyncio
 import errno
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 
@@ -27,6 +29,29 @@ def proxy_refusal(status: int) -> tuple[str, bool]:
     remedy = "; check user name and password in upstream.proxy" if status == 407 else ""
     words = f"cannot connect to the upstream: the proxy refused with HTTP {status}{remedy}"
     return words, status in (408, 429) or status >= 500
+
+
+@contextmanager
+def step(words: str) -> Iterator[None]:
+    """Context manager for one step of connecting; the words name it if the limit of time expires inside."""
+    try:
+        yield
+    except asyncio.CancelledError as error:  # the cause of asyncio's TimeoutError
+        error.add_note(words)
+        raise
+
+
+LOOK_UP = "its host name was not resolved"
+TUNNEL = "the proxy did not respond"
+HANDSHAKE = "the TLS handshake was not completed"
+
+
+def connect_timeout(error: BaseException, limit_seconds: float, *, via_proxy: bool) -> str:
+    """Return the words for a connection that was not ready in time."""
+    way = " through the proxy" if via_proxy else ""
+    notes = [note for cause in _causes(error) for note in getattr(cause, "__notes__", ())]
+    where = f": {notes[0]}" if notes else ""
+    return f"no connection to the upstream{way} within {limit_seconds:g} s{where}; see upstream.connect_timeout_seconds"
 
 
 def is_exhaustion(error: BaseException) -> bool:

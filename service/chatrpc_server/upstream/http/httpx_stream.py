@@ -13,7 +13,7 @@ from typing import Any
 
 import httpcore
 
-from chatrpc_server.upstream.http import sockets
+from chatrpc_server.upstream.http import failures, sockets
 from chatrpc_server.upstream.http.connect import Connector
 
 _MAX_BUFFERED_BYTES = 1 << 16
@@ -36,8 +36,8 @@ PROGRESS: ContextVar[Progress] = ContextVar("progress")
 class NetworkBackend(httpcore.AsyncNetworkBackend):
     """Opens the connections."""
 
-    def __init__(self, connector: Connector) -> None:
-        self._connector = connector
+    def __init__(self, connector: Connector, *, has_tunnel: bool) -> None:
+        self._connector, self._has_tunnel = connector, has_tunnel
 
     async def connect_tcp(
         self,
@@ -48,16 +48,20 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> "NetworkStream":
         """Implement `httpcore.AsyncNetworkBackend`."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 connected = await self._connector.connect(host, port)
-        except TimeoutError:
-            raise httpcore.ConnectTimeout("connecting timed out") from None
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout("connecting timed out") from error
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
         stream = NetworkStream(connected)
+        if self._has_tunnel:
+            stream.tunnel_deadline = deadline
         try:
-            await asyncio.get_running_loop().create_connection(lambda: stream, sock=connected)
+            await loop.create_connection(lambda: stream, sock=connected)
         except BaseException:
             stream.abort()
             connected.close()
@@ -81,6 +85,8 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         """Whether a byte has arrived since the last request."""
         self.is_exhausted = False
         """Whether httpcore has read all bytes before the close."""
+        self.tunnel_deadline: float | None = None
+        """Time by which a proxy must have responded to CONNECT, because httpcore waits without a limit."""
 
     def abort(self) -> None:
         """Close now."""
@@ -138,7 +144,10 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
                 if self._error is not None:
                     raise httpcore.ReadError(str(self._error)) from self._error
                 return b""
-            await self._wait(timeout, httpcore.ReadTimeout)
+            if self.tunnel_deadline is None:
+                await self._wait(timeout, httpcore.ReadTimeout)
+            else:
+                await self._wait_for_tunnel(self.tunnel_deadline)
         data = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         if self._is_reading_paused and len(self._buffer) < _MAX_BUFFERED_BYTES:
@@ -175,16 +184,18 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         """Implement `httpcore.AsyncNetworkStream`."""
         try:
             async with asyncio.timeout(timeout):
-                transport = await self._loop.start_tls(
-                    self._open_transport, self, ssl_context, server_hostname=server_hostname
-                )
+                with failures.step(failures.HANDSHAKE):
+                    transport = await self._loop.start_tls(
+                        self._open_transport, self, ssl_context, server_hostname=server_hostname
+                    )
             if transport is None:
                 raise ConnectionResetError("the connection closed immediately")
             self._transport = transport
+            self.tunnel_deadline = None
         except BaseException as error:
             self.abort()
             if isinstance(error, TimeoutError):
-                raise httpcore.ConnectTimeout("connecting timed out") from None
+                raise httpcore.ConnectTimeout("connecting timed out") from error
             if isinstance(error, OSError):  # ssl.SSLError is one
                 raise httpcore.ConnectError(str(error)) from error
             raise
@@ -200,6 +211,14 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def _open_transport(self) -> asyncio.Transport:
         assert self._transport is not None
         return self._transport
+
+    async def _wait_for_tunnel(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                with failures.step(failures.TUNNEL):
+                    await self._wait(None, httpcore.ReadTimeout)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout("connecting timed out") from error
 
     async def _wait(self, timeout: float | None, late: type[Exception]) -> None:
         waiter = self._loop.create_future()

@@ -38,7 +38,9 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS)
         super().__init__(verify=tls or True, trust_env=False, limits=limits, proxy=proxy)
-        self._pool._network_backend = NetworkBackend(Connector(keepalive_seconds))  # httpx has no argument for it
+        has_tunnel = proxy is not None and url.scheme == "https"
+        backend = NetworkBackend(Connector(keepalive_seconds), has_tunnel=has_tunnel)
+        self._pool._network_backend = backend  # httpx has no argument for it
         self._url, self._headers = url, list(headers)
         self._extensions = {"timeout": {"connect": connect_timeout_seconds}}
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -95,11 +97,18 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
 
         async def send() -> httpx.Response:
             PROGRESS.set(progress)
-            return await super(HttpxTransport, self).handle_async_request(request)
+            try:
+                return await super(HttpxTransport, self).handle_async_request(request)
+            except BaseException:
+                await self._forget_tunnel(progress.stream)
+                raise
 
         async def trace(event: str, _: object) -> None:
-            """Observe httpcore's steps. Names of connection steps are like `connection.connect_tcp.started`."""
-            if event.startswith("connection."):
+            """Observe httpcore's steps. Names of connection steps are like `connection.connect_tcp.started`.
+
+            `proxy.start_tls.started` is one too: TLS in a tunnel.
+            """
+            if event.startswith(("connection.", "proxy.")):
                 is_sending.clear()
                 progress.is_reused = False
             else:
@@ -127,9 +136,18 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
 
     def connections(self) -> tuple[int, int]:
         """Return the numbers of connections in use and idle."""
-        connections = self._pool.connections
+        connections = [connection for connection in self._pool.connections if not connection.is_closed()]
         idle = sum(connection.is_idle() for connection in connections)
         return len(connections) - idle, idle
+
+    async def _forget_tunnel(self, stream: NetworkStream | None) -> None:
+        """Close the connection whose tunnel has failed after the proxy's response, because httpcore keeps it."""
+        if stream is None or stream.tunnel_deadline is None:
+            return
+        for connection in self._pool.connections:
+            with suppress(AttributeError):  # a connection in another state, or another version of httpcore
+                if connection._connection._connection._network_stream is stream:  # type: ignore[attr-defined]
+                    await connection.aclose()
 
     def _rest(self, response: httpx.Response) -> None:
         """Keep the connection of a complete response out of use for a while, as the built-in client does."""

@@ -10,6 +10,7 @@ import ssl
 import httpx
 
 from chatrpc_server.core.call import Headers
+from chatrpc_server.upstream.http import failures
 from chatrpc_server.upstream.http.connect import Connector
 from chatrpc_server.upstream.http.errors import InvalidHttp
 from chatrpc_server.upstream.http.failures import ProxyRefused
@@ -154,8 +155,8 @@ class Pool:
                 if self._tls:
                     await self._tunnel(connection, self._tls)
                 return connection
-        except TimeoutError:
-            raise httpx.ConnectTimeout("connecting timed out") from None
+        except TimeoutError as error:
+            raise httpx.ConnectTimeout("connecting timed out") from error
         except OSError as error:  # refused, DNS, TLS, certificate
             raise httpx.ConnectError(str(error)) from error
 
@@ -163,9 +164,10 @@ class Pool:
         connected = await self._connector.connect(host, port)
         connection = Connection(connected, self._on_lost)
         try:
-            await self._loop.create_connection(
-                lambda: connection, sock=connected, ssl=tls, server_hostname=host if tls else None
-            )
+            with failures.step(failures.HANDSHAKE):
+                await self._loop.create_connection(
+                    lambda: connection, sock=connected, ssl=tls, server_hostname=host if tls else None
+                )
             self._add(connection)
         except BaseException:
             if connection.is_made:
@@ -188,13 +190,17 @@ class Pool:
         exchange = Exchange(connection, request, lambda _, __: None, self._loop)
         try:
             try:
-                await exchange.read_head()
+                with failures.step(failures.TUNNEL):
+                    await exchange.read_head()
             except InvalidHttp as error:
                 raise httpx.RemoteProtocolError(f"the proxy's response is {error}") from error
             if not 200 <= exchange.status < 300:
                 raise ProxyRefused(exchange.status)
             connection.exchange = None
-            transport = await self._loop.start_tls(connection.transport, connection, tls, server_hostname=self._host)
+            with failures.step(failures.HANDSHAKE):
+                transport = await self._loop.start_tls(
+                    connection.transport, connection, tls, server_hostname=self._host
+                )
             if transport is None:  # the connection is lost already
                 raise ConnectionResetError("the tunnel closed immediately")
             connection.transport = transport
