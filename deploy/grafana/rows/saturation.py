@@ -91,4 +91,12 @@ PANELS = (
         "reqps",
         {"{{grpc_method}}": rate("chatrpc_deadline_missing_total", by="grpc_method")},
     ),
+    Panel(
+        "Lost log lines",
+        "Log lines that were lost because stderr was not read or failed.",
+        "Any: the reader of the log is too slow, or its disk is full. `log_lines_dropped` in the log has the gaps.",
+        "short",
+        {"{{instance}}": rate("chatrpc_log_lines_dropped_total", by="instance")},
+        steps=high(0.001, 1),
+    ),
 )
