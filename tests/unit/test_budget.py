@@ -38,3 +38,5 @@ def test_a_call_remembers_its_share() -> None:
     with pytest.raises(Overloaded):
         call.hold(41)
     assert call.held_bytes == budget.used_bytes == 60
+    call.release(20)
+    assert call.held_bytes == budget.used_bytes == 40

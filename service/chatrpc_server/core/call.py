@@ -107,9 +107,14 @@ class Call:
     """`ErrorInfo.reason` of the final status, if it is an error."""
 
     def hold(self, size_bytes: int) -> None:
-        """Count bytes of a message that stays in memory until the call ends. Raises `Overloaded`."""
+        """Count bytes of a message until they are released or the call ends. Raises `Overloaded`."""
         self.budget.take(size_bytes)
         self.held_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Stop counting bytes."""
+        self.budget.give(size_bytes)
+        self.held_bytes -= size_bytes
 
     def begin_attempt(self, upstream: UpstreamIdentity, now: float) -> Attempt:
         """Add an attempt at this upstream; `now` in seconds of `time.monotonic`."""

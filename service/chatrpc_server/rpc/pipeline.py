@@ -33,6 +33,8 @@ Layer = Callable[[Call, Context], AbstractAsyncContextManager[None]]
 _Respond: TypeAlias = Callable[[Any, ChatRequest, Call, Context], Awaitable[None]]
 
 _FORWARDED = ("traceparent", "tracestate")
+_LARGE_BYTES = 64 * 1024
+"""Size from which a message of a stream counts as bytes in flight while its caller does not read it."""
 _REQUEST_ID_CHARACTERS = 128
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 """Printable ASCII. Callers can send other bytes, which neither HTTP headers nor gRPC metadata can carry."""
@@ -132,7 +134,12 @@ class Pipeline(grpc.aio.ServerInterceptor):
                     for chunk in batch:
                         data = self._serialized(chunk, handler)
                         call.bytes_sent += len(data)
-                        await context.write(data)
+                        if len(data) < _LARGE_BYTES:
+                            await context.write(data)
+                        else:
+                            call.hold(len(data))
+                            await context.write(data)
+                            call.release(len(data))
                         call.messages_sent += 1
                 finally:
                     call.writing_seconds += time.monotonic() - started

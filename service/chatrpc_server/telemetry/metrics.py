@@ -87,7 +87,7 @@ class Metrics:
             "chatrpc_rpcs_in_flight_limit", "Limit of concurrent RPCs; more are rejected."
         )
         self.bytes_in_flight = self._gauge(
-            "chatrpc_message_bytes_in_flight", "Bytes of requests and unary responses in memory."
+            "chatrpc_message_bytes_in_flight", "Bytes of requests and unread responses in memory."
         )
         self.bytes_in_flight_limit = self._gauge(
             "chatrpc_message_bytes_in_flight_limit", "Limit of these bytes; RPCs beyond it are rejected."

@@ -12,6 +12,7 @@ from chatrpc_echo import Echo
 from chatrpc_server.core.call import Call
 from chatrpc_server.settings import Address
 from support import Service, failure, http2, outcome, request, service
+from support.callers import until
 from support.flow_control import Caller, calling
 from support.process import ANY_PORTS, running
 from support.resources import peak_mebibytes
@@ -73,11 +74,12 @@ async def test_a_response_read_late_is_complete(echo: Echo) -> None:
             await chat.wait_for(1, "grpc_server_handled_total", grpc_code="OK")
 
 
-async def test_unread_responses_count_as_bytes_in_flight(echo: Echo) -> None:
+@pytest.mark.parametrize("path", METHODS)
+async def test_unread_responses_count_as_bytes_in_flight(echo: Echo, path: bytes) -> None:
     limits = {"max_message_bytes": 1 << 20, "max_bytes_in_flight": 2 << 20}
     async with service(echo.base_url, limits=limits) as chat, calling(chat.server.address, reads=False) as caller:
-        unread = await _call(caller, 2)
-        await chat.wait_for(2, "chatrpc_rpcs_in_flight")
+        unread = await _call(caller, 2, path=path)
+        await until(lambda: chat.value("chatrpc_message_bytes_in_flight") > 2 * 900_000, seconds=30)
         failed = await failure(chat.stub.CreateChatCompletion(request(model="echo:size=900000"), timeout=60))
         assert (failed.code, failed.reason) == (Code.RESOURCE_EXHAUSTED, "IN_FLIGHT_LIMIT")
         assert "limits.max_bytes_in_flight, which is 2097152; retry later" in failed.message
