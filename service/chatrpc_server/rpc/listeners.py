@@ -10,8 +10,8 @@ from chatrpc_server.settings import Address, LimitsSettings
 
 _MIN_PING_INTERVAL_MILLISECONDS = 8_000
 """Clients ping every 10 s at most (gRPC for Go allows no less); the rest is jitter."""
-_MAX_PENDING_CALLS = 100_000
-"""Calls that gRPC holds while the event loop is busy. Admission rejects them as soon as it sees them."""
+_MIN_PENDING_CALLS = 20_000
+"""Calls that gRPC holds at least while the event loop is busy: 15 KiB each. Admission rejects what it cannot take."""
 _MAX_PENDING_SECONDS = 600
 _MAX_METADATA_BYTES = (64 + 8) << 10
 """64 KiB of the caller's metadata. The rest is for gRPC's own headers, and HPACK counts 32 bytes for each entry."""
@@ -25,7 +25,9 @@ def server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
     """Return a server that does not listen yet. `shares_port`: see `listen`."""
-    streams = limits.max_streams_per_connection or 2 * limits.max_in_flight
+    enough = min(2 * limits.max_in_flight, (1 << 31) - 1)  # the largest number of an option
+    streams = limits.max_streams_per_connection or enough
+    pending = max(_MIN_PENDING_CALLS, enough)
     options = [
         # grpc's default is on: a second server on the same port would start too and receive half of the connections.
         ("grpc.so_reuseport", int(shares_port)),
@@ -39,8 +41,8 @@ def server(
         ("grpc.http2.max_deallocating_streams", streams),
         # Above its defaults (1,000 calls, 30 s) gRPC cancels calls that wait to be accepted: without a reason, and by
         # chance if the two limits differ.
-        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests", pending),
+        ("grpc.server.max_pending_requests_hard_limit", pending),
         ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
         # Equal limits, because gRPC rejects by chance between the first (default 8 KiB) and the second.
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),

@@ -49,3 +49,9 @@ async def test_every_call_of_a_burst_has_a_reason_and_is_counted(max_in_flight: 
         assert all("RetryInfo" in call.details for call in ended if call.reason)
         await chat.wait_for(answered, "grpc_server_handled_total", grpc_code="OK")
         await chat.wait_for(refused, "grpc_server_handled_total", grpc_code="ResourceExhausted")
+
+
+async def test_a_huge_limit_starts(echo: Echo) -> None:
+    """The options that follow from it are at most the largest number that gRPC takes."""
+    async with service(echo.base_url, limits={"max_in_flight": 1 << 40}) as chat:
+        assert (await outcome(chat.stub.CreateChatCompletion(request()))).code is grpc.StatusCode.OK
