@@ -1,6 +1,7 @@
 """A process that runs out of file descriptors: calls that need one are refused, health and metrics respond."""
 
 import asyncio
+import resource
 import sys
 import urllib.request
 from collections import Counter
@@ -158,3 +159,14 @@ async def _is_reachable(address: str) -> bool:
     except grpc.aio.AioRpcError:
         return False
     return True
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_soft_limit_is_raised_to_the_hard_one(workers: int) -> None:
+    command = ["bash", "-c", 'ulimit -Sn 200; ulimit -Hn 4000; exec "$0" -m chatrpc_server "$@"', sys.executable]
+    arguments = ["--log.format=json", f"--workers={workers}", "--limits.max-in-flight=3800"]
+    with running("serve", *ANY_PORTS, *arguments, command=command, OPENAI_API_KEY="sk-none") as serve:
+        pids = [serve.log("serving")["pid"] for _ in range(workers)]
+        for pid in pids:
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (4000, 4000)
+    assert not [line for line in serve.lines if "descriptor_limit_low" in line]

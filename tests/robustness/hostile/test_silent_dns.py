@@ -19,7 +19,7 @@ import socket, sys, threading
 
 def silent(*arguments, **options):
     if arguments[0] == "silent.test":
-        print("lookup", file=sys.stderr, flush=True)
+        print("began-a-lookup", file=sys.stderr, flush=True)
         threading.Event().wait()
     return look_up(*arguments, **options)
 
@@ -66,4 +66,4 @@ async def test_a_silent_name_server(serve: Process) -> None:
         assert threads < CALLS, "each lookup occupies a thread"
     serve.signal()
     assert serve.wait() == 0
-    assert sum(line == "lookup" for line in serve.lines) == 1, "the calls share a lookup"
+    assert sum("began-a-lookup" in line for line in serve.lines) == 1, "the calls share a lookup"
