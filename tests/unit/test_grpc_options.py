@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("service", "clients", "bench", "tests", "deploy", "docs", "README.md")
 SUFFIXES = {".py", ".go", ".java", ".kt", ".ts", ".js", ".rs", ".md", ".json", ".yaml", ".yml", ".toml"}
 BUILT = {"node_modules", "target", "build", "dist", "gen", "__pycache__"}
-OPTION = re.compile(r"""["'`](grpc\.(?!aio\b|health\.|reflection\.)[a-z0-9_.]+)["'`]""")
+OPTION = re.compile(r"""["'`](grpc\.(?!aio\b|health\.|reflection\.)[a-z][a-z0-9_.]+)["'`]""")
 OTHERS = {"grpc.retry_buffer_size"}
 """Options of grpc-js only."""
 
