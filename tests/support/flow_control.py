@@ -77,10 +77,10 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(address: Address, *, reads: bool = True) -> AsyncIterator[Caller]:
-    """A caller. Unless it `reads`, its window for messages is 0."""
+async def calling(address: Address, *, window: int = _WINDOW) -> AsyncIterator[Caller]:
+    """A caller. `window`: the bytes of each response that it takes."""
     async with http2.connect(address, preface=False) as connection:
-        settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, _WINDOW if reads else 0)
+        settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
         await connection.send(http2.PREFACE, http2.frame(http2.SETTINGS, payload=settings))
         caller = Caller(connection)
         reading = asyncio.create_task(caller.read())

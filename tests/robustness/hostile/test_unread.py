@@ -44,7 +44,7 @@ async def test_the_deadline_ends_unread_calls(echo: Echo) -> None:
     count = 10
     async with service(echo.base_url, limits={"default_deadline_seconds": 1}) as chat:
         await chat.stub.CreateChatCompletion(request())
-        async with calling(chat.server.address, reads=False) as caller:
+        async with calling(chat.server.address, window=0) as caller:
             streams = {stream for path in METHODS for stream in await _call(caller, count // 2, path=path)}
             await chat.wait_for(count, "chatrpc_rpcs_in_flight")
             assert chat.server.admission.in_flight == count
@@ -54,7 +54,7 @@ async def test_the_deadline_ends_unread_calls(echo: Echo) -> None:
 
 
 async def test_the_callers_deadline_ends_unread_calls(echo: Echo) -> None:
-    async with service(echo.base_url) as chat, calling(chat.server.address, reads=False) as caller:
+    async with service(echo.base_url) as chat, calling(chat.server.address, window=0) as caller:
         deadline = {"grpc_timeout": b"1S"}
         streams = {stream for path in METHODS for stream in await _call(caller, 5, path=path, **deadline)}
         await chat.wait_for(10, "chatrpc_rpcs_in_flight")
@@ -76,8 +76,9 @@ async def test_a_response_read_late_is_complete(echo: Echo) -> None:
 
 @pytest.mark.parametrize("path", METHODS)
 async def test_unread_responses_count_as_bytes_in_flight(echo: Echo, path: bytes) -> None:
+    """The window has room for a stream's first chunk, which is small."""
     limits = {"max_message_bytes": 1 << 20, "max_bytes_in_flight": 2 << 20}
-    async with service(echo.base_url, limits=limits) as chat, calling(chat.server.address, reads=False) as caller:
+    async with service(echo.base_url, limits=limits) as chat, calling(chat.server.address, window=500) as caller:
         unread = await _call(caller, 2, path=path)
         await until(lambda: chat.value("chatrpc_message_bytes_in_flight") > 2 * 900_000, seconds=30)
         failed = await failure(chat.stub.CreateChatCompletion(request(model="echo:size=900000"), timeout=60))
@@ -126,7 +127,7 @@ async def test_memory_of_unread_responses(echo: Echo) -> None:
     command = ["serve", *ANY_PORTS, f"--upstream.base-url={echo.base_url}", "--limits.default-deadline-seconds=10"]
     with running(*command, "--limits.max-bytes-in-flight=1000000000", OPENAI_API_KEY="x") as process:
         address = Address.parse(process.log("serving")["listen"])
-        async with grpc.aio.insecure_channel(str(address)) as channel, calling(address, reads=False) as caller:
+        async with grpc.aio.insecure_channel(str(address)) as channel, calling(address, window=0) as caller:
             small: Any = channel.unary_unary(http2.METHOD.decode())
             for _ in range(4):
                 streams = await _call(caller, count, "echo:size=4000000")
