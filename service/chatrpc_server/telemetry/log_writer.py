@@ -39,12 +39,19 @@ class LogWriter(logging.Handler):
         self._uncounted_lines = 0
         self._count_dropped: Callable[[int], None] | None = None
         self._is_idle = True
+        self._is_reporting = False
         # Only the thread uses these.
         self._is_broken = False
         self._line_is_torn = False
         self._work = threading.Semaphore(0)
         self._hurry = threading.Event()
         threading.Thread(target=self._run, name="log writer", daemon=True).start()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Add the record, then count dropped lines."""
+        is_handled = super().handle(record)
+        self._count()
+        return bool(is_handled)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add a line to the backlog, or drop it."""
@@ -70,9 +77,8 @@ class LogWriter(logging.Handler):
 
     def count_dropped(self, count: Callable[[int], None]) -> None:
         """Report dropped lines to this function, those of the past at once."""
-        with self._locked():
-            self._count_dropped = count
-            self._drop(0)
+        self._count_dropped = count
+        self._count()
 
     def finish(self) -> None:
         """Write the backlog. A reader that has stopped delays this only shortly."""
@@ -94,13 +100,20 @@ class LogWriter(logging.Handler):
     def _drop(self, lines: int) -> None:
         self._missing_lines += lines
         self._uncounted_lines += lines
-        if self._count_dropped and self._uncounted_lines:
-            self._count_dropped(self._uncounted_lines)
-            self._uncounted_lines = 0
+
+    def _count(self) -> None:
+        # Not while the lock is held: a metric has a lock too, and garbage collection under that lock can log.
+        if not self._uncounted_lines or not self._count_dropped or self._is_reporting:
+            return
+        with self._locked():
+            lines, self._uncounted_lines = self._uncounted_lines, 0
+        self._count_dropped(lines)
 
     def _report_missing(self) -> None:
         lines, self._missing_lines = self._missing_lines, 0
+        self._is_reporting = True
         log.warning("log lines were dropped; read stderr faster", extra={"event": "log_lines_dropped", "lines": lines})
+        self._is_reporting = False
 
     def _run(self) -> None:
         while True:
@@ -139,6 +152,7 @@ class LogWriter(logging.Handler):
             self._is_broken = bool(lost)
             if lost:
                 self._drop(lost.count(b"\n"))
+        self._count()
 
 
 def count_dropped(count: Callable[[int], None]) -> None:
