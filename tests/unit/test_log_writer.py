@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -187,6 +188,24 @@ def test_json_lines_of_the_whole_log(capfd: pytest.CaptureFixture[str], monkeypa
     assert shown["uncaught_exception"]["exception"].endswith("ValueError")
     assert "done" in shown
     assert len(lines) == 6
+
+
+def test_a_printed_exception_is_shown_without_its_message(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    text = "".join(["can", "ary"])
+    with logs.writing("info", "json", str, buffer_bytes=1 << 20, capture=True):
+        try:
+            raise ValueError(f"{text}\n  {text}: {text}")
+        except ValueError:
+            os.write(2, traceback.format_exc().encode())
+    line = json.loads(capfd.readouterr().err)
+    assert "canary" not in line["output"]
+    assert line["output"].splitlines()[0].startswith('  File "')
+    assert line["output"].endswith("\nValueError")
 
 
 def test_without_capture(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

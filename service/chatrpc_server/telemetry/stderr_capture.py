@@ -21,6 +21,7 @@ _SHOWN_BYTES = 1000
 _MESSAGE = re.compile(r"(?P<severity>[IWEF])\d{4} [\d:.]+ +\d+ (?P<source>[^\]\s]+)\] (?P<text>.*)\n?")
 _START = re.compile(r"^(?=[IWEF]\d{4} \d\d:)", re.MULTILINE)
 """A message of gRPC's core, in the format of its logging library (absl)."""
+_FRAME_OR_TYPE = re.compile(r"^(?: *File \".*|[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)(?=:|$))", re.MULTILINE)
 _TRACE = "=== Source Location Trace"
 """The start of further lines of such a message, up to an empty one."""
 
@@ -75,10 +76,15 @@ def _read(pipe: int) -> None:
                 message = message[core.end() :]
                 if message.startswith(_TRACE):
                     message = message.partition("\n\n")[2]
-            other = message.strip()
+            other = clip(_without_values(message.strip()), _SHOWN_BYTES)
             if other:
-                log.warning("output on stderr", extra={"event": "stderr_output", "output": clip(other, _SHOWN_BYTES)})
+                log.warning("output on stderr", extra={"event": "stderr_output", "output": other})
     os.close(pipe)
+
+
+def _without_values(text: str) -> str:
+    """Return only frames and types of a printed exception, because its message can quote a caller's text."""
+    return "\n".join(_FRAME_OR_TYPE.findall(text)) if "Traceback (most recent call last)" in text else text
 
 
 def _log_core_message(core: re.Match[str]) -> None:
