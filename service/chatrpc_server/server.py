@@ -103,6 +103,7 @@ class Server:
                 raise StartError("; ".join(error.mistakes)) from None
             upstream = self.upstream
             connections = {upstream.identity.name: upstream.connections}
+            _run_in_background(stack, descriptors.watch())
             _run_in_background(stack, sample(self.metrics, connections, lambda: self._budget.used_bytes))
             if self._file:
                 self.metrics.config_reloaded.set(time.time())

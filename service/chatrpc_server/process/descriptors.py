@@ -4,6 +4,7 @@ Calls take descriptors until none is left. Then the reserve is released, so that
 health checks and metrics, also in gRPC's core. No call gets a descriptor until the reserve is complete again.
 """
 
+import asyncio
 import errno
 import logging
 import os
@@ -20,6 +21,7 @@ _OTHERS = 64
 """Descriptors for everything but calls: standard streams, event loop, listeners, files."""
 _LOG_SECONDS = 10.0
 """Shortest time between two log lines about exhaustion."""
+_PROBE_SECONDS = 1.0
 _EXHAUSTED_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """Errors of a process or machine that has no descriptor or no memory for a connection."""
 
@@ -139,3 +141,10 @@ def _can_open() -> bool:
 
 reserve = Reserve()
 """The only one, because descriptors belong to the process."""
+
+
+async def watch() -> None:
+    """Release the reserve if no descriptor is left: gRPC's core, which accepts connections, does not report that."""
+    while True:
+        await asyncio.sleep(_PROBE_SECONDS)
+        reserve.is_exhausted([])

@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import subprocess
 import sys
 import urllib.request
 from collections import Counter
@@ -170,3 +171,42 @@ def test_the_soft_limit_is_raised_to_the_hard_one(workers: int) -> None:
         for pid in pids:
             assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (4000, 4000)
     assert not [line for line in serve.lines if "descriptor_limit_low" in line]
+
+
+FULL = """
+import asyncio, os, resource
+from chatrpc_server.process import descriptors
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+descriptors.reserve.hold()
+
+async def main():
+    watching = asyncio.create_task(descriptors.watch())
+    try:
+        while True:
+            os.dup(0)
+    except OSError:
+        pass
+    async with asyncio.timeout(60):
+        while True:
+            await asyncio.sleep(0.01)
+            try:
+                os.dup(0)
+                break
+            except OSError:
+                continue
+    try:
+        descriptors.reserve.require()
+    except OSError as error:
+        print(error.strerror)
+    watching.cancel()
+
+asyncio.run(main())
+"""
+
+
+def test_descriptors_are_released_also_if_no_call_needs_one() -> None:
+    """gRPC's core accepts connections, and reports to nothing that it has no descriptor for them."""
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "Too many open files\n"
+    assert "no file descriptor is left" in done.stderr
