@@ -97,6 +97,21 @@ async def test_no_path_ends_a_worker(tmp_path: Path) -> None:
         assert "worker_exited" not in serve.output
 
 
+async def test_no_path_disturbs_a_drain(echo: Echo) -> None:
+    async with service(echo.base_url, drain={"grace_seconds": 30}) as chat:
+        async with http2.connect(chat.server.address) as connection:
+            call = asyncio.ensure_future(outcome(chat.stub.CreateChatCompletionStream(LONG)))
+            await chat.wait_for(1, "chatrpc_rpcs_in_flight")
+            draining = asyncio.ensure_future(chat.server.drain())
+            await chat.wait_for(1, "chatrpc_draining")
+            for number in range(10):
+                await connection.send(http2.headers(2 * number + 1, http2.request_fields(path=b"/\xff")))
+                await asyncio.sleep(0)
+            assert (await call).code is grpc.StatusCode.OK
+        await draining
+        assert not chat.server._failed.is_set()
+
+
 async def test_200_attacks_leave_nothing_behind(chat: Service) -> None:
     await chat.stub.CreateChatCompletion(request())
     async with http2.connect(chat.server.address) as connection:
