@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc_server.rpc.layers.metrics import CODE_NAMES
-from support import Outcome, Service, docs, outcome, request, service
+from support import Outcome, Service, docs, outcome, request, rested, service
 from support.faults import (
     FAULTS,
     LONG_RETRY_AFTER_SECONDS,
@@ -113,9 +113,7 @@ async def _service(fault: str) -> AsyncIterator[Service]:
             await health_pb2_grpc.HealthStub(chat.channel).Check(health_pb2.HealthCheckRequest())
         else:
             await chat.stub.CreateChatCompletion(request(model="ok"))
-            async with asyncio.timeout(30):
-                while chat.server.upstream.connections() != (0, 1):  # so that the fault gets this connection
-                    await asyncio.sleep(0.001)
+            await rested(chat)  # so that the fault gets this connection
         yield chat
 
 

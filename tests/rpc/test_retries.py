@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from chatrpc_echo import Echo
-from support import Exchange, Script, Service, collect, failure, http, outcome, request, service, sse
+from support import Exchange, Script, Service, collect, failure, http, outcome, request, rested, service, sse
 from support.faults import chunk
 
 OK = http(b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}')
@@ -100,9 +100,7 @@ async def test_a_dead_connection_needs_no_retry(script: Script, rpc: str, good: 
         for _ in range(2):
             call = getattr(chat.stub, rpc)(request())
             await (collect(call) if rpc.endswith("Stream") else call)
-            async with asyncio.timeout(30):
-                while chat.server.upstream.connections() != (0, 1):
-                    await asyncio.sleep(0.001)
+            await rested(chat)
     assert len(script.exchanges) == 3
 
 

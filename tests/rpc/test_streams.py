@@ -14,7 +14,7 @@ from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.telemetry.metrics import Metrics
 from chatrpc_server.upstream.metrics import AttemptMetrics
 from chatrpc_server.upstream.openai import OpenAIUpstream
-from support import Exchange, Script, Service, collect, failure, http, request, service, sse
+from support import Exchange, Script, Service, collect, failure, http, request, rested, service, sse
 
 
 def chunk(content: str, **fields: object) -> bytes:
@@ -164,7 +164,9 @@ async def test_connections_are_reused(script: Script) -> None:
     async with service(script.base_url) as chat:
         for _ in range(2):
             await collect(chat.stub.CreateChatCompletionStream(request()))
+            await rested(chat)
             await chat.stub.CreateChatCompletion(request())
+            await rested(chat)
     assert (len(script.exchanges), script.connections) == (4, 1)
 
 

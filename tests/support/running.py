@@ -57,6 +57,13 @@ def settings(base_url: str, **changes: Any) -> Settings:
     )
 
 
+async def rested(chat: Service) -> None:
+    """Wait until every connection to the upstream is idle or closed. It rests for a while after each exchange."""
+    async with asyncio.timeout(30):
+        while chat.server.upstream.connections()[0]:
+            await asyncio.sleep(0.001)
+
+
 @asynccontextmanager
 async def service(base_url: str, *, options: Sequence[tuple[str, Any]] = (), **changes: Any) -> AsyncIterator[Service]:
     """The service in front of that upstream, and a channel to it with these options besides its own."""

@@ -44,6 +44,7 @@ ERRORS: dict[str, tuple[ChatError, bool]] = {
     "unreachable for lack of a right": (Unreachable("m", is_transient=False), False),
     "silence": (TimedOut("m"), False),
     "not a completion": (InvalidResponse("m", "bad_json"), False),
+    "empty": (InvalidResponse("m", "bad_json", is_transient=True), True),
     "cut": (Truncated("m"), True),
     "the caller's": (InvalidRequest("f", "d"), False),
     "deadline": (DeadlineExceeded("m"), False),

@@ -7,7 +7,7 @@ import pytest
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_response_pb2 import Choice, Usage
-from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, Truncated
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason
 from chatrpc_server.core.openai import responses
 from chatrpc_server.core.upstream import ChatResponse
 
@@ -73,10 +73,10 @@ def test_no_completion(body: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n", b"\xef\xbb\xbf \r\n"], ids=["empty", "blank lines", "byte order mark"])
-def test_a_blank_response_is_truncated(body: bytes) -> None:
-    """A retry can succeed, because nothing was delivered."""
-    with pytest.raises(Truncated, match="is empty"):
+def test_a_blank_response_can_be_retried(body: bytes) -> None:
+    with pytest.raises(InvalidResponse, match="is empty") as caught:
         responses.parse_response(body)
+    assert caught.value.is_transient
 
 
 ERRORS: dict[str, tuple[Any, Reason, str]] = {

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from chatrpc_server.core.errors import ChatError, ErrorResponse, Reason, Truncated, Unreachable
+from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidResponse, Reason, Truncated, Unreachable
 
 _RETRIED_STATUSES = {408, 409, 429}
 
@@ -39,4 +39,4 @@ def is_transient(error: ChatError) -> bool:
         return error.status in _RETRIED_STATUSES or error.status >= 500
     if isinstance(error, Truncated):
         return True  # nothing was delivered, because no retry follows the first chunk
-    return isinstance(error, Unreachable) and error.is_transient
+    return isinstance(error, Unreachable | InvalidResponse) and error.is_transient

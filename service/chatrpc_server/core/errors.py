@@ -162,15 +162,23 @@ class TimedOut(UpstreamFault):
 
 
 class InvalidResponse(UpstreamFault):
-    """A response that is not a chat completion. `kind` is the cause, for the metrics."""
+    """A response that is not a chat completion.
+
+    `kind`: the cause, for the metrics. `is_transient`: whether a retry can succeed.
+    """
 
     reason = Reason.UPSTREAM_INVALID_RESPONSE
 
     def __init__(
-        self, message: str, kind: Literal["not_a_completion", "bad_json", "oversize", "unexpected_content"]
+        self,
+        message: str,
+        kind: Literal["not_a_completion", "bad_json", "oversize", "unexpected_content"],
+        *,
+        is_transient: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.is_transient = is_transient
 
 
 class Truncated(UpstreamFault):

@@ -32,8 +32,7 @@ _SLICE_BYTES = 1 << 16
 def parse_response(body: bytes) -> ChatResponse:
     """Return the message of a complete response.
 
-    Raises `ErrorResponse` if the body is an error despite status 200, `Truncated` if it is blank, and `InvalidResponse`
-    if it is no completion.
+    Raises `ErrorResponse` if the body is an error despite status 200, and `InvalidResponse` if it is no completion.
     """
     message = ChatResponse()
     _read(message, _load_response(body)[0])
@@ -43,7 +42,7 @@ def parse_response(body: bytes) -> ChatResponse:
 def _load_response(body: bytes) -> tuple[dict[str, Any], bool]:
     """Return the JSON of a complete response, and whether only the lenient parser accepts it."""
     if not body.strip(_BLANK):
-        raise Truncated("the upstream's response is empty")
+        raise InvalidResponse("the upstream's response is empty", "bad_json", is_transient=True)
     try:
         source, is_lenient = _loads(body)
     except ValueError:

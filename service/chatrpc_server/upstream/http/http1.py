@@ -12,7 +12,7 @@ import httpx
 
 from chatrpc_server.upstream.http import head
 from chatrpc_server.upstream.http.errors import InvalidHttp
-from chatrpc_server.upstream.http.sockets import is_quiet
+from chatrpc_server.upstream.http.sockets import quiet_check
 
 _MAX_HEAD_BYTES = 1 << 16
 """Limit of consecutive bytes of head or trailers, because llhttp itself has no limit."""
@@ -26,7 +26,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, connected: socket.socket, on_lost: Callable[["Connection"], None]) -> None:
-        self._socket = connected
+        self._has_no_byte = quiet_check(connected)
         self._on_lost = on_lost
         self.is_made = False
         self.exchange: Exchange | None = None
@@ -41,9 +41,9 @@ class Connection(asyncio.Protocol):
     def is_quiet(self) -> bool:
         """Return whether a request can be sent: the connection is open, and no byte waits that belongs to none.
 
-        It costs 2 µs. The transport can hold decrypted bytes only while reading is paused, which ends with an exchange.
+        The transport can hold decrypted bytes only while reading is paused, which ends with an exchange.
         """
-        return not self.transport.is_closing() and is_quiet(self._socket)
+        return not self.transport.is_closing() and self._has_no_byte()
 
     def abort(self) -> None:
         """Close now, with its exchange. `close()` would first send the buffered bytes, and wait for the peer's TLS."""

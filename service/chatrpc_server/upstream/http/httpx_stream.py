@@ -13,8 +13,9 @@ from typing import Any
 
 import httpcore
 
-from chatrpc_server.upstream.http import failures, sockets
+from chatrpc_server.upstream.http import failures
 from chatrpc_server.upstream.http.connect import Connector
+from chatrpc_server.upstream.http.sockets import quiet_check
 
 _MAX_BUFFERED_BYTES = 1 << 16
 
@@ -74,7 +75,7 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def __init__(self, connected: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        self._socket = connected
+        self._has_no_byte = quiet_check(connected)
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._is_reading_paused = self._is_writing_paused = False
@@ -101,7 +102,7 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             and self._transport is not None
             and not self._transport.is_closing()
             and not self._transport.get_write_buffer_size()  # else the last request is not sent completely
-            and sockets.is_quiet(self._socket)
+            and self._has_no_byte()
         )
 
     # asyncio.Protocol
