@@ -26,6 +26,17 @@ PANELS = (
         colours={"limit": "red"},
     ),
     Panel(
+        "Message bytes",
+        "Bytes of requests and unread responses, and their limit. Memory use is up to three times as much.",
+        "Near the limit: large calls are rejected, or callers do not read their responses.",
+        "bytes",
+        {
+            "in flight": total("chatrpc_message_bytes_in_flight"),
+            "limit": total("chatrpc_message_bytes_in_flight_limit"),
+        },
+        colours={"limit": "red"},
+    ),
+    Panel(
         "Rejected calls",
         "Rejected calls. in_flight, bytes: too many at once, or too large. receiving: requests arrive too slowly."
         " deadline: too little time left. malformed: no message.",
