@@ -30,6 +30,7 @@ class Process:
     def __init__(self, *arguments: str, command: Sequence[str] = COMMAND, **environ: str) -> None:
         """Start a session leader, like a shell's foreground job: `os.killpg` reaches its children too, like Ctrl-C."""
         self.lines: list[str] = []
+        self._skipped: list[str] = []
         self._queue: Queue[str | None] = Queue()
         self.popen = subprocess.Popen(
             [*command, *arguments],
@@ -54,17 +55,26 @@ class Process:
             self.lines.append(line)
             if having in line:
                 return line
+            self._skipped.append(line)
         raise AssertionError(f"no line with {having!r} in:\n" + "\n".join(self.lines))
 
     def log(self, event: str) -> dict[str, Any]:
-        """Return the next log line of this event."""
-        fields: dict[str, Any] = json.loads(self.line(f'"event":"{event}"'))
+        """Return the next log line of this event. Lines of other events before it remain for later calls.
+
+        Several processes write their lines in any order, because each has a thread that writes them.
+        """
+        having = f'"event":"{event}"'
+        line = next((line for line in self._skipped if having in line), None)
+        if line:
+            self._skipped.remove(line)
+        fields: dict[str, Any] = json.loads(line or self.line(having))
         return fields
 
     def written(self) -> list[str]:
         """Return all lines so far of a running process."""
         while not self._queue.empty():
             self.lines.append(str(self._queue.get()))
+            self._skipped.append(self.lines[-1])
         return self.lines
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
