@@ -148,14 +148,6 @@ def test_choices_of_waiting_surrogates_count_too() -> None:
     assert [len(chunk.choices) for chunk in reader.finish()] == [CHOICES]
 
 
-def test_a_flush_of_surrogates_beyond_the_limit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = responses.StreamReader(1 << 20)
-    reader.feed(event(delta(0, content=HIGH)))
-    monkeypatch.setattr(limits, "MAX_CHOICES", 0)
-    assert reader.finish() == []
-    assert isinstance(reader.error, InvalidResponse)
-
-
 def seconds(work: Callable[[Any], object], argument: Any) -> float:
     """Return the CPU time, the best of several."""
     best = float("inf")

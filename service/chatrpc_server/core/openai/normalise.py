@@ -41,13 +41,16 @@ class ChunkNormaliser:
                 chunk["usage"] = usage
 
     def _number(self, choice: int, calls: list[Any]) -> None:
-        limits.check("tool calls", len(calls), limits.MAX_TOOL_CALLS)
-        numbering = self._tool_calls.setdefault(choice, ToolCallNumbering())
-        limits.check("choices", len(self._tool_calls), limits.MAX_CHOICES)
+        if len(calls) > 1:
+            limits.check("tool calls", len(calls), limits.MAX_TOOL_CALLS)
+        numbering = self._tool_calls.get(choice)
+        if numbering is None:
+            numbering = self._tool_calls[choice] = ToolCallNumbering()
+            limits.check("choices", len(self._tool_calls), limits.MAX_CHOICES)
         before = numbering.remembered
-        numbering.number(calls)
-        self._remembered += numbering.remembered - before
-        limits.check("tool calls", self._remembered, limits.MAX_TOOL_CALLS)
+        if numbering.number(calls):
+            self._remembered += numbering.remembered - before
+            limits.check("tool calls", self._remembered, limits.MAX_TOOL_CALLS)
 
 
 class ToolCallNumbering:
@@ -63,14 +66,12 @@ class ToolCallNumbering:
         self._with_id: set[int] = set()
         """Indexes of the calls whose id is known."""
         self._last = -1
-
-    @property
-    def remembered(self) -> int:
+        self.remembered = 0
         """The number of calls, or a third of the known ids if that is more. A usual call has three entries."""
-        return max(len(self._indexes), len(self._known) // 3)
 
-    def number(self, calls: list[Any]) -> None:
-        """Set `index` in the deltas of tool calls."""
+    def number(self, calls: list[Any]) -> bool:
+        """Set `index` in the deltas of tool calls. Return whether there is more to remember."""
+        before = len(self._indexes) + len(self._known)
         for position, call in enumerate(calls):
             if not isinstance(call, dict):
                 continue
@@ -92,6 +93,10 @@ class ToolCallNumbering:
                 self._known.setdefault((None, identity), index)
                 self._with_id.add(index)
             self._last = max(self._last, index)
+        if len(self._indexes) + len(self._known) == before:
+            return False
+        self.remembered = max(len(self._indexes), len(self._known) // 3)
+        return True
 
     def _index_by_id(self, call: dict[str, Any], identity: str, default: int) -> int:
         if identity and (None, identity) in self._known:

@@ -136,11 +136,10 @@ def _child(path: str, message: Message) -> JsonObject:
 
 
 def _children(path: str, messages: Any) -> list[Any]:
-    children = (_child(f"{path}[{position}]", message) for position, message in enumerate(messages))
     if len(messages) < _MANY:
-        return list(children)
+        return [_child(f"{path}[{position}]", message) for position, message in enumerate(messages)]
     # Texts, because objects take several times their memory.
-    return [jsontext.Raw(_dump(child)) for child in children]
+    return [jsontext.Raw(_dump(_child(f"{path}[{position}]", message))) for position, message in enumerate(messages)]
 
 
 def _writer(field: FieldDescriptor) -> _Writer | None:

@@ -262,11 +262,8 @@ class StreamReader:
     def _flush_surrogates(self, chunks: list[ChatChunk]) -> None:
         """Flush unpaired surrogates at the end of the stream."""
         source = self._surrogates.flush()
-        try:
-            if source is not None:
-                self._add_chunk(source, chunks)
-        except ChatError as error:
-            self.error = self.error or error
+        if source is not None:
+            self._add_chunk(source, chunks)
 
     def _add_chunk(self, source: dict[str, Any], chunks: list[ChatChunk]) -> ChatChunk | None:
         """Map the JSON to a message and append it; return None if the message is hidden from the caller."""
@@ -276,9 +273,11 @@ class StreamReader:
             if choice.finish_reason:
                 self.finish_reasons[choice.index] = choice.finish_reason[: limits.MAX_REASON_CHARACTERS]
                 self._open_choices.discard(choice.index)
-            elif choice.index not in self.finish_reasons:
+            elif choice.index not in self._open_choices and choice.index not in self.finish_reasons:
                 self._open_choices.add(choice.index)
-        limits.check("choices", len(self.finish_reasons) + len(self._open_choices), limits.MAX_CHOICES)
+            else:
+                continue
+            limits.check("choices", len(self.finish_reasons) + len(self._open_choices), limits.MAX_CHOICES)
         if chunk.HasField("usage"):
             self.usage = Usage()
             self.usage.CopyFrom(chunk.usage)  # because a part of a message keeps the memory of the whole
