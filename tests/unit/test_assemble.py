@@ -51,6 +51,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         [choice({"content": "a"}), choice(content_filter_offsets={"start": 1})],
         {"message": {"content": "a"}, "content_filter_offsets": {"start": 1}},
     ),
+    "never-a-delta": ([choice(content_filter_offsets={"start": 1})], {"content_filter_offsets": {"start": 1}}),
     "tool-calls": (
         [
             choice(call(1, id="b", type="function", function={"name": "g", "arguments": ""}, extra_content={"s": 1})),
