@@ -118,6 +118,13 @@ def test_a_closed_pipe_and_a_record_that_cannot_be_formatted(make: Any, pipe: tu
     assert sum(counted) == 6
 
 
+def test_lines_that_are_missing_at_the_end_are_reported(make: Any, pipe: tuple[int, int]) -> None:
+    writer = make(pipe[1], 10_000)
+    logging.getLogger("chatrpc").info("%d", "not a number")
+    writer.finish()
+    assert _read(pipe[0], "dropped 1") == ["dropped 1"]
+
+
 def test_after_a_failed_write_the_log_continues_on_a_new_line(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,11 +147,13 @@ def test_after_a_failed_write_the_log_continues_on_a_new_line(
     log = logging.getLogger("chatrpc")
     log.info(LINE)
     writer.finish()
+    log.info("nothing of this fits")
+    writer.finish()
     space = 10_000
     log.info("next")
     writer.finish()
     os.close(file)
-    assert (tmp_path / "log").read_text().splitlines() == [LINE[:50], "next", "dropped 1"]
+    assert (tmp_path / "log").read_text().splitlines() == [LINE[:50], "next", "dropped 2"]
 
 
 def test_a_descriptor_that_does_not_block(make: Any, pipe: tuple[int, int]) -> None:

@@ -83,6 +83,7 @@ class LogWriter(logging.Handler):
     def finish(self) -> None:
         """Write the backlog. A reader that has stopped delays this only shortly."""
         self._hurry.set()
+        self._work.release()  # so that the thread reports missing lines also if it is idle
         end = time.monotonic() + _FINISH_SECONDS
         backlog, stalled = -1, end
         while (self._backlog_bytes or self._has_report()) and time.monotonic() < min(end, stalled):
@@ -136,23 +137,30 @@ class LogWriter(logging.Handler):
         return taken
 
     def _write(self, data: bytes) -> None:
-        rest = memoryview(b"\n" + data if self._line_is_torn else data)
+        text = b"\n" + data if self._line_is_torn else data
+        rest = memoryview(text)
         try:
             while rest:
                 try:
                     rest = rest[os.write(self._descriptor, rest) :]
                 except BlockingIOError:  # another process has made the shared descriptor non-blocking
-                    select.select([], [self._descriptor], [], _STALL_SECONDS)
+                    self._wait_writable()
         except OSError:  # the reader has gone, or the disk is full
             pass
-        lost, written = bytes(rest), len(data) - len(rest)
-        self._line_is_torn = bool(lost) and written > 0 and data[written - 1 : written] != b"\n"
+        lost, written = data[max(0, len(data) - len(rest)) :], len(text) - len(rest)
+        if written:
+            self._line_is_torn = text[written - 1 : written] != b"\n"
         with self._locked():
             self._backlog_bytes -= len(data)
             self._is_broken = bool(lost)
             if lost:
                 self._drop(lost.count(b"\n"))
         self._count()
+
+    def _wait_writable(self) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        poll.poll(_STALL_SECONDS * 1000)
 
 
 def count_dropped(count: Callable[[int], None]) -> None:
