@@ -27,7 +27,7 @@ PANELS = (
     ),
     Panel(
         "Message bytes",
-        "Bytes of requests and unread responses, and their limit. Memory use is up to three times as much.",
+        "Bytes of requests and unread responses, and their limit. Memory use is up to four times as much.",
         "Near the limit: large calls are rejected, or callers do not read their responses.",
         "bytes",
         {

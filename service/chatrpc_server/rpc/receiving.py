@@ -11,7 +11,7 @@ from chatrpc_server.core.errors import ChatError, DeadlineExceeded, InvalidReque
 from chatrpc_server.rpc.completion import Completed
 from chatrpc_server.rpc.pipeline import Context
 
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.05
 _SLOW_TICKS = 2
 """A request is slow if it has been incomplete at so many ticks. A blocked loop delays ticks, so it makes none slow."""
 _CANCEL_SECONDS = 0.1

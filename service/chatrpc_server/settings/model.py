@@ -152,7 +152,7 @@ class LimitsSettings(_Frozen):
     )
     max_in_flight: int = _field(1000, "Concurrent calls per process; more are rejected.", gt=0)
     max_bytes_in_flight: Annotated[int, at_least("max_message_bytes")] = _field(
-        128 << 20, "Bytes of all requests and unread responses at once; memory use is up to 3 times as much."
+        128 << 20, "Bytes of all requests and unread responses at once; memory use is up to 4 times as much."
     )
     receive_timeout_seconds: float = _field(30, "Longest time for a request to arrive, in seconds.", gt=0)
     max_streams_per_connection: int | None = _field(

@@ -118,13 +118,13 @@ async def test_on_sigterm_it_drains() -> None:
 
 async def test_its_memory_suffices_for_the_limit_of_calls() -> None:
     """`resources.limits.memory` of the chart, with limits.max_in_flight calls, some of them large."""
-    with service("--memory=512m", "--memory-swap=512m") as serving:
+    with service("--memory=768m", "--memory-swap=768m") as serving:
 
         def memory(unified: str, former: str) -> int:
             files = (f"/sys/fs/cgroup/{unified}", f"/sys/fs/cgroup/memory/{former}")  # of cgroup 2, and 1
             return int(serving.execute("sh", "-c", f"cat {' || cat '.join(files)}"))
 
-        assert memory("memory.max", "memory.limit_in_bytes") == 512 * MEBIBYTES
+        assert memory("memory.max", "memory.limit_in_bytes") == 768 * MEBIBYTES
         async with AsyncClient(target(serving)) as client:
             streams = [client.stream(model="echo:pieces=3,gap=5", messages=HELLO) for _ in range(950)]
             await asyncio.gather(*map(anext, streams))
