@@ -163,7 +163,7 @@ def test_no_output_holds_a_key(arguments: list[str], capsys: pytest.CaptureFixtu
 
 
 def test_a_key_of_any_form_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
-    """The key itself is hidden in all values, whatever its form."""
+    """The key itself is hidden in all values, in any form."""
     key = "0123456789abcdef"
     assert main(["check-config", f"--upstream.api-key={key}", f"--upstream.base-url=https://host/{key}/v1"]) == 0
     assert key not in capsys.readouterr().out

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -48,12 +50,17 @@ def _log_of(worker: int, process: Process, event: str) -> dict[str, Any]:
 def test_a_worker_that_hangs_is_replaced() -> None:
     """The other worker can be replaced too, if the machine is very slow."""
     with _serving(heartbeat_timeout_seconds=2) as process:
+        metrics = process.log("metrics_serving")["metrics"]
         pid = _started(process)[0]
         os.kill(pid, signal.SIGSTOP)
         assert _log_of(0, process, "worker_unresponsive")["heartbeat_timeout_seconds"] == 2
         assert _log_of(0, process, "worker_exited")["cause"] == "no response for 2 s"
         assert _log_of(0, process, "serving")["pid"] != pid
         assert not Path(f"/proc/{pid}").exists()
+        with urlopen(metrics, timeout=30) as response:
+            exits = re.search(r"^chatrpc_worker_unexpected_exits_total (\S+)$", response.read().decode(), re.MULTILINE)
+        assert exits
+        assert float(exits[1]) >= 1
         process.signal()
         assert process.wait() == 0
 
