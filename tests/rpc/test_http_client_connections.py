@@ -14,6 +14,7 @@ import pytest
 from chatrpc_server.upstream.http import httpx_transport, pool
 from support import Exchange, Script, http
 from support.http_clients import (
+    EMPTY,
     HEAD,
     OK,
     THREE,
@@ -221,6 +222,39 @@ async def test_an_upstream_that_closes_each_connection_at_once(name: str, resets
 
 
 # Idle connections of the pool.
+
+
+@engines
+async def test_a_connection_rests_after_an_exchange(
+    any_script: tuple[Script, dict[str, Any]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this time a second response can arrive that the upstream sends by mistake."""
+    for module in (pool, httpx_transport):
+        monkeypatch.setattr(module, "REST_SECONDS", 3600.0)
+    script, settings = any_script
+    script.respond_with(THREE)
+    transport = of(script, name, **settings)
+    for number in (1, 2):
+        await posted_beside(transport)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (transport.connections(), script.connections) == ((number, 0), number)
+    await transport.aclose()
+    assert transport.connections() == (0, 0)
+
+
+@engines
+async def test_a_byte_in_the_socket_of_an_idle_connection(any_script: tuple[Script, dict[str, Any]], name: str) -> None:
+    """It has arrived, but the loop has not read it."""
+    script, settings = any_script
+    script.respond_with(THREE)
+    transport = of(script, name, **settings)
+    assert (await posted(transport)).idle == 1
+    script.respond_with(EMPTY)
+    script.exchanges[0].writer.write(THREE)  # asyncio sends it at once
+    assert (await posted(transport)).body == b""
+    assert script.connections == 2
+    await transport.aclose()
 
 
 @engines
