@@ -56,7 +56,7 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
                 _print_metrics(f"http://{server.metrics_address}/metrics")
             if keep:
                 logging.getLogger().setLevel(settings.log.level.upper())
-                with stop_signals() as stop_requested:
+                with stop_signals(with_hangup=True) as stop_requested:
                     print(f"\nServing on {server.address} until Ctrl-C.", flush=True)
                     await stop_requested()
         finally:

@@ -260,7 +260,7 @@ async def test_a_byte_in_the_socket_of_an_idle_connection(any_script: tuple[Scri
 @engines
 @pytest.mark.parametrize("resets", [False, True], ids=["closes", "resets"])
 async def test_dead_connections_are_replaced(script: Script, name: str, resets: bool) -> None:
-    """Each connection ends with its second request. A new one gets that request, whatever the number of dead ones."""
+    """Each connection ends with its second request. A new one gets that request, for any number of dead ones."""
     known = set()
 
     async def respond_once(exchange: Exchange) -> None:

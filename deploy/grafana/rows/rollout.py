@@ -109,13 +109,14 @@ PANELS = (
     ),
     Panel(
         "Workers",
-        "With `--workers`: desired and running processes, and unexpected exits.",
-        "Fewer running than desired for longer than a start takes; any unexpected exit.",
+        "With `--workers`: desired and running processes, unexpected exits, and processes with incomplete metrics.",
+        "Fewer running than desired for longer than a start takes; any unexpected exit; any with incomplete metrics.",
         "short",
         {
             "desired": total("chatrpc_workers_desired"),
             "running": total("chatrpc_workers_running"),
             "unexpected exits": f"sum(increase(chatrpc_worker_unexpected_exits_total{{{SERVICE}}}[$__rate_interval]))",
+            "metrics incomplete": total("chatrpc_workers_metrics_incomplete"),
         },
         height=7,
         none="no --workers",

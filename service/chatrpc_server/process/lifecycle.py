@@ -20,22 +20,25 @@ class StartError(Exception):
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequests]:
-    """Turn SIGTERM and SIGINT into stop requests inside the context; neither terminates the process."""
+def stop_signals(*, with_hangup: bool = False) -> Iterator[StopRequests]:
+    """Turn SIGTERM and SIGINT into stop requests inside the context; neither terminates the process.
+
+    `with_hangup`: SIGHUP too, for a program that ends when its terminal closes.
+    """
     received = asyncio.Semaphore(0)
 
     async def stop_requested() -> None:
         await received.acquire()
 
-    with on_stop_signals(received.release):
+    with on_stop_signals(received.release, received.release if with_hangup else None):
         yield stop_requested
 
 
 @contextmanager
-def on_stop_signals(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` at each SIGTERM and SIGINT inside the context; log each SIGHUP."""
+def on_stop_signals(callback: Callable[[], None], on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
+    """Call `callback` at each SIGTERM and SIGINT inside the context, `on_hangup` at each SIGHUP; by default log it."""
     loop, at_hangup = asyncio.get_running_loop(), signal.getsignal(signal.SIGHUP)
-    callbacks = {signal.SIGTERM: callback, signal.SIGINT: callback, signal.SIGHUP: _log_hangup}
+    callbacks = {signal.SIGTERM: callback, signal.SIGINT: callback, signal.SIGHUP: on_hangup or _log_hangup}
     for number, each in callbacks.items():
         loop.add_signal_handler(number, each)
     try:

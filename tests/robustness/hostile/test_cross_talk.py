@@ -21,7 +21,7 @@ from support import Exchange, Script, Service, http, outcome, request, service, 
 CONCURRENT = 20
 _STRAY = "stray of "
 _SECONDS = (0.0, 0.0002, 0.0005, 0.001, 0.002)
-"""Delays of stray bytes. A later stray can follow the next request, and HTTP/1.1 cannot tell that apart."""
+"""Delays of stray bytes. A later stray can follow the next request, and HTTP/1.1 cannot distinguish the two."""
 
 Misbehaviour = Callable[[Exchange, bytes, bytes], Awaitable[None]]
 
