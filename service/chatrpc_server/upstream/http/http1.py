@@ -158,6 +158,8 @@ class Exchange:
         """Parse bytes of the response."""
         self._bytes_without_body += len(data)
         if not self._has_head:
+            if self._error:
+                return
             self._head.append(data)
         try:
             try:
