@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "upstream.project": ("007", "007"),
     "upstream.http_client": ("httpx", "httpx"),
     "upstream.connect_timeout_seconds": ("0.5", 0.5),
+    "upstream.tcp_keepalive_seconds": ("60", 60),
     "upstream.first_chunk_timeout_seconds": ("1e3", 1000.0),
     "upstream.chunk_gap_timeout_seconds": ("7", 7.0),
     "upstream.max_retries": ("0", 0),
@@ -80,6 +81,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "drain.grace_seconds": ("0", 0.0),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
+    "log.buffer_bytes": ("65536", 65536),
+    "log.capture_stderr": ("false", False),
     "tracing.endpoint": ("https://[::1]:4318/otlp/", "https://[::1]:4318/otlp"),
     "tracing.sample_ratio": ("0.25", 0.25),
 }

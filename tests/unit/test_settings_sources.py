@@ -158,7 +158,7 @@ def test_rows() -> None:
         "text",
         "https://api.openai.com/v1",
     )
-    assert {path: (rows[path].type, rows[path].default) for path in list(rows)[:11]} == {
+    assert {path: (rows[path].type, rows[path].default) for path in list(rows)[:12]} == {
         "allow_insecure": ("true or false", "false"),
         "tls.cert_file": ("a path", "none"),
         "tls.key_file": ("a path", "none"),
@@ -167,6 +167,7 @@ def test_rows() -> None:
         "health_listen": ("host:port", "none"),
         "metrics_listen": ("host:port", "127.0.0.1:9464"),
         "workers": ("a whole number, at least 1, at most 256", "1"),
+        "worker_heartbeat_timeout_seconds": ("a number, at least 1", "30"),
         "reflection": ("true or false", "false"),
         "coalesce": ("true or false", "true"),
         "event_loop": ("one of uvloop, asyncio", "uvloop"),

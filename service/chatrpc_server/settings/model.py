@@ -204,7 +204,9 @@ class LogSettings(_Frozen):
 
     level: Literal["debug", "info", "warning", "error"] = _field("info", "Lowest severity that is logged.")
     format: Literal["auto", "json", "text"] = _field("auto", "`auto` is text on a terminal, else json.")
-    buffer_bytes: int = _field(4 << 20, "Longest backlog while stderr is not read; further lines are dropped.", gt=0)
+    buffer_bytes: int = _field(
+        4 << 20, "Longest backlog while stderr is not read, in bytes; further lines are dropped.", gt=0
+    )
     capture_stderr: bool = _field(True, "Turns other output on stderr, such as that of gRPC's core, into log lines.")
 
 
