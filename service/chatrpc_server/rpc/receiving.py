@@ -1,13 +1,14 @@
 """Receives requests, with limits of time and of memory for half-sent ones.
 
-gRPC's core buffers a message until it is complete and shows no bytes before that. So a request that arrives slowly
-counts as the largest message, and the number of slow requests is limited.
+gRPC's core buffers a message until it is complete and shows no bytes before that. So if the process allocates more than
+the budget has left, each request that arrives slowly counts as the largest message, and their number is limited.
 """
 
 import asyncio
 
 from chatrpc_server.core.budget import ByteBudget
 from chatrpc_server.core.errors import ChatError, DeadlineExceeded, InvalidRequest, Overloaded
+from chatrpc_server.process import memory
 from chatrpc_server.rpc.completion import Completed
 from chatrpc_server.rpc.pipeline import Context
 
@@ -19,7 +20,7 @@ _CANCEL_SECONDS = 0.1
 
 
 class Receiver:
-    """Receives requests. If too many arrive slowly, the oldest of these fail."""
+    """Receives requests. If those that arrive slowly could exceed the budget, the oldest of these fail."""
 
     def __init__(self, budget: ByteBudget, *, timeout_seconds: float, max_message_bytes: int) -> None:
         self._budget = budget
@@ -28,6 +29,8 @@ class Receiver:
         self._pending: dict[asyncio.Timeout, int] = {}
         """The number of the tick before each request that is being received, oldest first."""
         self._tick = 0
+        self._least_allocated = 0
+        """The least memory allocated at a tick since the timer started. More than that can be half-sent requests."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def only(self, context: Context) -> bytes:
@@ -46,6 +49,7 @@ class Receiver:
             async with timeout:
                 self._pending[timeout] = self._tick
                 if self._timer is None and len(self._pending) > 1:
+                    self._least_allocated = memory.allocated_bytes()
                     self._start_timer()
                 data = await Completed(context.read())
         except TimeoutError:
@@ -67,16 +71,24 @@ class Receiver:
     def _slow_limit(self) -> int:
         return max(1, self._budget.free_bytes // self._max_message_bytes)
 
+    def _exceeds_budget(self) -> bool:
+        """Return whether more memory was allocated than the budget has left: by requests, or by other work."""
+        allocated = memory.allocated_bytes()
+        self._least_allocated = min(self._least_allocated, allocated)
+        return allocated - self._least_allocated > self._budget.free_bytes
+
     def _start_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._on_tick)
 
     def _on_tick(self) -> None:
         self._tick += 1
         slow = [timeout for timeout, tick in self._pending.items() if self._tick - tick > _SLOW_TICKS]
-        now = asyncio.get_running_loop().time()
-        for timeout in slow[: -self._slow_limit()]:
-            del self._pending[timeout]
-            timeout.reschedule(now)
+        excess = slow[: -self._slow_limit()]
+        if self._exceeds_budget():
+            now = asyncio.get_running_loop().time()
+            for timeout in excess:
+                del self._pending[timeout]
+                timeout.reschedule(now)
         self._timer = None
         if len(self._pending) > 1:
             self._start_timer()

@@ -1,6 +1,7 @@
 """Requests that never become complete: they have a time limit, count as calls, and hold bounded memory."""
 
 import asyncio
+import itertools
 import logging
 from contextlib import suppress
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc_echo import Echo
+from chatrpc_server.process import memory
 from chatrpc_server.rpc.completion import Completed
 from chatrpc_server.settings import Address
 from support import ANY_PORT, Service, failure, http2, outcome, request, service
@@ -122,8 +124,27 @@ async def test_slow_requests_are_limited(echo: Echo) -> None:
             task.cancel()
 
 
-async def test_the_words_of_a_slow_request_that_fails(echo: Echo) -> None:
+async def test_slow_requests_that_hold_little_memory_succeed(echo: Echo) -> None:
+    """Callers far away need several round trips for a small request."""
+    limits = {"max_message_bytes": 16 << 20, "max_bytes_in_flight": 32 << 20}
+    async with service(echo.base_url, limits=limits) as chat:
+        calls: list[Any] = [chat.channel.stream_stream(CHAT)(timeout=60) for _ in range(40)]
+        await chat.wait_for(40, "chatrpc_rpcs_in_flight")
+        receiver = chat.server._receiver
+        start = receiver._tick
+        async with asyncio.timeout(30):
+            while receiver._tick < start + 5:
+                await asyncio.sleep(0.01)
+        for call in calls:
+            await call.write(request().SerializeToString())
+            await call.done_writing()
+        assert {(await outcome(call)).code for call in calls} == {Code.OK}
+
+
+async def test_the_words_of_a_slow_request_that_fails(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {"max_message_bytes": 1 << 20, "max_bytes_in_flight": 1 << 20}
+    allocated = itertools.count(0, 2 << 20)
+    monkeypatch.setattr(memory, "allocated_bytes", lambda: next(allocated))
     async with service(echo.base_url, limits=limits) as chat:
         oldest = asyncio.create_task(failure(_silent(chat.channel, CHAT)))
         await chat.wait_for(1, "chatrpc_rpcs_in_flight")
