@@ -27,6 +27,8 @@ from typing import Any
 from load import OUTCOMES, STALL_SECONDS, Load
 from watch import Sample, Watch
 
+from support.faults import LONG_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS
+
 ROOT = Path(__file__).parents[3]
 LIMIT_SECONDS = 2.0
 SETTINGS = (
@@ -37,6 +39,7 @@ SETTINGS = (
     f"--upstream.chunk-gap-timeout-seconds={LIMIT_SECONDS}",
     "--upstream.initial-backoff-seconds=0.01",
     "--upstream.max-backoff-seconds=0.05",
+    f"--upstream.max-retry-after-seconds={(RETRY_AFTER_SECONDS + LONG_RETRY_AFTER_SECONDS) / 2}",
     "--upstream.max-event-bytes=65536",
     "--upstream.max-response-bytes=262144",
     "--drain.delay-seconds=0",
