@@ -77,6 +77,7 @@ class Server:
             self._budget,
             timeout_seconds=settings.limits.receive_timeout_seconds,
             max_message_bytes=settings.limits.max_message_bytes,
+            max_in_flight=settings.limits.max_in_flight,
         )
         self.admission = Admission(
             settings.limits.max_in_flight,

@@ -1,7 +1,8 @@
 """Receives requests, with limits of time and of memory for half-sent ones.
 
 gRPC's core buffers a message until it is complete and shows no bytes before that. So if the process allocates more than
-the budget has left, each request that arrives slowly counts as the largest message, and their number is limited.
+the budget has left, each request that arrives slowly counts as the largest message, and their number is limited. In any
+case they take at most half of the calls in flight.
 """
 
 import asyncio
@@ -22,8 +23,11 @@ _CANCEL_SECONDS = 0.1
 class Receiver:
     """Receives requests. If those that arrive slowly could exceed the budget, the oldest of these fail."""
 
-    def __init__(self, budget: ByteBudget, *, timeout_seconds: float, max_message_bytes: int) -> None:
+    def __init__(
+        self, budget: ByteBudget, *, timeout_seconds: float, max_message_bytes: int, max_in_flight: int
+    ) -> None:
         self._budget = budget
+        self._max_slow = max(1, max_in_flight // 2)
         self._timeout_seconds = timeout_seconds
         self._max_message_bytes = max_message_bytes
         self._pending: dict[asyncio.Timeout, int] = {}
@@ -61,15 +65,15 @@ class Receiver:
     def _error(self, *, refused: bool) -> ChatError:
         if refused:
             return Overloaded(
-                f"more than {self._slow_limit()} requests arrive slowly, and each may need limits.max_message_bytes of"
-                " limits.max_bytes_in_flight; retry later",
+                "too many requests arrive slowly: they fill limits.max_bytes_in_flight or half of limits.max_in_flight;"
+                " retry later",
                 limit="receiving",
             )
         seconds = f"{self._timeout_seconds:g} s"
         return DeadlineExceeded(f"the request did not arrive within limits.receive_timeout_seconds, which is {seconds}")
 
     def _slow_limit(self) -> int:
-        return max(1, self._budget.free_bytes // self._max_message_bytes)
+        return max(1, min(self._max_slow, self._budget.free_bytes // self._max_message_bytes))
 
     def _exceeds_budget(self) -> bool:
         """Return whether more memory was allocated than the budget has left: by requests, or by other work."""
@@ -83,12 +87,11 @@ class Receiver:
     def _on_tick(self) -> None:
         self._tick += 1
         slow = [timeout for timeout, tick in self._pending.items() if self._tick - tick > _SLOW_TICKS]
-        excess = slow[: -self._slow_limit()]
-        if self._exceeds_budget():
-            now = asyncio.get_running_loop().time()
-            for timeout in excess:
-                del self._pending[timeout]
-                timeout.reschedule(now)
+        limit = self._slow_limit() if self._exceeds_budget() else self._max_slow
+        now = asyncio.get_running_loop().time()
+        for timeout in slow[:-limit]:
+            del self._pending[timeout]
+            timeout.reschedule(now)
         self._timer = None
         if len(self._pending) > 1:
             self._start_timer()

@@ -141,6 +141,17 @@ async def test_slow_requests_that_hold_little_memory_succeed(echo: Echo) -> None
         assert {(await outcome(call)).code for call in calls} == {Code.OK}
 
 
+async def test_slow_requests_take_half_of_the_calls_in_flight(echo: Echo) -> None:
+    async with service(echo.base_url, limits={"max_in_flight": 8}) as chat:
+        calls = [_silent(chat.channel, CHAT) for _ in range(8)]
+        await chat.wait_for(4, "chatrpc_admission_rejected_total", reason="receiving")
+        await chat.wait_for(4, "chatrpc_rpcs_in_flight")
+        assert (await chat.stub.CreateChatCompletion(request())).choices
+        assert {(await failure(call)).reason for call in calls[:4]} == {"IN_FLIGHT_LIMIT"}
+        for call in calls:
+            call.cancel()
+
+
 async def test_the_words_of_a_slow_request_that_fails(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {"max_message_bytes": 1 << 20, "max_bytes_in_flight": 1 << 20}
     allocated = itertools.count(0, 2 << 20)
