@@ -1,13 +1,12 @@
 """The composition root: builds the service from its settings; starts, drains and stops it."""
 
 import asyncio
-import gc
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,7 +18,7 @@ from chatrpc_server.core.backoff import Backoff
 from chatrpc_server.core.budget import ByteBudget
 from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import Upstream
-from chatrpc_server.process import descriptors
+from chatrpc_server.process import descriptors, memory, tasks
 from chatrpc_server.process.lifecycle import StartError, StopRequests
 from chatrpc_server.rpc import accept_loop, listeners
 from chatrpc_server.rpc.certificates import Certificates
@@ -104,11 +103,11 @@ class Server:
                 raise StartError("; ".join(error.mistakes)) from None
             upstream = self.upstream
             connections = {upstream.identity.name: upstream.connections}
-            _run_in_background(stack, descriptors.watch())
-            _run_in_background(stack, sample(self.metrics, connections, lambda: self._budget.used_bytes))
+            tasks.run_in_background(stack, descriptors.watch())
+            tasks.run_in_background(stack, sample(self.metrics, connections, lambda: self._budget.used_bytes))
             if self._file:
                 self.metrics.config_reloaded.set(time.time())
-                _run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
+                tasks.run_in_background(stack, watch(self._file, self._on_change, self._on_reload_failure))
             if settings.health_listen:
                 reject = RejectMalformed(self._receiver, self._count_rejected, CallMetrics(self.metrics).unknown)
                 probed = listeners.server(
@@ -172,12 +171,12 @@ class Server:
         If an accept loop fails, stop at once and return False, because this process cannot serve any more.
         """
         await self.start()
-        _tune_garbage_collection()
+        memory.tune_garbage_collection()
         try:
             started()
-            await _first(stop_requested(), self._failed.wait())
+            await tasks.first(stop_requested(), self._failed.wait())
             if not self._failed.is_set():
-                await _first(self.drain(), stop_requested(), self._failed.wait())
+                await tasks.first(self.drain(), stop_requested(), self._failed.wait())
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_EXIT_SECONDS if self._failed.is_set() else None):
@@ -338,43 +337,3 @@ def _collected(mistakes: list[str]) -> Iterator[None]:
         yield
     except SettingsError as error:
         mistakes += error.mistakes
-
-
-def _tune_garbage_collection() -> None:
-    """Freeze objects that are alive at start-up, because they live as long as the process. Collect garbage less often.
-
-    CPU by the loads of bench/peers: 0.97 of a unary call's CPU, 0.94 of a paced chunk's, 0.88 of an unpaced one's.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-
-
-async def _first(*waits: Awaitable[object]) -> None:
-    """Run until one returns, then cancel the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
-    """Run an endless task until the stack is closed; log it if it fails."""
-    task = asyncio.create_task(work)
-
-    def on_done(_: object) -> None:
-        if not task.cancelled():
-            log.error(
-                "background task stopped unexpectedly",
-                extra={"event": "background_task_failed"},
-                exc_info=task.exception(),
-            )
-
-    async def stop() -> None:
-        task.cancel()
-        await asyncio.wait({task})
-
-    task.add_done_callback(on_done)
-    stack.push_async_callback(stop)
