@@ -4,7 +4,9 @@ import errno
 import json
 import logging
 import os
+import subprocess
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from chatrpc_server.telemetry import logs
+from chatrpc_server.telemetry import logs, stderr_capture
 from chatrpc_server.telemetry.log_writer import LogWriter, count_dropped
 
 LINE = "x" * 99
@@ -215,6 +217,31 @@ def test_a_printed_exception_is_shown_without_its_message(
     assert "canary" not in line["output"]
     assert line["output"].splitlines()[0].startswith('  File "')
     assert line["output"].endswith("\nValueError")
+
+
+def test_output_just_before_the_end_is_complete(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a child process has the pipe open, and though the reader is slow."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    emit = LogWriter.emit
+
+    def emit_late(handler: LogWriter, record: logging.LogRecord) -> None:
+        time.sleep(0.5)
+        emit(handler, record)
+
+    monkeypatch.setattr(LogWriter, "emit", emit_late)
+    monkeypatch.setattr(stderr_capture, "_FINISH_SECONDS", 60.0)
+    with logs.writing("info", "auto", str, buffer_bytes=1 << 20, capture=True):
+        child = subprocess.Popen(["sleep", "60"])
+        for number in range(3):
+            os.write(2, f"I1130 23:02:42.787167   27896 a.cc:1] {number}\n".encode())
+    child.kill()
+    child.wait()
+    shown = [json.loads(line)["message"] for line in capfd.readouterr().err.splitlines()]
+    assert shown == ["0", "1", "2"]
 
 
 def test_without_capture(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ calls in their messages, so values in their messages are withheld.
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -53,12 +54,15 @@ def writing(
     stderr becomes log lines too.
     """
     with ExitStack() as stack:
-        writer = LogWriter(stack.enter_context(captured_stderr()) if capture else 2, buffer_bytes)
+        stderr = os.dup(2) if capture else 2  # stays open, because the log's thread can still be writing to it
+        writer = LogWriter(stderr, buffer_bytes)
         stack.callback(writer.finish)
         if style == "auto":
             style = "text" if writer.is_terminal else "json"
         writer.addFilter(_FloodFilter())
         configure(writer, level, style, redact, worker)
+        if capture:
+            stack.enter_context(captured_stderr(stderr))
         yield
 
 
