@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from chatrpc_server.core.openai import jsontext
 from chatrpc_server.core.openai.jsontext import Raw
+from chatrpc_server.process import memory
 
 DEEP = 9999
 REFUSED = "refused"
@@ -98,6 +99,23 @@ OUT: dict[str, tuple[Any, bytes]] = {
 @pytest.mark.parametrize(("value", "expected"), OUT.values(), ids=OUT)
 def test_writing(value: Any, expected: bytes) -> None:
     assert jsontext.dumps(value) == expected
+
+
+@pytest.mark.parametrize(
+    "end", ["", "\u6f22", "\N{GRINNING FACE}", '"\\\n\x00'], ids=["ascii", "cjk", "emoji", "escapes"]
+)
+@pytest.mark.parametrize("count", [10, 1 << 16, 3 << 20], ids=str)
+def test_writing_text(end: str, count: int) -> None:
+    text = "x" * count + end
+    data = jsontext.dumps({"a": jsontext.of_text(text)})
+    assert jsontext.loads(data) == {"a": text}
+
+
+def test_written_text_holds_its_own_memory() -> None:
+    text = "x" * (10 << 20) + "\N{GRINNING FACE}"
+    before = memory.allocated_bytes()
+    data = jsontext.dumps({"a": text})
+    assert memory.allocated_bytes() - before < 3 * len(data)  # the text keeps its encoding
 
 
 def test_writing_too_deep() -> None:

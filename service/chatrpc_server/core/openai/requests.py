@@ -160,6 +160,8 @@ def _writer(field: FieldDescriptor) -> _Writer | None:
         return lambda _, out, value: _set(out, key, list(value))
     if field.type == FieldDescriptor.TYPE_DOUBLE:
         return lambda _, out, value: _set(out, key, _number(key, value))
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return lambda _, out, value: _set(out, key, jsontext.of_text(value))
     return lambda _, out, value: _set(out, key, value)
 
 
