@@ -171,6 +171,7 @@ class Server:
         If an accept loop fails, stop at once and return False, because this process cannot serve any more.
         """
         await self.start()
+        memory.map_large_blocks()
         memory.tune_garbage_collection()
         try:
             started()

@@ -7,12 +7,14 @@ from typing import TypeVar
 
 LARGE_BYTES = 32 * 1024
 """Bytes of input from which work is large. Hostile input of this size, such as tiny messages, takes 25 ms."""
-_THREADS = 2
-"""More would not be faster, because Python runs one thread at a time; and each would slow the event loop down."""
+_HUGE_BYTES = 1 << 20
+"""Bytes of input from which only one call is processed at a time, because the work takes several times this memory."""
 
 Result = TypeVar("Result")
 
-_executor = ThreadPoolExecutor(_THREADS, "large-work")
+# More threads would not be faster, because Python runs one at a time; and each would slow the event loop down.
+_large = ThreadPoolExecutor(1, "large-work")
+_huge = ThreadPoolExecutor(1, "huge-work")
 
 
 async def run(size_bytes: int, function: Callable[..., Result], *arguments: object) -> Result:
@@ -22,4 +24,5 @@ async def run(size_bytes: int, function: Callable[..., Result], *arguments: obje
     """
     if size_bytes < LARGE_BYTES:
         return function(*arguments)
-    return await asyncio.get_running_loop().run_in_executor(_executor, function, *arguments)
+    executor = _large if size_bytes < _HUGE_BYTES else _huge
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

@@ -5,7 +5,7 @@ It must never follow a redirect, keep a cookie or decode a body. It raises httpx
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import httptools
 import httpx
@@ -71,7 +71,7 @@ class Exchange:
     def __init__(
         self,
         connection: Connection,
-        request: bytes,
+        request: Sequence[bytes],
         on_done: Callable[[Connection, bool], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -93,7 +93,8 @@ class Exchange:
         self._error: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
         connection.exchange = self
-        connection.transport.write(request)
+        for part in request:
+            connection.transport.write(part)
 
     @property
     def has_begun(self) -> bool:

@@ -28,6 +28,8 @@ own on a loaded machine, this many got foreign bytes: 442 with a rest of 0.1 ms,
 """
 STALE_SECONDS = 5.0
 """Longest wait for the close of a reused connection that the upstream had closed before. It is one round trip."""
+_LARGE_BYTES = 1 << 20
+"""Bytes of a body from which it is sent without a copy, because both would stay in memory until the response."""
 
 
 class Pool:
@@ -66,7 +68,8 @@ class Pool:
     async def post(self, body: bytes, headers: Headers) -> Exchange:
         """Send a request and wait for the head of its response. Raises `httpx.TransportError`."""
         lines = f"{_header_lines(headers)}content-length: {len(body)}\r\n\r\n".encode("ascii")
-        request = b"".join((self._request_head, lines, body))
+        head = self._request_head + lines
+        request = (head + body,) if len(body) < _LARGE_BYTES else (head, body)
         if (connection := self._take_idle()) is not None:
             started = self._loop.time()
             exchange = Exchange(connection, request, self._on_done, self._loop)
@@ -189,7 +192,7 @@ class Pool:
         host = f"[{self._host}]" if ":" in self._host else self._host
         target = f"{host}:{self._port}"
         request = f"CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n{self._proxy_headers}\r\n".encode("ascii")
-        exchange = Exchange(connection, request, lambda _, __: None, self._loop)
+        exchange = Exchange(connection, (request,), lambda _, __: None, self._loop)
         try:
             try:
                 with failures.step(failures.TUNNEL):
