@@ -51,6 +51,9 @@ def server(
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # No estimate of the bandwidth. On fast networks it raises the window of a stream to many MiB, which a caller
+        # then sends before the message is read. While it is read, the window is as large as the message.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MILLISECONDS),
         # Bound the age, because long-lived connections never reach new replicas. Open calls continue beyond it.
         ("grpc.max_connection_age_ms", round(limits.max_connection_age_seconds * 1000)),
