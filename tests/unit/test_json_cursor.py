@@ -80,3 +80,38 @@ def test_many_values_of_a_caller_are_rejected(monkeypatch: pytest.MonkeyPatch) -
     assert jsontext.loads_exactly("[[1],2]") == [[1], 2]
     with pytest.raises(jsontext.TooManyValues, match="it has 4 commas and opening brackets; the limit is 3"):
         jsontext.loads_exactly("[1,2,{}]")
+
+
+NESTED = '{"aaaaaaaaaaa":' * 20
+DENSE = {
+    "objects": NESTED + "[" + "{}," * 500 + "0]" + "}" * 20,
+    "keys": NESTED + "{" + ",".join(f'"k{number}":0' for number in range(500)) + "}" * 21,
+    "levels": "[" + ("[" * 40 + "]" * 40 + ",") * 50 + "0]",
+}
+
+
+@pytest.mark.parametrize("text", DENSE.values(), ids=DENSE)
+def test_each_step_in_c_is_small(text: str) -> None:
+    steps: list[int] = []
+
+    def decode(part: str, at: int) -> tuple[Any, int]:
+        # A part of the text is all that the parser sees, whether or not it succeeds.
+        try:
+            value, end = json.JSONDecoder().raw_decode(part, at)
+        except ValueError:
+            steps.append(len(part) - at)
+            raise
+        steps.append(end - at)
+        return value, end
+
+    assert json_cursor.loads(text, decode) == json.loads(text)
+    assert max(steps) <= 16  # the longest key here, or a small object or array
+    assert sum(steps) < 3 * len(text)  # failed tries do not repeat for each level
+
+
+def test_many_values_are_rejected_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_cursor, "MAX_VALUES", 6)
+    assert in_pieces('[1111,2222,{"aaaaaaaaa":[3]}]') == [1111, 2222, {"aaaaaaaaa": [3]}]
+    for text in ("[1111,2222,3333,4444,5555,6666,7777]", '{"aaaaaaaaa":[[],[],[]],"b":[]}', "[[[[[[[[]]]]]]]]"):
+        with pytest.raises(jsontext.TooManyValues, match="it has more than 6 values besides token probabilities"):
+            in_pieces(text)

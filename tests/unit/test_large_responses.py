@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from chatrpc_server.core.errors import InvalidResponse
-from chatrpc_server.core.openai import json_cursor, jsontext, large_responses, responses
+from chatrpc_server.core.openai import json_cursor, jsontext, large_responses, limits, responses
 
 TOKENS = [
     {"token": f"t{number}", "logprob": -0.5, "bytes": [1, number], "top_logprobs": [{"token": "x", "logprob": -1}]}
@@ -92,6 +92,29 @@ def test_too_many_values(read: Callable[[bytes], Any], monkeypatch: pytest.Monke
     monkeypatch.setattr(jsontext.count_values, "__defaults__", (4,))
     with pytest.raises(InvalidResponse, match="it has 5 commas and opening brackets; the limit is 4") as raised:
         read(b'{"choices":[],"a":[1,2]}')
+    assert raised.value.kind == "oversize"
+
+
+def test_only_token_probabilities_can_have_more_values_than_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_large(monkeypatch)
+    monkeypatch.setattr(json_cursor, "MAX_VALUES", 40)
+    monkeypatch.setattr(large_responses, "_PIECE_VALUES", 10)
+    source = {"choices": [{"logprobs": {"content": TOKENS * 20, "refusal": TOKENS}}], "odd": [1, 2, 3]}
+    logprobs = responses.parse_response(json.dumps(source).encode()).choices[0].logprobs
+    assert (len(logprobs.content), len(logprobs.refusal)) == (len(TOKENS) * 20, len(TOKENS))
+    for odd in ({"odd": [0] * 50}, {"choices": [{"logprobs": {"content": [{"bytes": [0] * 50}]}}]}):
+        with pytest.raises(InvalidResponse, match="it has more than 40 values besides token probabilities") as raised:
+            responses.parse_response(json.dumps({"choices": [], **odd}).encode())
+        assert raised.value.kind == "oversize"
+
+
+def test_too_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_large(monkeypatch)
+    monkeypatch.setattr(limits, "MAX_TOKENS", 9)
+    data = json.dumps({"choices": [{"logprobs": {"content": TOKENS, "refusal": TOKENS[:2]}}]}).encode()
+    assert len(responses.parse_response(data).choices[0].logprobs.content) == len(TOKENS)
+    with pytest.raises(InvalidResponse, match="has 10 token probabilities; the limit is 9") as raised:
+        responses.parse_response(data.replace(b'"refusal": [', b'"refusal": [{},'))
     assert raised.value.kind == "oversize"
 
 

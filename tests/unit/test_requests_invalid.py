@@ -243,3 +243,12 @@ def test_json_text_with_too_many_values(monkeypatch: pytest.MonkeyPatch) -> None
         "messages[1].extra_json: is too large: it has 80001 commas and opening brackets; the limit is 10000;"
         " send fewer values"
     )
+
+
+def test_json_text_that_a_parser_reads_but_no_writer_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since Python 3.12 the parser accepts more levels than the stack of Python code."""
+    value: Any = 2**64
+    for _ in range(2000):
+        value = [value]
+    monkeypatch.setattr(jsontext, "loads_exactly", lambda _: {"a": value})
+    assert rejection(a_request(extra_json="{}")).message == "extra_json: is nested too deeply; use fewer levels"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatrpc_server.core.text import Redactor, clip, well_formed
+from chatrpc_server.core.text import Redactor, clip, decode_utf8, well_formed
 
 HIGH, LOW, LOST = "\ud83d", "\ude00", "\ufffd"  # of 😀
 KEY = 'key "with\\odd/marks"'
@@ -25,8 +25,17 @@ KEY = 'key "with\\odd/marks"'
         pytest.param(HIGH + HIGH + LOW, LOST + "😀", id="high before a pair"),
     ],
 )
-def test_well_formed(text: str, expected: str) -> None:
+@pytest.mark.parametrize("piece", [1, 2, 1 << 16])
+def test_well_formed(text: str, expected: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatrpc_server.core.text._PIECE", piece)
     assert well_formed(text) == expected
+
+
+@pytest.mark.parametrize("piece", [1, 2, 1 << 16])
+@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbfa", b"\xef\xbb", b"{}", "aé😀".encode(), b"\xff\xf0\x9fa\xc3"])
+def test_decode_utf8(data: bytes, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatrpc_server.core.text._PIECE", piece)
+    assert decode_utf8(data) == data.decode("utf-8-sig", "replace")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rules for text that leaves the service: well-formed Unicode, length limits, and no keys. Pure, for every dialect."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterable
@@ -8,6 +9,8 @@ _REDACTED = "[redacted]"
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key)-[A-Za-z0-9_\-*]{6,}|(?i:bearer)\s+[^\s\"',;\\]+")
 _MIN_SECRET_CHARACTERS = 6
 """A shorter secret is a dummy for a local upstream. Redacting it would mutilate numbers."""
+_PIECE = 1 << 16
+"""Bytes or characters that are decoded in one step."""
 
 
 def well_formed(text: str) -> str:
@@ -15,8 +18,21 @@ def well_formed(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        pieces = (text[at : at + _PIECE].encode("utf-16-le", "surrogatepass") for at in range(0, len(text), _PIECE))
+        return _decode(pieces, "utf-16-le")
     return text
+
+
+def decode_utf8(data: bytes) -> str:
+    """Return the text of UTF-8 without its byte order mark, with U+FFFD for invalid bytes."""
+    text = _decode((data[at : at + _PIECE] for at in range(0, len(data), _PIECE)), "utf-8")
+    return text.removeprefix("\ufeff")
+
+
+def _decode(pieces: Iterable[bytes], encoding: str) -> str:
+    """Decode in pieces: 20 MiB of replacements in one step would hold the interpreter's lock for 1 s."""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    return "".join([*map(decoder.decode, pieces), decoder.decode(b"", True)])
 
 
 def clip(text: str, limit_bytes: int) -> str:

@@ -1,6 +1,7 @@
 """Runs large work of one call in a thread, so that the event loop serves other calls and health checks meanwhile."""
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -25,4 +26,12 @@ async def run(size_bytes: int, function: Callable[..., Result], *arguments: obje
     if size_bytes < LARGE_BYTES:
         return function(*arguments)
     executor = _large if size_bytes < _HUGE_BYTES else _huge
-    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(executor, _run, function, *arguments)
+
+
+def _run(function: Callable[..., Result], *arguments: object) -> Result:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # else the loop frees the values of a large response
+        raise

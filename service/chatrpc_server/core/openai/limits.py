@@ -12,6 +12,8 @@ MAX_CHOICES = 128
 """Choices of one response."""
 MAX_TOOL_CALLS = 1024
 """Tool calls of one response, in all choices; also their distinct ids, because some servers change the id of a call."""
+MAX_TOKENS = 500_000
+"""Tokens in the lists of one `logprobs`. Messages of more would take long to write and to free."""
 MAX_EVENT_LINES = 100_000
 """Lines of one event that are read as events, because the server omits blank lines."""
 MAX_REASON_CHARACTERS = 64

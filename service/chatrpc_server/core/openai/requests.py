@@ -27,6 +27,8 @@ _EXACT_FLOAT = 2.0**53
 """Larger doubles have no fraction. Written as integers, they would show digits that a double cannot hold."""
 _MANY = 1000
 """Elements of a list from which each becomes JSON text of its own."""
+_LARGE_EXTRAS = 4096
+"""Characters of `extra_json` from which its values become JSON text again at once."""
 _OWN_KEYS = ("model", "messages", "stream")
 """Top-level keys that `extra_json` must not set, because they determine the call."""
 _RESPONSE_ONLY_KEYS = ("annotations",)
@@ -56,7 +58,7 @@ def _write_request(request: ChatRequest, *, stream: bool) -> JsonObject:
     return _write(request)
 
 
-def _dump(out: JsonObject) -> bytes:
+def _dump(out: Any) -> bytes:
     try:
         return jsontext.dumps(out)
     except ValueError as error:
@@ -90,7 +92,9 @@ def _merge(message: Message, out: JsonObject, extra_json: str) -> None:
     for key, value in extras.items():
         if key in out:
             raise InvalidRequest("extra_json", f'sets "{key}", which a field of this message also sets; set only one')
-        out[key] = value
+        # Large extras become text, because the objects of all messages together would take long to write and to free.
+        is_large = len(extra_json) >= _LARGE_EXTRAS and isinstance(value, dict | list)
+        out[key] = jsontext.Raw(_dump(value)) if is_large else value
 
 
 def _parse(field: str, text: str, *kinds: type) -> Any:
@@ -151,7 +155,8 @@ def _writer(field: FieldDescriptor) -> _Writer | None:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         if field.message_type.fields_by_name["value"].type == FieldDescriptor.TYPE_DOUBLE:
             return lambda _, out, value: _set(out, key, {k: _number(f'{key}["{k:.64}"]', v) for k, v in value.items()})
-        return lambda _, out, value: _set(out, key, dict(value))
+        # A comprehension, because `dict` would copy all entries in one step in C.
+        return lambda _, out, value: _set(out, key, {k: value[k] for k in value})
     if field.message_type is not None:
         if field.is_repeated:
             return lambda _, out, value: _set(out, key, _children(key, value))
