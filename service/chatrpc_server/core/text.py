@@ -18,6 +18,8 @@ def well_formed(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
+        if len(text) <= _PIECE:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         pieces = (text[at : at + _PIECE].encode("utf-16-le", "surrogatepass") for at in range(0, len(text), _PIECE))
         return _decode(pieces, "utf-16-le")
     return text
@@ -25,6 +27,8 @@ def well_formed(text: str) -> str:
 
 def decode_utf8(data: bytes) -> str:
     """Return the text of UTF-8 without its byte order mark, with U+FFFD for invalid bytes."""
+    if len(data) <= _PIECE:
+        return data.decode("utf-8-sig", "replace")
     text = _decode((data[at : at + _PIECE] for at in range(0, len(data), _PIECE)), "utf-8")
     return text.removeprefix("\ufeff")
 

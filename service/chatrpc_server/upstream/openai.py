@@ -289,7 +289,9 @@ async def _check(response: transport.Response, call: Call) -> None:
     """Raise the error of a response that is no success."""
     if response.status != 200:
         body = await _Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
-        raise error_responses.parse(response.status, response.headers, body, time.time())
+        raise await large_work.run(
+            len(body), error_responses.parse, response.status, response.headers, body, time.time()
+        )
     encoding = response.headers.get("content-encoding", "").lower()
     if encoding in _COMPRESSIONS:
         raise InvalidResponse(
