@@ -1,4 +1,4 @@
-"""The private names of grpcio on which `rpc/unregistered.py` relies, and the bug that it avoids."""
+"""The private names of grpcio on which `rpc/grpc_core.py` relies, and the bug that it avoids."""
 
 import asyncio
 import gc
@@ -7,7 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from chatrpc_server.rpc import accept_loop
+from chatrpc_server.rpc import accept_loop, private_names
 from chatrpc_server.rpc.health import Health
 from chatrpc_server.settings import Address
 from support import http2
@@ -26,7 +26,7 @@ async def _attacked(server: grpc.aio.Server) -> None:
 
 
 def test_this_grpcio_has_the_private_names() -> None:
-    assert accept_loop.missing_names() == [], "grpcio has changed: adapt rpc/unregistered.py"
+    assert private_names.missing() == [], "grpcio has changed: adapt rpc/grpc_core.py"
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,14 @@ def test_this_grpcio_has_the_private_names() -> None:
 async def test_without_a_name_the_server_is_grpcs_own(
     names: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accept_loop, "PRIVATE_NAMES", names)
-    assert accept_loop.missing_names() == list(names)
+    monkeypatch.setattr(private_names, "NAMES", names)
+    assert private_names.missing() == list(names)
     assert type(accept_loop.create([], [])) is type(grpc.aio.server())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_grpcs_own_server_still_has_the_bug() -> None:
-    """If this fails, grpcio no longer needs `rpc/unregistered.py`: remove it and keep `failure`."""
+    """If this fails, grpcio no longer needs the tasks that accept calls in `rpc/grpc_core.py`."""
     server = grpc.aio.server()
     await _attacked(server)
     async with asyncio.timeout(30):
@@ -63,7 +63,7 @@ async def test_our_server_has_not() -> None:
 
 
 async def test_a_stop_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accept_loop, "PRIVATE_NAMES", {"grpc:absent": None})
+    monkeypatch.setattr(private_names, "NAMES", {"grpc:absent": None})
     server = accept_loop.create([], [])
     server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -23,6 +23,7 @@ from chatrpc_server.core.call import Call, UpstreamIdentity
 from chatrpc_server.core.errors import InvalidRequest, ResponseTooLarge
 from chatrpc_server.core.upstream import ChatRequest
 from chatrpc_server.process import large_work
+from chatrpc_server.rpc import unary_response
 
 SERVICE = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
 
@@ -68,6 +69,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._receive = receive
         self._coalesce = coalesce
         self._default_upstream = default_upstream
+        self._wrapped_handlers: dict[str, _Handler] = {}
 
     async def intercept_service(
         self,
@@ -75,14 +77,18 @@ class Pipeline(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
         """Wrap the handlers of the chat service; health and reflection stay unchanged."""
+        path = handler_call_details.method
+        if path in self._wrapped_handlers:
+            return self._wrapped_handlers[path]
         handler = await continuation(handler_call_details)
-        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        service, _, method = path.lstrip("/").partition("/")
         if handler is None:
             self._count_unknown()
         if handler is None or service != SERVICE:
             return handler
         respond = self._stream if handler.response_streaming else self._respond
-        return self._wrapped(method, handler, respond)
+        self._wrapped_handlers[path] = self._wrapped(method, handler, respond)
+        return self._wrapped_handlers[path]
 
     def _wrapped(self, method: str, handler: Any, respond: "_Respond") -> _Handler:
         """Return the handler that gRPC runs, streaming in both directions, with bytes as messages.
@@ -101,6 +107,9 @@ class Pipeline(grpc.aio.ServerInterceptor):
                 # A write fails only if the caller has disconnected, so no status can be sent.
                 if not isinstance(error, grpc.aio.InternalError):
                     raise
+            else:
+                if call.status_is_sent:
+                    raise asyncio.CancelledError  # the only end of a handler after which grpc.aio sends no status
 
         return grpc.stream_stream_rpc_method_handler(behavior)
 
@@ -116,10 +125,10 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
     async def _respond(self, handler: Any, request: ChatRequest, call: Call, context: Context) -> None:
         data = self._serialized(await handler.unary_unary(request, call), handler)
-        await _send_initial_metadata(call, context)
-        started = time.monotonic()
+        started = call.first_message_at = time.monotonic()
+        call.status_is_sent = unary_response.INCLUDES_STATUS
         try:
-            await context.write(data)
+            await unary_response.send(context, _initial_metadata(call), data)
         finally:
             call.writing_seconds = time.monotonic() - started
         call.messages_sent = 1
@@ -224,4 +233,8 @@ def _clear_frames(error: BaseException | None) -> None:
 async def _send_initial_metadata(call: Call, context: Context) -> None:
     """Send the initial metadata. Call it just before the first message, because gRPC retries no call after it."""
     call.first_message_at = time.monotonic()
-    await context.send_initial_metadata([("x-request-id", call.id), *call.response_metadata])
+    await context.send_initial_metadata(_initial_metadata(call))
+
+
+def _initial_metadata(call: Call) -> list[tuple[str, str]]:
+    return [("x-request-id", call.id), *call.response_metadata]

@@ -32,8 +32,8 @@ PATHS = {
 LONG = request(model="echo:pieces=20,pace=0.05")
 Status = health_pb2.HealthCheckResponse
 FALLBACK = """
-from chatrpc_server.rpc import accept_loop
-accept_loop.PRIVATE_NAMES["grpc:absent"] = None
+from chatrpc_server.rpc import private_names
+private_names.NAMES["grpc:absent"] = None
 """
 
 
@@ -174,9 +174,17 @@ def _sitecustomize(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
-async def test_without_the_private_names_the_process_exits(tmp_path: Path) -> None:
-    with running("serve", *ANY_PORTS, "--upstream.base-url=http://127.0.0.1:9/v1", **_sitecustomize(tmp_path)) as serve:
-        await _attack_process(serve.log("serving")["listen"])
+async def test_without_the_private_names_calls_succeed_and_an_attack_ends_the_process(
+    echo: Echo, tmp_path: Path
+) -> None:
+    upstream = f"--upstream.base-url={echo.base_url}"
+    with running("serve", *ANY_PORTS, upstream, **_sitecustomize(tmp_path)) as serve:
+        listen = serve.log("serving")["listen"]
+        async with grpc.aio.insecure_channel(listen) as channel:
+            call = ChatCompletionServiceStub(channel).CreateChatCompletion(request(), timeout=60)
+            assert (await call).choices
+            assert "x-request-id" in dict(await call.initial_metadata())
+        await _attack_process(listen)
         failed = serve.log("accept_loop_failed")
         assert failed["level"] == "error"
         assert serve.wait() == 1
