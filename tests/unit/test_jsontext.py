@@ -155,3 +155,10 @@ def test_large_text_is_read_like_small_text(data: bytes, monkeypatch: pytest.Mon
 def test_written_text_can_be_read(value: Any) -> None:
     assert jsontext.loads_exactly(jsontext.dumps(value).decode()) == value
     assert jsontext.loads_leniently(jsontext.dumps(value)) == value
+
+
+def test_texts_of_many_values_take_little_memory() -> None:
+    before = memory.allocated_bytes()
+    texts = [jsontext.raw({"a": number}) for number in range(10_000)]
+    assert memory.allocated_bytes() - before < len(texts) * 1000
+    assert jsontext.dumps(texts[:2]) == b'[{"a":0},{"a":1}]'

@@ -88,6 +88,11 @@ class Raw:
         self.text = text
 
 
+def raw(value: Any) -> Raw:
+    """Return the value as text, for `dumps` of an object around it. Raises ValueError like `dumps`."""
+    return Raw(bytes(memoryview(dumps(value))))  # a copy, because the shortest of orjson's results keeps 4 KiB
+
+
 def of_text(text: str) -> str | Raw:
     """Return a value that `dumps` writes as this text. A large text is written in pieces, to save memory.
 

@@ -58,11 +58,22 @@ def _write_request(request: ChatRequest, *, stream: bool) -> JsonObject:
     return _write(request)
 
 
-def _dump(out: Any) -> bytes:
+def _dump(out: JsonObject) -> bytes:
     try:
         return jsontext.dumps(out)
     except ValueError as error:
-        raise InvalidRequest("extra_json", f"is {error}; use fewer levels") from None
+        raise _too_deep(error) from None
+
+
+def _raw(value: Any) -> jsontext.Raw:
+    try:
+        return jsontext.raw(value)
+    except ValueError as error:
+        raise _too_deep(error) from None
+
+
+def _too_deep(error: ValueError) -> InvalidRequest:
+    return InvalidRequest("extra_json", f"is {error}; use fewer levels")
 
 
 def _write(message: Message) -> JsonObject:
@@ -94,7 +105,7 @@ def _merge(message: Message, out: JsonObject, extra_json: str) -> None:
             raise InvalidRequest("extra_json", f'sets "{key}", which a field of this message also sets; set only one')
         # Large extras become text, because the objects of all messages together would take long to write and to free.
         is_large = len(extra_json) >= _LARGE_EXTRAS and isinstance(value, dict | list)
-        out[key] = jsontext.Raw(_dump(value)) if is_large else value
+        out[key] = _raw(value) if is_large else value
 
 
 def _parse(field: str, text: str, *kinds: type) -> Any:
@@ -143,7 +154,7 @@ def _children(path: str, messages: Any) -> list[Any]:
     if len(messages) < _MANY:
         return [_child(f"{path}[{position}]", message) for position, message in enumerate(messages)]
     # Texts, because objects take several times their memory.
-    return [jsontext.Raw(_dump(_child(f"{path}[{position}]", message))) for position, message in enumerate(messages)]
+    return [_raw(_child(f"{path}[{position}]", message)) for position, message in enumerate(messages)]
 
 
 def _writer(field: FieldDescriptor) -> _Writer | None:
