@@ -4,7 +4,6 @@ Uses a transport without an HTTP client around it, because a client adds only re
 and decompression, which must not happen here (figures in docs/performance.md).
 """
 
-import asyncio
 import logging
 import re
 import time
@@ -17,12 +16,13 @@ from chatrpc_server import __version__
 from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
 from chatrpc_server.core.errors import ErrorResponse, Exhausted, InvalidResponse, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.observer import UpstreamObserver
-from chatrpc_server.core.openai import error_responses, requests, responses
+from chatrpc_server.core.openai import requests, responses
 from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
 from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, Usage
 from chatrpc_server.process import large_work
 from chatrpc_server.settings import UpstreamSettings
+from chatrpc_server.upstream.body import Body, check, check_size, media_type
 from chatrpc_server.upstream.http import failures, transport
 from chatrpc_server.upstream.http.errors import InvalidHttp
 from chatrpc_server.upstream.http.failures import ProxyRefused
@@ -30,13 +30,9 @@ from chatrpc_server.upstream.idle_timeout import IdleTimeout
 
 log = logging.getLogger(__name__)
 
-_ERROR_BODY_BYTES = 64 * 1024
 _INVALID_HTTP = "the upstream's response violates HTTP/1.1; check whether upstream.base_url is the address of an API"
-_COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
 _RETRY_AFTER_SECONDS = 1.0
 """Delay after which a caller can retry if this process has no descriptor left."""
-_DRAIN_SECONDS = 0.05
-"""Longest wait for the end of a response after `[DONE]`; after that, a new connection is cheaper."""
 _LIMIT_HEADER = re.compile(r"x-ratelimit-[a-z0-9_.-]{1,50}(?<!-bin)")
 """gRPC rejects other metadata keys, and requires bytes for keys that end in `-bin`."""
 _SHOWN_HEADERS = 12
@@ -71,10 +67,10 @@ class OpenAIUpstream:
         """Return the complete response. Only the call's deadline limits its duration."""
         body = await large_work.run(call.request_bytes, requests.unary_body, request)
         async with self._open(body, call) as response:
-            if _media_type(response) == "text/event-stream":
-                message = await self._read_streamed(_Body(response, call))
+            if media_type(response) == "text/event-stream":
+                message = await self._read_streamed(Body(response, call))
             else:
-                data = await _Body(response, call).read(self._settings.max_response_bytes)
+                data = await Body(response, call).read(self._settings.max_response_bytes)
                 message = await large_work.run(len(data), responses.parse_response, data)
         if message.HasField("usage"):
             call.usage = Usage()
@@ -82,13 +78,13 @@ class OpenAIUpstream:
         call.finish_reasons = {choice.index: choice.finish_reason for choice in message.choices}
         return message
 
-    async def _read_streamed(self, body: "_Body") -> ChatResponse:
+    async def _read_streamed(self, body: Body) -> ChatResponse:
         """Read a response that is a stream although none was requested. Its chunks are not kept."""
         streamed, received = responses.StreamedResponse(self._settings.max_event_bytes), 0
         with suppress(Truncated):  # no error yet: the completion can be complete, as `finish` checks
             while not streamed.done and (data := await body.next()) is not None:
                 received += len(data)
-                _check_size(received, self._settings.max_response_bytes)
+                check_size(received, self._settings.max_response_bytes)
                 await large_work.run(len(data) + streamed.pending_bytes, streamed.feed, data)
         message = await large_work.run(received, streamed.finish)
         await body.drain()
@@ -104,11 +100,11 @@ class OpenAIUpstream:
             timeout = await stack.enter_async_context(IdleTimeout("the upstream sent no chunk for {:g} s"))
             timeout.arm(settings.first_chunk_timeout_seconds)
             response = await self._open_stream(request, usage, call, stack)
-            body = _Body(response, call)
+            body = Body(response, call)
             fault: InvalidResponse | None = None
             note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
-                if _media_type(response) == "application/json":  # not streamed, although requested
+                if media_type(response) == "application/json":  # not streamed, although requested
                     whole = await body.read(settings.max_response_bytes)
                     chunks = await large_work.run(len(whole), reader.feed_response, whole)
                     call.chunks = reader.chunks
@@ -176,7 +172,7 @@ class OpenAIUpstream:
                 self._note_headers(response, attempt)
                 if response.status == 407 and self._settings.proxy:  # for a request without a tunnel
                     raise self._refused_by_proxy(407, call, attempt)
-                await _check(response, call)
+                await check(response, call)
                 yield response
             finally:
                 await response.aclose()
@@ -283,75 +279,3 @@ def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
     if settings.project:
         headers.append(("openai-project", settings.project))
     return headers
-
-
-async def _check(response: transport.Response, call: Call) -> None:
-    """Raise the error of a response that is no success."""
-    if response.status != 200:
-        body = await _Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
-        raise await large_work.run(
-            len(body), error_responses.parse, response.status, response.headers, body, time.time()
-        )
-    encoding = response.headers.get("content-encoding", "").lower()
-    if encoding in _COMPRESSIONS:
-        raise InvalidResponse(
-            f"the upstream's response is compressed ({encoding}), which was not requested", "unexpected_content"
-        )
-    if _media_type(response) == "text/html":
-        raise InvalidResponse("the upstream's response is an HTML page", "unexpected_content")
-
-
-def _check_size(size_bytes: int, limit_bytes: int) -> None:
-    if size_bytes > limit_bytes:
-        problem = f"the upstream's response is larger than {limit_bytes} bytes"
-        raise InvalidResponse(f"{problem}; raise upstream.max_response_bytes", "oversize")
-
-
-def _media_type(response: transport.Response) -> str:
-    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-class _Body:
-    """The body of a response. Its waits count as waiting time of the call."""
-
-    def __init__(self, response: transport.Response, call: Call) -> None:
-        self._response = response
-        self._call = call
-
-    async def next(self) -> bytes | None:
-        """Return the next bytes, or None at the end. Raises `TimedOut`, `Truncated` or `InvalidResponse`."""
-        started = time.monotonic()
-        try:
-            return await self._response.read() or None
-        except httpx.TimeoutException as error:
-            raise TimedOut("the upstream fell silent in the middle of its response") from error
-        except InvalidHttp as error:
-            raise InvalidResponse(
-                "the body of the upstream's response violates HTTP/1.1", "unexpected_content"
-            ) from error
-        except httpx.TransportError as error:
-            raise Truncated("the connection to the upstream broke in the middle of its response") from error
-        finally:
-            self._call.waiting_seconds += time.monotonic() - started
-
-    async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
-        """Return all remaining bytes. If they are too many or cut off, raise, or return the start if `keep_start`."""
-        data = bytearray()
-        try:
-            while (piece := await self.next()) is not None:
-                self._call.hold(len(piece))
-                data += piece
-                _check_size(len(data), limit_bytes)
-        except (InvalidResponse, Truncated):
-            if not keep_start:
-                raise
-        return bytes(data)
-
-    async def drain(self) -> None:
-        """Read the end, so that the connection can be reused."""
-        try:
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while await self.next() is not None:
-                    pass
-        except (TimeoutError, TimedOut, Truncated, InvalidResponse):
-            pass
