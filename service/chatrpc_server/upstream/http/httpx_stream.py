@@ -18,6 +18,8 @@ from chatrpc_server.upstream.http.connect import Connector
 from chatrpc_server.upstream.http.sockets import quiet_check
 
 _MAX_BUFFERED_BYTES = 1 << 16
+_MAX_HEAD_BYTES = 1 << 18
+"""Bytes before the head of the response is complete. h11 limits each head but not the number of interim responses."""
 
 
 class Progress:
@@ -84,6 +86,8 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._waiters: set[asyncio.Future[None]] = set()
         self.has_response = False
         """Whether a byte has arrived since the last request."""
+        self.bytes_before_head: int | None = 0
+        """Bytes that httpcore has read since the last request, until `None` reports that the head is complete."""
         self.is_exhausted = False
         """Whether httpcore has read all bytes before the close."""
         self.tunnel_deadline: float | None = None
@@ -149,6 +153,8 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
                 await self._wait(timeout, httpcore.ReadTimeout)
             else:
                 await self._wait_for_tunnel(self.tunnel_deadline)
+        if self.bytes_before_head is not None:
+            self._limit_head()
         data = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         if self._is_reading_paused and len(self._buffer) < _MAX_BUFFERED_BYTES:
@@ -161,7 +167,7 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         """Implement `httpcore.AsyncNetworkStream`. If the response begins meanwhile, httpcore reads that instead."""
         progress = PROGRESS.get(None)
         if progress is not None and progress.stream is not self:
-            progress.stream, self.has_response = self, False
+            progress.stream, self.has_response, self.bytes_before_head = self, False, 0
         if not buffer:
             return
         if not self._is_lost and not self._open_transport.is_closing():
@@ -212,6 +218,12 @@ class NetworkStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def _open_transport(self) -> asyncio.Transport:
         assert self._transport is not None
         return self._transport
+
+    def _limit_head(self) -> None:
+        assert self.bytes_before_head is not None
+        self.bytes_before_head += len(self._buffer)
+        if self.bytes_before_head > _MAX_HEAD_BYTES:
+            raise httpcore.RemoteProtocolError(f"more than {_MAX_HEAD_BYTES} bytes of headers")
 
     async def _wait_for_tunnel(self, deadline: float) -> None:
         try:

@@ -72,7 +72,9 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
     async def _send(self, request: httpx.Request, progress: Progress) -> "_Response":
         request.extensions["progress"] = progress
         try:
-            return _Response(await self.handle_async_request(request), progress, self._rest)
+            response = await self.handle_async_request(request)
+            response.extensions["network_stream"].bytes_before_head = None
+            return _Response(response, progress, self._rest)
         except httpx.ProxyError as error:
             # httpcore gives the status only in the text, before the proxy's own words.
             raise ProxyRefused(int(str(error).partition(" ")[0])) from None
