@@ -17,13 +17,14 @@ demo: $(INSTALLED) ## start everything, make a unary and a streaming call, show 
 serve: $(INSTALLED) ## the same, then keep it running on 127.0.0.1:50051
 	@$(BIN)/chatrpc-server demo --keep $(ARGS)
 
-# Coverage makes tests twice as slow, so only the unit tests have it. They must reach every branch of core/.
+# Coverage makes tests twice as slow, so only the unit tests have it. They must reach every branch of core/. The others
+# mostly wait, so some run at once.
 test: $(INSTALLED) ## run all tests; the unit tests must reach every branch of core/ (ARGS="-k name" for some)
 	@tests/deploy/prometheus/install || true # the tests that need it skip
 ifeq ($(ARGS),)
 	$(BIN)/coverage run -m pytest tests/unit
 	$(BIN)/coverage report
-	$(BIN)/pytest --ignore=tests/unit
+	$(BIN)/pytest --ignore=tests/unit --numprocesses=4
 else
 	$(BIN)/pytest $(ARGS)
 endif

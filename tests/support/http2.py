@@ -143,5 +143,5 @@ async def connect(
         yield connection
     finally:
         writer.close()
-        with suppress(ConnectionError, ssl.SSLError):
+        with suppress(ConnectionError, ssl.SSLError, TimeoutError):  # the last: no reply to the end of TLS
             await writer.wait_closed()
