@@ -24,8 +24,10 @@ class UnreadCalls:
         handler = asyncio.current_task()
         assert handler is not None
         if not self._handlers:
-            # Together, because all tasks are searched: a few milliseconds for some thousand.
-            asyncio.get_running_loop().call_soon(self._end)
+            # Together, because all tasks are searched: a few milliseconds for some thousand. In the turn after next:
+            # if the caller has disconnected, gRPC's task ends in the next one, and a cancellation would be logged.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._end)
         self._handlers.add(handler)
 
     def _end(self) -> None:
