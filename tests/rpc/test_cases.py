@@ -19,7 +19,14 @@ from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from support import Exchange, Outcome, Responder, Script, outcome, request, service
 
 FOLDER = Path(__file__).parents[3] / "shared" / "cases"
-NAMES = ("F07-event-over-1-MiB", "F26-strict-http", "F38-cut-before-anything-was-delivered")
+NAMES = (
+    "F07-event-over-1-MiB",
+    "F09-finished-but-connection-stays-open",
+    "F13-ok-although-cut-off",
+    "F14-done-forms-and-heartbeats",
+    "F26-strict-http",
+    "F38-cut-before-anything-was-delivered",
+)
 """The files to run, without `.json`."""
 ENGINES = ("builtin", "httpx")
 HANG_SECONDS = 30

@@ -79,7 +79,7 @@ def outcome(reader: StreamReader, reads: Iterable[bytes]) -> Any:
     said = [[copied(chunk) for chunk in reader.feed(data)] for data in reads]
     said.append([copied(chunk) for chunk in reader.finish()])
     error = reader.error and (repr(reader.error), getattr(reader.error, "detail", None))
-    return said, error, reader.done, reader.chunks, reader.usage, reader.finish_reasons
+    return said, error, reader.done, reader.chunks, reader.usage, reader.choices.finish_reasons
 
 
 def copied(chunk: ChatChunk) -> ChatChunk:

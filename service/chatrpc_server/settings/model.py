@@ -89,6 +89,9 @@ class UpstreamSettings(_Frozen):
     )
     first_chunk_timeout_seconds: float = _field(120, "Longest wait for the first chunk, in seconds.", gt=0)
     chunk_gap_timeout_seconds: float = _field(60, "Longest wait from one chunk to the next, in seconds.", gt=0)
+    finished_timeout_seconds: float = _field(
+        1, "Longest wait for usage or the end after every choice has finished, in seconds.", gt=0
+    )
     max_retries: int = _field(2, "Retries per call; none after the first message.", ge=0)
     initial_backoff_seconds: float = _field(
         0.5, "Longest pause before the first retry, in seconds; doubled for each further one.", gt=0

@@ -69,6 +69,14 @@ class Body:
         finally:
             self._call.waiting_seconds += time.monotonic() - started
 
+    async def next_until(self, when: float) -> bytes | None:
+        """Return the next bytes, or None if none arrive before this time of the loop's clock. Raises like `next`."""
+        try:
+            async with asyncio.timeout_at(when):
+                return await self.next()
+        except TimeoutError:
+            return None
+
     async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
         """Return all remaining bytes. If they are too many or cut off, raise, or return the start if `keep_start`."""
         data = bytearray()

@@ -4,11 +4,12 @@ Uses a transport without an HTTP client around it, because a client adds only re
 and decompression, which must not happen here (figures in docs/performance.md).
 """
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 
@@ -17,6 +18,7 @@ from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
 from chatrpc_server.core.errors import ErrorResponse, Exhausted, InvalidResponse, TimedOut, Truncated, Unreachable
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.core.openai import requests, responses
+from chatrpc_server.core.openai.choices import Choices
 from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
 from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, Usage
@@ -68,7 +70,7 @@ class OpenAIUpstream:
         body = await large_work.run(call.request_bytes, requests.unary_body, request)
         async with self._open(body, call) as response:
             if media_type(response) == "text/event-stream":
-                message = await self._read_streamed(Body(response, call))
+                message = await self._read_streamed(Body(response, call), request.n)
             else:
                 data = await Body(response, call).read(self._settings.max_response_bytes)
                 message = await large_work.run(len(data), responses.parse_response, data)
@@ -78,30 +80,53 @@ class OpenAIUpstream:
         call.finish_reasons = {choice.index: choice.finish_reason for choice in message.choices}
         return message
 
-    async def _read_streamed(self, body: Body) -> ChatResponse:
+    async def _read_streamed(self, body: Body, requested_choices: int) -> ChatResponse:
         """Read a response that is a stream although none was requested. Its chunks are not kept."""
-        streamed, received = responses.StreamedResponse(self._settings.max_event_bytes), 0
-        with suppress(Truncated):  # no error yet: the completion can be complete, as `finish` checks
-            while not streamed.done and (data := await body.next()) is not None:
-                received += len(data)
-                check_size(received, self._settings.max_response_bytes)
-                await large_work.run(len(data) + streamed.pending_bytes, streamed.feed, data)
-        message = await large_work.run(received, streamed.finish)
-        await body.drain()
+        streamed = responses.StreamedResponse(self._settings.max_event_bytes, requested_choices)
+        received, chunks, ends_at, fault = 0, 0, None, None
+        while not streamed.done:
+            try:
+                data = await (body.next() if ends_at is None else body.next_until(ends_at))
+            except (Truncated, InvalidResponse) as error:
+                data, fault = None, error  # no error yet: the completion can be complete, as `finish` checks
+            if data is None:
+                break
+            received += len(data)
+            check_size(received, self._settings.max_response_bytes)
+            await large_work.run(len(data) + streamed.pending_bytes, streamed.feed, data)
+            if streamed.chunks > chunks:
+                chunks, ends_at = streamed.chunks, self._ends_at(streamed.choices)
+        try:
+            message = await large_work.run(received, streamed.finish)
+        except Truncated as error:
+            raise fault or error from None
+        if streamed.done:
+            await body.drain()
         return message
+
+    def _ends_at(self, choices: Choices) -> float | None:
+        """Return when a stream that now falls silent ends, or None if not all choices have finished."""
+        if not choices.is_whole:
+            return None
+        settings = self._settings
+        silence = settings.finished_timeout_seconds if choices.is_final else settings.chunk_gap_timeout_seconds
+        return asyncio.get_running_loop().time() + silence
 
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
         """Yield the response as it arrives. The first chunk and each gap between chunks have their own time limits."""
         settings = self._settings
         usage = self._usage.of_stream(request)
-        reader = responses.StreamReader(settings.max_event_bytes, usage=usage, coalesce=call.coalesce, reuse=True)
-        call.finish_reasons = reader.finish_reasons
+        reader = responses.StreamReader(
+            settings.max_event_bytes, requested_choices=request.n, usage=usage, coalesce=call.coalesce, reuse=True
+        )
+        call.finish_reasons = reader.choices.finish_reasons
         async with AsyncExitStack() as stack:
             timeout = await stack.enter_async_context(IdleTimeout("the upstream sent no chunk for {:g} s"))
             timeout.arm(settings.first_chunk_timeout_seconds)
             response = await self._open_stream(request, usage, call, stack)
             body = Body(response, call)
             fault: InvalidResponse | None = None
+            ends_at: float | None = None
             note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
                 if media_type(response) == "application/json":  # not streamed, although requested
@@ -113,7 +138,7 @@ class OpenAIUpstream:
                         yield chunks
                 while not (reader.done or reader.error):
                     try:
-                        data = await body.next()
+                        data = await (body.next() if ends_at is None else body.next_until(ends_at))
                     except Truncated:
                         data = None  # no error yet: the completion can be complete, as `finish` checks
                     except InvalidResponse as error:
@@ -131,7 +156,11 @@ class OpenAIUpstream:
                         waited_seconds = call.waiting_seconds
                         timeout.disarm()
                         yield chunks
-                        timeout.arm(settings.chunk_gap_timeout_seconds)
+                        if reader.choices.is_whole:
+                            ends_at = self._ends_at(reader.choices)
+                        else:
+                            ends_at = None
+                            timeout.arm(settings.chunk_gap_timeout_seconds)
                     if data is None:
                         break
             finally:
@@ -139,7 +168,8 @@ class OpenAIUpstream:
             timeout.disarm()  # because the completion has arrived; only the end of the response can follow
             if reader.error:
                 raise fault if fault and isinstance(reader.error, Truncated) else reader.error
-            await body.drain()
+            if reader.done:  # else the connection closes, because its response has not ended
+                await body.drain()
 
     async def _open_stream(
         self, request: ChatRequest, usage: StreamUsage, call: Call, stack: AsyncExitStack

@@ -104,7 +104,7 @@ def read(pieces: Iterable[bytes], bound: int) -> Outcome:
     chunks += [serialised(chunk) for chunk in reader.finish()]
     error = (type(reader.error), reader.error.reason) if reader.error else None
     usage = serialised(reader.usage) if reader.usage else None
-    return Outcome(chunks, reader.done, error, usage, reader.finish_reasons)
+    return Outcome(chunks, reader.done, error, usage, reader.choices.finish_reasons)
 
 
 def serialised(message: Message) -> bytes:

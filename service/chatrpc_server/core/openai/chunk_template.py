@@ -103,6 +103,10 @@ class ChunkTemplate:
                 self._chunk, self._reusable_bytes, self.known = proof, 0, True
                 self._is_joinable = list(coalesce([self._fill("a"), self._fill("b")])) == [self._fill("ab")]
 
+    def forget(self) -> None:
+        """Match nothing until the next lesson."""
+        self.known = False
+
     def _fill(self, text: str) -> ChatChunk:
         """Return a new chunk with this text."""
         chunk = ChatChunk()

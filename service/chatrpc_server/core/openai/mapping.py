@@ -109,6 +109,13 @@ def _nonempty(name: str) -> Setter:
     return lambda message, value: value == "" or string(message, value)
 
 
+def _finish_reason(name: str, *none: str) -> Setter:
+    """Return a setter that ignores texts without a reason: some servers write null and None as texts."""
+    string = _string(name)
+    texts = {"null", "none", *none}
+    return lambda message, value: (type(value) is str and value.strip().lower() in texts) or string(message, value)
+
+
 def to_integer(value: Any) -> int | None:
     """Return the integer value of a JSON number, or None. Some servers write integers with a fraction (1.0)."""
     if type(value) is int:
@@ -240,6 +247,7 @@ _SPECIAL: dict[str, Setter] = {
     "FunctionCallDelta.name": _nonempty("name"),
     "CustomToolCallDelta.name": _nonempty("name"),
     "ToolCallDelta.id": _nonempty("id"),
-    "ChunkChoice.finish_reason": _nonempty("finish_reason"),
+    "Choice.finish_reason": _finish_reason("finish_reason"),
+    "ChunkChoice.finish_reason": _finish_reason("finish_reason", ""),
 }
 _WITHOUT_KEY = {"ChatMessage.content_parts", "Delta.content_parts"}

@@ -11,8 +11,9 @@ from google.protobuf.message import Message
 
 from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
-from chatrpc_server.core.openai import jsontext, large_responses, limits, mapping, sse
+from chatrpc_server.core.openai import heartbeats, jsontext, large_responses, limits, mapping, sse
 from chatrpc_server.core.openai.assemble import Assembler
+from chatrpc_server.core.openai.choices import Choices
 from chatrpc_server.core.openai.chunk_template import ChunkTemplate
 from chatrpc_server.core.openai.coalesce import coalesce
 from chatrpc_server.core.openai.error_responses import error_in_success
@@ -21,7 +22,6 @@ from chatrpc_server.core.openai.surrogates import SurrogateJoiner
 from chatrpc_server.core.openai.usage import NO_USAGE, StreamUsage
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
-_DONE = b"[DONE]"
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 """Bytes that can precede JSON: blank lines that keep a connection alive, and a byte order mark."""
 
@@ -68,14 +68,24 @@ def parse_streamed_response(body: bytes, max_event_bytes: int) -> ChatResponse:
 class StreamedResponse:
     """Parser of a response that is a stream although none was requested. It keeps no chunks, only their texts."""
 
-    def __init__(self, max_event_bytes: int) -> None:
-        self._reader = StreamReader(max_event_bytes, coalesce=True)
+    def __init__(self, max_event_bytes: int, requested_choices: int = 1) -> None:
+        self._reader = StreamReader(max_event_bytes, requested_choices=requested_choices, coalesce=True)
         self._assembler = Assembler()
 
     @property
     def done(self) -> bool:
         """Whether nothing more can follow: `[DONE]` has arrived, or the stream has failed."""
         return self._reader.done or self._reader.error is not None
+
+    @property
+    def choices(self) -> Choices:
+        """The state of the choices so far."""
+        return self._reader.choices
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks received."""
+        return self._reader.chunks
 
     @property
     def pending_bytes(self) -> int:
@@ -103,7 +113,13 @@ class StreamReader:
     """
 
     def __init__(
-        self, max_event_bytes: int, *, usage: StreamUsage = NO_USAGE, coalesce: bool = False, reuse: bool = False
+        self,
+        max_event_bytes: int,
+        *,
+        requested_choices: int = 1,
+        usage: StreamUsage = NO_USAGE,
+        coalesce: bool = False,
+        reuse: bool = False,
     ) -> None:
         """Create the parser. `coalesce`: merge the chunks of one read into as few messages as possible.
 
@@ -116,8 +132,7 @@ class StreamReader:
         self.error: ChatError | None = None
         """The reason why the stream failed."""
         self.usage: Usage | None = None
-        self.finish_reasons: dict[int, str] = {}
-        """The finish reason of each finished choice, by the choice's index."""
+        self.choices = Choices(requested_choices)
         self._decoder = sse.Decoder(max_event_bytes)
         self._max_event_bytes = max_event_bytes
         self._has_begun = False
@@ -130,7 +145,6 @@ class StreamReader:
         """Whether the next read can be exactly one event that matches the template."""
         self._normalise = ChunkNormaliser().normalise
         self._surrogates = SurrogateJoiner()
-        self._open_choices: set[int] = set()
 
     @property
     def pending_bytes(self) -> int:
@@ -158,7 +172,10 @@ class StreamReader:
                 return chunks
             self._read_events(self._decoder.only_lf(data), chunks)
         except ChatError as error:
-            self.error = error
+            if self.choices.is_final:
+                self.done = True  # because the next event cannot be found
+            else:
+                self.error = error
         if self.done or self.error:
             self._flush_surrogates(chunks)
         self._expects_match = self._reuse and not self.done and not self.error and self._can_match()
@@ -183,15 +200,13 @@ class StreamReader:
             return chunks
         if self._unframed is not None:
             return self.feed_response(bytes(self._unframed))
-        try:
-            for kind, payload in self._decoder.flush():
-                self._read_event(kind, payload, chunks)
-        except InvalidResponse:
-            pass  # The event was cut off. That is an error only if the completion was cut off too.
-        except ChatError as error:
-            self.error = error
+        for kind, payload in self._decoder.flush():
+            self._read_event(kind, payload, chunks)
+        if isinstance(self.error, InvalidResponse):
+            self.error = None  # The event was cut off. That is an error only if the completion was cut off too.
+        is_whole = self.choices.is_whole
         self._flush_surrogates(chunks)
-        if not self.error and not self.done and (self._open_choices or not self.finish_reasons):
+        if not self.error and not self.done and not is_whole:
             problem = "the upstream closed the stream before [DONE] and before every choice had a finish_reason"
             self.error = Truncated(problem)
         return chunks
@@ -199,7 +214,7 @@ class StreamReader:
     def _read_events(self, data: bytes, chunks: list[ChatChunk]) -> None:
         """Read events. Those that match the template are not decoded."""
         at = scanned_to = 0
-        while at < len(data) and not self.done:
+        while at < len(data) and not self.done and not self.error:
             if at >= scanned_to and self._can_match():
                 matches, events, scanned_to = self._template.scan(data, at, join=self._coalesce)
                 if matches:
@@ -211,7 +226,7 @@ class StreamReader:
             end = cut + 2 if cut >= 0 else len(data)
             for kind, payload in self._decoder.feed_lines(data[at:end]):
                 self._read_event(kind, payload, chunks)
-                if self.done:
+                if self.done or self.error:
                     break
             at = end
 
@@ -219,11 +234,26 @@ class StreamReader:
         return self._template.known and self._decoder.is_between_events and not self._surrogates.waiting
 
     def _read_event(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:
-        """Pass one event through all steps."""
+        """Pass one event through all steps. Its error counts only if the completion had not arrived before."""
+        can_fail = self.choices.has_failed or not self.choices.is_final
+        try:
+            self._read_payload(kind, payload, chunks, can_fail=can_fail)
+        except ChatError as error:
+            if can_fail:
+                self.error = error
+            elif isinstance(error, InvalidResponse) and error.kind == "oversize":
+                self.done = True  # because the state for further events would grow without a limit
+
+    def _read_payload(self, kind: str, payload: bytes, chunks: list[ChatChunk], *, can_fail: bool) -> None:
         if not payload:
             return
-        if payload.startswith(_DONE):
-            self.done = True
+        if not payload.startswith(b"{"):
+            if heartbeats.ends_stream(payload):
+                self.done = True
+                return
+            if kind != "error" and heartbeats.is_text(payload):
+                return
+        if kind != "message" and heartbeats.is_named(kind, payload):
             return
         try:
             source, is_lenient = _loads(payload)
@@ -232,17 +262,21 @@ class StreamReader:
             if len(lines) > 1:
                 self._read_lines(kind, lines, chunks)
                 return
+            if heartbeats.is_foreign(kind, payload):
+                return
             if kind != "error":
                 problem = f"an event of the upstream's stream is not JSON ({len(payload)} bytes)"
                 raise InvalidResponse(problem, "bad_json") from None
             source, is_lenient = payload.decode("utf-8", "replace"), False
-        error = error_in_success(source, payload, certain=kind == "error")
+        error = error_in_success(source, payload, certain=kind == "error") if can_fail else None
         if error is not None:
             raise error
         if not isinstance(source, dict):
+            if heartbeats.is_foreign(kind, payload):
+                return
             raise InvalidResponse("an event of the upstream's stream is not a JSON object", "not_a_completion")
         chunk = self._read_source(source, is_lenient, chunks)
-        if not is_lenient and chunk is not None:
+        if not is_lenient and chunk is not None and self.choices.are_open(chunk):
             self._template.learn(payload, source, chunk)
 
     def _read_source(self, source: dict[str, Any], is_lenient: bool, chunks: list[ChatChunk]) -> ChatChunk | None:
@@ -256,7 +290,7 @@ class StreamReader:
         """Read each line as an event, because some servers omit the blank lines between events."""
         limits.check("lines in one event", len(lines), limits.MAX_EVENT_LINES)
         for line in lines:
-            if not self.done:
+            if not self.done and not self.error:
                 self._read_event(kind, line, chunks)
 
     def _flush_surrogates(self, chunks: list[ChatChunk]) -> None:
@@ -270,14 +304,9 @@ class StreamReader:
         chunk = ChatChunk()
         _read(chunk, source)
         for choice in chunk.choices:
+            self.choices.add(choice)
             if choice.finish_reason:
-                self.finish_reasons[choice.index] = choice.finish_reason[: limits.MAX_REASON_CHARACTERS]
-                self._open_choices.discard(choice.index)
-            elif choice.index not in self._open_choices and choice.index not in self.finish_reasons:
-                self._open_choices.add(choice.index)
-            else:
-                continue
-            limits.check("choices", len(self.finish_reasons) + len(self._open_choices), limits.MAX_CHOICES)
+                self._template.forget()  # because a match would not resume the choice
         if chunk.HasField("usage"):
             self.usage = Usage()
             self.usage.CopyFrom(chunk.usage)  # because a part of a message keeps the memory of the whole
