@@ -21,11 +21,18 @@ from support import Exchange, Outcome, Responder, Script, outcome, request, serv
 FOLDER = Path(__file__).parents[3] / "shared" / "cases"
 NAMES = (
     "F07-event-over-1-MiB",
+    "F08-errors-in-200-nobody-sees",
     "F09-finished-but-connection-stays-open",
     "F13-ok-although-cut-off",
     "F14-done-forms-and-heartbeats",
+    "F16-quota-taken-for-rate-limit",
+    "F17-context-and-filter-codes",
+    "F18-retryinfo-in-body",
     "F26-strict-http",
+    "F30-statuses-498-499-425",
+    "F31-codes-in-200-not-known",
     "F38-cut-before-anything-was-delivered",
+    "F40-redirect-where-to",
 )
 """The files to run, without `.json`."""
 ENGINES = ("builtin", "httpx")

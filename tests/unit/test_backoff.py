@@ -28,14 +28,22 @@ def rejected(status: int, reason: Reason = Reason.UPSTREAM_ERROR, **fields: obje
 
 
 ERRORS: dict[str, tuple[ChatError, bool]] = {
-    **{str(status): (rejected(status), False) for status in (400, 401, 402, 403, 404, 405, 413, 415, 422, 499)},
-    **{str(status): (rejected(status), True) for status in (408, 409, 429, 500, 501, 502, 503, 504, 520, 529)},
+    **{str(status): (rejected(status), False) for status in (400, 401, 402, 403, 404, 405, 413, 415, 422)},
+    **{
+        str(status): (rejected(status), True)
+        for status in (408, 409, 425, 429, 498, 499, 500, 501, 502, 503, 504, 520, 529)
+    },
     "rate limit": (rejected(429, Reason.UPSTREAM_RATE_LIMITED), True),
     "quota": (rejected(429, Reason.UPSTREAM_QUOTA_EXHAUSTED), False),
     "quota, although the upstream requests a retry": (
         rejected(429, Reason.UPSTREAM_QUOTA_EXHAUSTED, should_retry=True, retry_after_seconds=1.0),
         False,
     ),
+    "a rate limit with another status": (rejected(400, Reason.UPSTREAM_RATE_LIMITED), True),
+    "an overload with another status": (rejected(403, Reason.UPSTREAM_OVERLOADED), True),
+    "the context with another status": (rejected(500, Reason.UPSTREAM_CONTEXT_LENGTH_EXCEEDED), False),
+    "the model with another status": (rejected(503, Reason.UPSTREAM_MODEL_NOT_FOUND), False),
+    "the key with another status": (rejected(429, Reason.UPSTREAM_UNAUTHENTICATED), False),
     "the upstream says yes": (rejected(400, should_retry=True), True),
     "the upstream says no": (rejected(503, should_retry=False), False),
     "in a 200": (rejected(503, in_success=True), True),

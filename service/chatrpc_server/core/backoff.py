@@ -4,7 +4,18 @@ from dataclasses import dataclass
 
 from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidResponse, Reason, Truncated, Unreachable
 
-_RETRIED_STATUSES = {408, 409, 429}
+_RETRIED_STATUSES = {408, 409, 425, 429, 498, 499}
+_PASSING = {Reason.UPSTREAM_RATE_LIMITED, Reason.UPSTREAM_OVERLOADED}
+"""Reasons that pass, even beside a status that does not tell so."""
+_LASTING = {
+    Reason.UPSTREAM_CONTEXT_LENGTH_EXCEEDED,
+    Reason.UPSTREAM_CONTENT_FILTERED,
+    Reason.UPSTREAM_MODERATED,
+    Reason.UPSTREAM_MODEL_NOT_FOUND,
+    Reason.UPSTREAM_INSUFFICIENT_BALANCE,
+    Reason.UPSTREAM_UNAUTHENTICATED,
+}
+"""Reasons that the same request meets again, even beside a status such as 500."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,8 @@ def is_transient(error: ChatError) -> bool:
             return False
         if error.should_retry is not None:
             return error.should_retry
+        if error.reason in _PASSING or error.reason in _LASTING:
+            return error.reason in _PASSING
         return error.status in _RETRIED_STATUSES or error.status >= 500
     if isinstance(error, Truncated):
         return True  # nothing was delivered, because no retry follows the first chunk

@@ -164,21 +164,24 @@ class TimedOut(UpstreamFault):
 class InvalidResponse(UpstreamFault):
     """A response that is not a chat completion.
 
-    `kind`: the cause, for the metrics. `is_transient`: whether a retry can succeed.
+    `kind`: the cause, for the metrics. `is_transient`: whether a retry can succeed. `detail` has the start of it.
     """
 
     reason = Reason.UPSTREAM_INVALID_RESPONSE
+    Kind = Literal["not_a_completion", "bad_json", "oversize", "unexpected_content"]
 
     def __init__(
         self,
         message: str,
-        kind: Literal["not_a_completion", "bad_json", "oversize", "unexpected_content"],
+        kind: Kind,
         *,
         is_transient: bool = False,
+        detail: chat_error_pb2.UpstreamError | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.is_transient = is_transient
+        self.detail = detail
 
 
 class Truncated(UpstreamFault):

@@ -33,7 +33,11 @@ TESTS = {
     " tests/unit/test_requests_invalid.py",
     "core/openai/mapping.py": "tests/unit/test_mapping.py tests/unit/test_responses.py"
     " tests/unit/test_responses_stream.py tests/unit/test_responses_tool_calls.py tests/unit/test_mapping_lossless.py",
-    "core/openai/error_responses.py": "tests/unit/test_error_responses.py tests/unit/test_responses.py",
+    "core/openai/error_responses.py": "tests/unit/test_error_responses.py tests/unit/test_error_bodies.py",
+    "core/openai/error_bodies.py": "tests/unit/test_error_bodies.py tests/unit/test_error_codes.py",
+    "core/openai/error_codes.py": "tests/unit/test_error_codes.py tests/unit/test_error_responses.py",
+    "core/openai/error_words.py": "tests/unit/test_error_codes.py",
+    "core/openai/retry_delays.py": "tests/unit/test_error_responses.py tests/unit/test_error_codes.py",
     "core/openai/normalise.py": "tests/unit/test_responses_tool_calls.py tests/unit/test_responses_stream.py",
     "core/openai/coalesce.py": "tests/unit/test_coalesce.py",
     "core/openai/chunk_template.py": "tests/unit/test_chunk_template.py",

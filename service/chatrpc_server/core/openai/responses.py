@@ -16,7 +16,7 @@ from chatrpc_server.core.openai.assemble import Assembler
 from chatrpc_server.core.openai.choices import Choices
 from chatrpc_server.core.openai.chunk_template import ChunkTemplate
 from chatrpc_server.core.openai.coalesce import coalesce
-from chatrpc_server.core.openai.error_responses import error_in_success
+from chatrpc_server.core.openai.error_responses import error_in_success, invalid_response
 from chatrpc_server.core.openai.normalise import ChunkNormaliser
 from chatrpc_server.core.openai.surrogates import SurrogateJoiner
 from chatrpc_server.core.openai.usage import NO_USAGE, StreamUsage
@@ -46,13 +46,13 @@ def _load_response(body: bytes) -> tuple[dict[str, Any], bool]:
     try:
         source, is_lenient = _loads(body)
     except ValueError:
-        raise InvalidResponse(f"the upstream's response is not JSON ({len(body)} bytes)", "bad_json") from None
-    error = error_in_success(source, body)
+        raise invalid_response(f"the upstream's response is not JSON ({len(body)} bytes)", "bad_json", body) from None
+    error = error_in_success(source, body, is_whole=True)
     if error is not None:
         raise error
     if not isinstance(source, dict) or not isinstance(source.get("choices"), list):
         problem = "the upstream's response is not a chat completion: it has no array `choices`"
-        raise InvalidResponse(problem, "not_a_completion")
+        raise invalid_response(problem, "not_a_completion", body)
     limits.check_choices(source["choices"])
     return source, is_lenient
 
@@ -266,7 +266,7 @@ class StreamReader:
                 return
             if kind != "error":
                 problem = f"an event of the upstream's stream is not JSON ({len(payload)} bytes)"
-                raise InvalidResponse(problem, "bad_json") from None
+                raise invalid_response(problem, "bad_json", payload) from None
             source, is_lenient = payload.decode("utf-8", "replace"), False
         error = error_in_success(source, payload, certain=kind == "error") if can_fail else None
         if error is not None:
@@ -274,7 +274,8 @@ class StreamReader:
         if not isinstance(source, dict):
             if heartbeats.is_foreign(kind, payload):
                 return
-            raise InvalidResponse("an event of the upstream's stream is not a JSON object", "not_a_completion")
+            problem = "an event of the upstream's stream is not a JSON object"
+            raise invalid_response(problem, "not_a_completion", payload)
         chunk = self._read_source(source, is_lenient, chunks)
         if not is_lenient and chunk is not None and self.choices.are_open(chunk):
             self._template.learn(payload, source, chunk)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from urllib.parse import quote
 
 import grpc
@@ -18,7 +19,7 @@ from google.rpc.status_pb2 import Status
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.call import Call
-from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, Reason
+from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, InvalidResponse, Reason
 from chatrpc_server.core.text import clip
 from chatrpc_server.rpc.pipeline import Context
 from chatrpc_server.rpc.unread import UnreadCalls
@@ -138,7 +139,8 @@ def code_of(error: ChatError) -> grpc.StatusCode:
 
 def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Status:
     """Return the rich status for an exception, small enough for every client."""
-    own_key = error.reason is Reason.UPSTREAM_UNAUTHENTICATED
+    detail = error.detail if isinstance(error, ErrorResponse | InvalidResponse) else None
+    own_key = detail is not None and detail.http_status == HTTPStatus.UNAUTHORIZED
     message = "the upstream rejected this service's credentials" if own_key else _clip_message(redact(error.message))
     status = Status(code=code_of(error).value[0], message=message)
     _add(status, _error_info(error))
@@ -158,8 +160,8 @@ def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Sta
         _add(status, details_pb2.QuotaFailure(violations=violations))
     attempt = call.last_attempt
     _add(status, details_pb2.RequestInfo(request_id=(attempt.request_id if attempt else "") or call.id))
-    if isinstance(error, ErrorResponse):
-        _add(status, _upstream_error(status, error.detail, redact, withhold=own_key))
+    if detail is not None:
+        _add(status, _upstream_error(status, detail, redact, withhold=own_key))
     return status
 
 
