@@ -28,11 +28,13 @@ NAMES = (
     "F16-quota-taken-for-rate-limit",
     "F17-context-and-filter-codes",
     "F18-retryinfo-in-body",
+    "F20-logprob-null",
     "F26-strict-http",
     "F30-statuses-498-499-425",
     "F31-codes-in-200-not-known",
     "F38-cut-before-anything-was-delivered",
     "F40-redirect-where-to",
+    "F41-numbers-beyond-double",
 )
 """The files to run, without `.json`."""
 ENGINES = ("builtin", "httpx")

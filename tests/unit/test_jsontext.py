@@ -67,8 +67,8 @@ WRITTEN: dict[str, tuple[str, Any]] = {
     "half a pair": (r'"\ud83d"', "\ud83d"),
     "NaN": ("[NaN]", REFUSED),
     "infinity": ("Infinity", REFUSED),
-    "beyond doubles": ("[1e999]", REFUSED),
-    "beyond doubles, below": ("-1E+999", REFUSED),
+    "beyond doubles": ("[1e999]", [math.inf]),
+    "near to nothing": ("[1e-999]", [0.0]),
     "nothing": ("", REFUSED),
     "byte order mark": ("\ufeff{}", REFUSED),
     "too deep": ("[" * DEEP + "]" * DEEP, REFUSED),
@@ -95,6 +95,50 @@ OUT: dict[str, tuple[Any, bytes]] = {
     "NaN only in words": (["NaN", 2**64], b'["NaN",18446744073709551616]'),
     "raw, slow path": ({"a": Raw('{ "b": [1.10]}'), "c": 2**64}, b'{"a":{ "b": [1.10]},"c":18446744073709551616}'),
 }
+
+
+NUMBERS = [
+    *("1e400", "-1E+400", "1e-400", "-2.5E-400", "1e999", "123.5e4000", "0.1e-330"),
+    *("1234567890123456789", "-12345678901234567890", "18446744073709551616", "9" * 400),
+    *(
+        "0.123456789012345678",
+        "1234567890.123456789",
+        "9007199254740993.00",
+        "1.50000000000000000000",
+        "-0.000" + "1" * 18,
+    ),
+    *("12345678901234567.8e-30", "1.2345678901234567890e5"),
+]
+"""Numbers that a double cannot hold, or would write otherwise."""
+PLACES = {
+    "alone": b"%b",
+    "first": b"[%b,1.5]",
+    "after a blank": b'{"a": %b ,"b":null}',
+    "deep": b'{"a":[{"b":[[%b]]}],"c":"text"}',
+    "beside half a pair": b'{"a":%b,"b":"\\ud83d"}',
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_stay_as_written(number: str) -> None:
+    for place in PLACES.values():
+        data = place % number.encode()
+        for value in (jsontext.loads_leniently(data), jsontext.loads_exactly(data.decode())):
+            assert number.encode() in jsontext.dumps(value), place
+        if place != b"%b" and b"ud83d" not in data and math.isfinite(float(number)):
+            assert number.encode() in jsontext.dumps(jsontext.loads(data)), place
+
+
+def test_numbers_stay_as_written_in_large_json() -> None:
+    large = f"[{'1,' * 40_000}1e400,1.50000000000000000000]"
+    for value in (jsontext.loads_leniently(large.encode()), jsontext.loads_exactly(large)):
+        assert jsontext.dumps(value) == large.encode()
+
+
+@pytest.mark.parametrize("text", ["0.5", "-0.12345678901234567", "5e-324", "1e308", "0e999", "0.0e-999", "-0.0", "1e2"])
+def test_numbers_that_a_double_holds_are_doubles(text: str) -> None:
+    for value in (jsontext.loads(text.encode()), jsontext.loads_leniently(text.encode()), jsontext.loads_exactly(text)):
+        assert (type(value), value) == (float, float(text))
 
 
 @pytest.mark.parametrize(("value", "expected"), OUT.values(), ids=OUT)

@@ -14,12 +14,14 @@ from chatrpc.v1 import chat_response_pb2 as answers
 from chatrpc.v1.chat_message_pb2 import ChatMessage, ContentPart, FunctionCall
 from chatrpc.v1.chat_response_pb2 import Delta, TokenLogprob, Usage
 from chatrpc_server.core.openai import mapping
+from chatrpc_server.core.openai.exact_numbers import WrittenNumber
 from chatrpc_server.core.upstream import ChatChunk, ChatResponse
 
 HIGH, LOW = "\ud83d", "\ude00"  # the halves of 😀
 X = '{"x":1}'
 XS: dict[str, Any] = {"x": 1}
 TOKEN: dict[str, Any] = {"token": "é", "logprob": -0.5, "bytes": [195, 169], **XS}
+NO_TOP = answers.TopLogprob(token="x", extra_json='{"logprob":null}')
 TOP = answers.TopLogprob(token="é", logprob=-0.5, bytes=b"\xc3\xa9", extra_json=X)
 CITATION: dict[str, Any] = {"start_index": 0, "end_index": 9, "url": "u", "title": "t", **XS}
 
@@ -276,7 +278,12 @@ ROWS: dict[str, tuple[dict[str, Any], Message]] = {
             extra_json='{"cost":0.1}',
         ),
     ),
-    "usage, whole floats": ({"prompt_tokens": 7.0, "total_tokens": None}, Usage(prompt_tokens=7)),
+    "usage, whole floats": ({"prompt_tokens": 7.0}, Usage(prompt_tokens=7)),
+    "usage, null": ({"prompt_tokens": 7, "total_tokens": None}, Usage(prompt_tokens=7)),
+    "usage, more than 32 bits, written": (
+        {"total_tokens": WrittenNumber(1e30, "1e30")},
+        Usage(extra_json='{"total_tokens":1e30}'),
+    ),
     "usage, fractions": ({"prompt_tokens": 7.5}, Usage(extra_json='{"prompt_tokens":7.5}')),
     "usage, more than 32 bits": ({"total_tokens": 2**31}, Usage(extra_json='{"total_tokens":2147483648}')),
     "usage, booleans": ({"total_tokens": True}, Usage(extra_json='{"total_tokens":true}')),
@@ -284,15 +291,34 @@ ROWS: dict[str, tuple[dict[str, Any], Message]] = {
         {"content": [{**TOKEN, "top_logprobs": [TOKEN]}], "refusal": [{"token": "r"}], **XS},
         answers.Logprobs(
             content=[TokenLogprob(token="é", logprob=-0.5, bytes=b"\xc3\xa9", top_logprobs=[TOP], extra_json=X)],
-            refusal=[TokenLogprob(token="r")],
+            refusal=[TokenLogprob(token="r", extra_json='{"logprob":null}')],
             extra_json=X,
         ),
     ),
     "logprob, whole": ({"logprob": 0, "bytes": []}, TokenLogprob(bytes=b"")),
     "logprob, beyond doubles": ({"logprob": 10**400}, TokenLogprob(extra_json='{"logprob":1' + "0" * 400 + "}")),
+    "logprob, between doubles": ({"logprob": 2**53 + 1}, TokenLogprob(extra_json='{"logprob":9007199254740993}')),
+    "logprob, written beyond doubles": (
+        {"logprob": WrittenNumber(-math.inf, "-1e400")},
+        TokenLogprob(extra_json='{"logprob":-1e400}'),
+    ),
+    "logprob, more digits than a double": (
+        {"logprob": WrittenNumber(-0.5, "-0.50000000000000000000")},
+        TokenLogprob(logprob=-0.5),
+    ),
+    "logprob, null": (
+        {"token": "H", "logprob": None, "top_logprobs": [{"token": "x", "logprob": None, "bytes": None}]},
+        TokenLogprob(token="H", top_logprobs=[NO_TOP], extra_json='{"logprob":null}'),
+    ),
+    "logprob, missing": (
+        {"top_logprobs": [{"token": "x"}]},
+        TokenLogprob(top_logprobs=[NO_TOP], extra_json='{"logprob":null}'),
+    ),
+    "logprob, missing beside others": ({"x": 1}, answers.TopLogprob(extra_json='{"x":1,"logprob":null}')),
+    "logprob, text": ({"logprob": "-inf"}, TokenLogprob(extra_json='{"logprob":"-inf"}')),
     "logprob, infinite": ({"logprob": -math.inf}, TokenLogprob(logprob=-math.inf)),
-    "bytes, out of range": ({"bytes": [256]}, TokenLogprob(extra_json='{"bytes":[256]}')),
-    "bytes, null": ({"bytes": None}, TokenLogprob()),
+    "bytes, out of range": ({"logprob": 0, "bytes": [256]}, TokenLogprob(extra_json='{"bytes":[256]}')),
+    "bytes, null": ({"logprob": 0, "bytes": None}, TokenLogprob()),
     "fractional created": ({"created": 1.5}, ChatResponse(extra_json='{"created":1.5}')),
     "number for logprobs": ({"logprobs": 0.5}, answers.Choice(extra_json='{"logprobs":0.5}')),
     "metadata of numbers": ({"metadata": {"k": 1}}, ChatResponse(extra_json='{"metadata":{"k":1}}')),

@@ -192,6 +192,10 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "function call, name": ({"function_call": FunctionCallChoice(name="f")}, '{"function_call":{"name":"f"}}'),
     "extra_json": ({"extra_json": ' {"top_k": 1, "thinking": {"a": []}} '}, '{"top_k":1,"thinking":{"a":[]}}'),
     "extra_json, empty object": ({"extra_json": "{}"}, "{}"),
+    "extra_json, numbers as written": (
+        {"extra_json": '{"a":1e400,"b":[-1e-999,1234567890123456789012],"c":{"d":0.1234567890123456789}}'},
+        '{"a":1e400,"b":[-1e-999,1234567890123456789012],"c":{"d":0.1234567890123456789}}',
+    ),
     "extra_json, an explicit null": ({"extra_json": '{"stop":null}'}, '{"stop":null}'),
     "extra_json, 64 bits": ({"extra_json": '{"x":18446744073709551615}'}, '{"x":18446744073709551615}'),
     "extra_json, more bits": ({"extra_json": '{"x":100000000000000000000}'}, '{"x":100000000000000000000}'),

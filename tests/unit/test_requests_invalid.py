@@ -63,7 +63,6 @@ MISTAKES: dict[str, tuple[ChatRequest, str, str]] = {
     "null": (a_request(extra_json="null"), "extra_json", "is null in JSON; use an object"),
     "extra NaN": (a_request(extra_json='{"x":NaN}'), "extra_json", "NaN is not a JSON value"),
     "extra infinity": (a_request(extra_json='{"x":-Infinity}'), "extra_json", "-Infinity is not a JSON value"),
-    "extra 1e999": (a_request(extra_json='{"x":1e999}'), "extra_json", "exceeds the range of a double"),
     "too deep": (a_request(extra_json='{"x":' + "[" * 9999 + "]" * 9999 + "}"), "extra_json", "nested too deeply"),
     "model": (a_request(extra_json='{"model":"m"}'), "extra_json", OWN.format("model")),
     "messages": (a_request(extra_json='{"messages":[]}'), "extra_json", OWN.format("messages")),

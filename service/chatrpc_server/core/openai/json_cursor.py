@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from chatrpc_server.core.openai.exact_numbers import read_fraction
+
 _skip_blanks = re.compile(r"[ \t\n\r]*").match
 _SMALL_CHARACTERS = 2048
 """Longest object or array that is parsed in C. A larger one takes longer than other threads can wait."""
@@ -19,7 +21,7 @@ MAX_VALUES = 1_000_000
 
 Decode = Callable[[str, int], tuple[Any, int]]
 """`json.JSONDecoder.raw_decode`: returns the value at an offset, and the offset after it."""
-_decode = json.JSONDecoder().raw_decode
+_decode = json.JSONDecoder(parse_float=read_fraction).raw_decode
 
 
 class TooManyValues(ValueError):

@@ -18,6 +18,8 @@ JsonObject = dict[str, Any]
 Setter = Callable[[Any, Any], bool]
 """Sets a value in a message; returns False if it does not fit."""
 
+_LARGEST_EXACT = 2**53
+"""Integers beyond it are not all doubles."""
 _INT_BITS = {FieldDescriptor.TYPE_INT32: 31, FieldDescriptor.TYPE_INT64: 63}
 
 
@@ -49,6 +51,8 @@ def read(message: Message, source: JsonObject) -> None:
             if extras is None:
                 extras = {}
             extras[key] = value
+    if "logprob" in setters and source.get("logprob") is None:
+        extras = {**(extras or {}), "logprob": None}  # because 0 would be a certain token
     if extras is not None:
         message.extra_json = jsontext.dumps(extras).decode()  # type: ignore[attr-defined]
 
@@ -136,12 +140,12 @@ def _integer(name: str, limit: int) -> Setter:
 
 def _double(name: str) -> Setter:
     def put(message: Any, value: Any) -> bool:
-        if type(value) is not float and type(value) is not int:
+        if isinstance(value, float):
+            if type(value) is not float and value - value != 0:  # a written number beyond the range of a double
+                return False
+        elif type(value) is not int or abs(value) > _LARGEST_EXACT:
             return False
-        try:
-            setattr(message, name, float(value))
-        except OverflowError:
-            return False
+        setattr(message, name, value)
         return True
 
     return put

@@ -1243,7 +1243,8 @@ type TokenLogprob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The token as text.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// Natural logarithm of the token's probability; -9999 means very unlikely.
+	// Natural logarithm of the token's probability; -9999 means very unlikely. If null or not sent, `extra_json` has
+	// `"logprob":null`, and this 0 means unknown.
 	Logprob float64 `protobuf:"fixed64,2,opt,name=logprob,proto3" json:"logprob,omitempty"`
 	// The token's UTF-8 bytes, an array of numbers in JSON; a character can need the bytes of several tokens. Unset if
 	// null or not sent.
@@ -1326,7 +1327,7 @@ type TopLogprob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The token as text.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// Natural logarithm of the token's probability.
+	// Natural logarithm of the token's probability, see TokenLogprob.
 	Logprob float64 `protobuf:"fixed64,2,opt,name=logprob,proto3" json:"logprob,omitempty"`
 	// The token's UTF-8 bytes, see TokenLogprob. Unset if null or not sent.
 	Bytes []byte `protobuf:"bytes,3,opt,name=bytes,proto3,oneof" json:"bytes,omitempty"`

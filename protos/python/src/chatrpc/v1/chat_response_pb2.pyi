@@ -754,7 +754,9 @@ class TokenLogprob(message.Message):
     token: builtins.str
     """The token as text."""
     logprob: builtins.float
-    """Natural logarithm of the token's probability; -9999 means very unlikely."""
+    """Natural logarithm of the token's probability; -9999 means very unlikely. If null or not sent, `extra_json` has
+    `"logprob":null`, and this 0 means unknown.
+    """
     bytes: builtins.bytes
     """The token's UTF-8 bytes, an array of numbers in JSON; a character can need the bytes of several tokens. Unset if
     null or not sent.
@@ -795,7 +797,7 @@ class TopLogprob(message.Message):
     token: builtins.str
     """The token as text."""
     logprob: builtins.float
-    """Natural logarithm of the token's probability."""
+    """Natural logarithm of the token's probability, see TokenLogprob."""
     bytes: builtins.bytes
     """The token's UTF-8 bytes, see TokenLogprob. Unset if null or not sent."""
     extra_json: builtins.str

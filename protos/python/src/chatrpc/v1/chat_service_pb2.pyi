@@ -20,7 +20,8 @@ Conventions of all files in this package:
      never an error.
    - In a request its keys are added to the JSON object that is built from the message. A key that a field also sets
      is INVALID_ARGUMENT. So are `model`, `messages` and `stream` in the `extra_json` of the request itself.
-   - JSON values are preserved exactly, including 64-bit integers. White space is not preserved.
+   - JSON values are preserved exactly. Numbers of any size stay as written, 1e400 and 19 digits included. White
+     space is not preserved.
 
    ToolChoice and FunctionCallChoice have no `extra_json` because they mirror no object but choose between JSON
    forms. UpstreamError has none because it belongs to this service.
