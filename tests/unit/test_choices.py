@@ -199,7 +199,7 @@ def test_choices_beyond_the_limit_end_a_final_stream() -> None:
     reader = read(text("a"), finish(0))
     for index in range(1, 1000):
         reader.feed(chunk(delta(index, "stop", content="a")))
-    assert (reader.error, reader.done, len(reader.choices.finish_reasons)) == (None, True, 129)
+    assert (reader.error, reader.done, len(reader.choices.finish_reasons)) == (None, True, 128)
 
 
 def test_all_requested_choices_are_final() -> None:

@@ -29,9 +29,9 @@ class Choices:
         return self.is_whole and len(self.finish_reasons) >= self._requested and self._resumptions <= _MAX_RESUMPTIONS
 
     @property
-    def has_failed(self) -> bool:
-        """Whether a choice has finished because of an error, which the upstream can describe in a later event."""
-        return "error" in self.finish_reasons.values()
+    def can_fail(self) -> bool:
+        """Whether a later event can fail the stream, such as the error because of which a choice has finished."""
+        return not self.is_final or "error" in self.finish_reasons.values()
 
     def are_open(self, chunk: ChatChunk) -> bool:
         """Return whether no choice of the chunk has finished."""
@@ -39,25 +39,28 @@ class Choices:
 
     def add(self, choice: ChunkChoice) -> None:
         """Add the delta of one choice. Raises `InvalidResponse` if there are too many choices."""
-        index = choice.index
-        has_finished = index in self.finish_reasons and index not in self._open
-        if has_finished and _goes_on(choice.delta):
-            has_finished = False
-            self._resumptions += 1
-        if choice.finish_reason:
-            self.finish_reasons[index] = choice.finish_reason[: limits.MAX_REASON_CHARACTERS]
-            self._open.discard(index)
-        elif not has_finished and index not in self._open:
-            self._open.add(index)
+        index, reason = choice.index, choice.finish_reason
+        if index in self._open:
+            if not reason:
+                return
+            self._open.remove(index)
+        elif index in self.finish_reasons:
+            if _goes_on(choice.delta):
+                self._resumptions += 1
+                if not reason:
+                    self._open.add(index)
         else:
-            return
-        limits.check("choices", len(self.finish_reasons.keys() | self._open), limits.MAX_CHOICES)
+            limits.check("choices", len(self.finish_reasons.keys() | self._open) + 1, limits.MAX_CHOICES)
+            if not reason:
+                self._open.add(index)
+        if reason:
+            self.finish_reasons[index] = reason[: limits.MAX_REASON_CHARACTERS]
         self.is_whole = not self._open
 
 
 def _goes_on(delta: Delta) -> bool:
     """Return whether a delta adds to the message. Usage and filter results come with an empty delta."""
-    return (
+    return delta.ByteSize() > 0 and (
         any(getattr(delta, name) for name in TEXT_FIELDS)
         or any(map(_calls_on, delta.tool_calls))
         or bool(delta.function_call.name or delta.function_call.arguments)

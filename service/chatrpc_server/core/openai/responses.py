@@ -235,7 +235,7 @@ class StreamReader:
 
     def _read_event(self, kind: str, payload: bytes, chunks: list[ChatChunk]) -> None:
         """Pass one event through all steps. Its error counts only if the completion had not arrived before."""
-        can_fail = self.choices.has_failed or not self.choices.is_final
+        can_fail = not self.choices.is_whole or self.choices.can_fail
         try:
             self._read_payload(kind, payload, chunks, can_fail=can_fail)
         except ChatError as error:
@@ -277,7 +277,9 @@ class StreamReader:
             problem = "an event of the upstream's stream is not a JSON object"
             raise invalid_response(problem, "not_a_completion", payload)
         chunk = self._read_source(source, is_lenient, chunks)
-        if not is_lenient and chunk is not None and self.choices.are_open(chunk):
+        if is_lenient or chunk is None:
+            return
+        if not self.choices.finish_reasons or self.choices.are_open(chunk):  # because a match resumes no choice
             self._template.learn(payload, source, chunk)
 
     def _read_source(self, source: dict[str, Any], is_lenient: bool, chunks: list[ChatChunk]) -> ChatChunk | None:
