@@ -59,6 +59,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "upstream.first_chunk_timeout_seconds": ("1e3", 1000.0),
     "upstream.chunk_gap_timeout_seconds": ("7", 7.0),
     "upstream.finished_timeout_seconds": ("0.2", 0.2),
+    "upstream.comments_are_alive": ("true", True),
     "upstream.max_retries": ("0", 0),
     "upstream.initial_backoff_seconds": ("8", 8.0),
     "upstream.max_backoff_seconds": ("0.5", 0.5),

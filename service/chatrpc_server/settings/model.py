@@ -92,6 +92,9 @@ class UpstreamSettings(_Frozen):
     finished_timeout_seconds: float = _field(
         1, "Longest wait for usage or the end after every choice has finished, in seconds.", gt=0
     )
+    comments_are_alive: bool = _field(
+        False, "Comments and heartbeats restart the waits for the first and the next chunk."
+    )
     max_retries: int = _field(2, "Retries per call; none after the first message.", ge=0)
     initial_backoff_seconds: float = _field(
         0.5, "Longest pause before the first retry, in seconds; doubled for each further one.", gt=0

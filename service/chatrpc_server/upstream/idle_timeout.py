@@ -28,6 +28,10 @@ class IdleTimeout:
         if self._deadline < self._timer_at:
             self._schedule()
 
+    def rearm(self) -> None:
+        """Start the same wait anew."""
+        self.arm(self._seconds)
+
     def disarm(self) -> None:
         """End the wait, so that it cannot expire."""
         self._deadline = math.inf

@@ -161,6 +161,8 @@ class OpenAIUpstream:
                         else:
                             ends_at = None
                             timeout.arm(settings.chunk_gap_timeout_seconds)
+                    elif settings.comments_are_alive and ends_at is None:
+                        timeout.rearm()
                     if data is None:
                         break
             finally:
