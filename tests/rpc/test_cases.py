@@ -29,6 +29,7 @@ NAMES = (
     "F17-context-and-filter-codes",
     "F18-retryinfo-in-body",
     "F20-logprob-null",
+    "F23-error-bodies-gzip-or-sse",
     "F26-strict-http",
     "F30-statuses-498-499-425",
     "F31-codes-in-200-not-known",

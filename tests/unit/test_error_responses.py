@@ -137,6 +137,12 @@ def test_body_without_message(body: Any) -> None:
     assert refusal(599, body).message == "the upstream responded with HTTP 599"
 
 
+@pytest.mark.parametrize(("encoding", "more"), [("br", "; its body has the encoding br"), ("identity", "")])
+def test_body_that_cannot_be_read(encoding: str, more: str) -> None:
+    error = refusal(502, headers={"content-encoding": encoding})
+    assert error.message == f"the upstream responded with HTTP 502 Bad Gateway{more}"
+
+
 @pytest.mark.parametrize("depth", [100, 900, 960, 1000, 9000])
 def test_body_of_any_depth(depth: int) -> None:
     error = refusal(502, b'{"error":{"message":' + b"[" * depth + b"]" * depth + b"}}")
@@ -153,16 +159,33 @@ def test_a_message_too_deep_to_show() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "message"),
+    ("status", "location", "message"),
     [
-        (302, "the upstream responded with HTTP 302; redirects are not followed"),
-        (204, "the upstream responded with HTTP 204 instead of 200"),
+        (302, "", "the upstream responded with HTTP 302; redirects are not followed"),
+        (302, "/\xe9", "the upstream responded with HTTP 302; redirects are not followed"),
+        (204, "", "the upstream responded with HTTP 204 instead of 200"),
+        *(
+            (
+                308,
+                location,
+                f"the upstream responded with HTTP 308 to {shown}; redirects are not followed;"
+                " correct upstream.base_url",
+            )
+            for location, shown in (
+                ("https://a.example/v1/chat", "https://a.example/v1/chat"),
+                ("https://user:pass@a.example:8443/v1?key=secret#part", "https://a.example:8443/v1"),
+                ("//u@a.example/v1", "//a.example/v1"),
+                ("/v1/", "/v1/"),
+                ("/" + "x" * 999, "/" + "x" * 199),
+            )
+        ),
     ],
 )
-def test_status_that_is_neither_success_nor_error(status: int, message: str) -> None:
-    error = parse(status, {}, b"", NOW)
+def test_status_that_is_neither_success_nor_error(status: int, location: str, message: str) -> None:
+    error = parse(status, {"location": location}, b"see there", NOW)
     assert isinstance(error, InvalidResponse)
     assert error.message == message
+    assert error.detail == UpstreamError(http_status=status, message=message, raw_body="see there")
 
 
 RETRY_AFTER: dict[str, tuple[dict[str, str], float | None]] = {

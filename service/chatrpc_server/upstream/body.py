@@ -5,7 +5,9 @@ import time
 
 import httpx
 
+from chatrpc_server.core import decompression
 from chatrpc_server.core.call import Call
+from chatrpc_server.core.decompression import Decompressor, UnsupportedCompressionError
 from chatrpc_server.core.errors import InvalidResponse, TimedOut, Truncated
 from chatrpc_server.core.openai import error_responses
 from chatrpc_server.process import large_work
@@ -13,7 +15,9 @@ from chatrpc_server.upstream.http import transport
 from chatrpc_server.upstream.http.errors import InvalidHttp
 
 _ERROR_BODY_BYTES = 64 * 1024
-_COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
+_BAD_COMPRESSION = "the compressed data of the upstream's response is invalid or cut off"
+_STEP_BYTES = 64 * 1024
+"""Bytes that are decompressed in one step."""
 _DRAIN_SECONDS = 0.05
 """Longest wait for the end of a response after `[DONE]`; after that, a new connection is cheaper."""
 
@@ -24,11 +28,6 @@ async def check(response: transport.Response, call: Call) -> None:
         body = await Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
         raise await large_work.run(
             len(body), error_responses.parse, response.status, response.headers, body, time.time()
-        )
-    encoding = response.headers.get("content-encoding", "").lower()
-    if encoding in _COMPRESSIONS:
-        raise InvalidResponse(
-            f"the upstream's response is compressed ({encoding}), which was not requested", "unexpected_content"
         )
     if media_type(response) == "text/html":
         raise InvalidResponse("the upstream's response is an HTML page", "unexpected_content")
@@ -47,14 +46,50 @@ def media_type(response: transport.Response) -> str:
 
 
 class Body:
-    """The body of a response. Its waits count as waiting time of the call."""
+    """The body of a response, decompressed. Its waits count as waiting time of the call."""
 
     def __init__(self, response: transport.Response, call: Call) -> None:
         self._response = response
         self._call = call
+        self._is_at_start = True
+        self._decompressor: Decompressor | None = None
 
     async def next(self) -> bytes | None:
         """Return the next bytes, or None at the end. Raises `TimedOut`, `Truncated` or `InvalidResponse`."""
+        if self._decompressor is not None:
+            return await self._next_decompressed(self._decompressor)
+        data = await self._next_raw()
+        if not self._is_at_start or data is None:
+            return data
+        self._is_at_start = False
+        encoding = self._response.headers.get("content-encoding", "")
+        try:
+            self._decompressor = decompression.of_body(encoding, data)
+        except UnsupportedCompressionError as error:
+            problem = f"the upstream's response is compressed ({error}), which was not requested"
+            raise InvalidResponse(problem, "unexpected_content") from None
+        if self._decompressor is None:
+            return data
+        self._decompressor.feed(data)
+        return await self._next_decompressed(self._decompressor)
+
+    async def _next_decompressed(self, decompressor: Decompressor) -> bytes | None:
+        await asyncio.sleep(0)  # because a small body can decompress to many steps without a read
+        while True:
+            try:
+                data = decompressor.next(_STEP_BYTES)
+            except ValueError as error:
+                raise InvalidResponse(_BAD_COMPRESSION, "unexpected_content") from error
+            if data:
+                return data
+            raw = await self._next_raw()
+            if raw is None and not decompressor.is_whole:
+                raise InvalidResponse(_BAD_COMPRESSION, "unexpected_content")
+            if raw is None:
+                return None
+            decompressor.feed(raw)
+
+    async def _next_raw(self) -> bytes | None:
         started = time.monotonic()
         try:
             return await self._response.read() or None

@@ -37,6 +37,7 @@ TESTS = {
     "core/openai/error_bodies.py": "tests/unit/test_error_bodies.py tests/unit/test_error_codes.py",
     "core/openai/error_codes.py": "tests/unit/test_error_codes.py tests/unit/test_error_responses.py",
     "core/openai/error_words.py": "tests/unit/test_error_codes.py",
+    "core/decompression.py": "tests/unit/test_decompression.py",
     "core/openai/retry_delays.py": "tests/unit/test_error_responses.py tests/unit/test_error_codes.py",
     "core/openai/normalise.py": "tests/unit/test_responses_tool_calls.py tests/unit/test_responses_stream.py",
     "core/openai/coalesce.py": "tests/unit/test_coalesce.py",

@@ -20,6 +20,7 @@ RAW_BODY_BYTES = 4096
 FIELD_BYTES = 128
 """Size limits, higher than those for callers: a key that is cut here is not redacted, and the later cut removes it."""
 _LOCATION_CHARACTERS = 200
+_ENCODING_CHARACTERS = 20
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 """Bytes that occur in no text, such as those of a compressed body."""
 
@@ -32,6 +33,9 @@ def parse(http_status: int, headers: Mapping[str, str], body: bytes, now: float)
         detail = _detail(http_status, FoundError(message=problem), body, request_id)
         return InvalidResponse(problem, "unexpected_content", detail=detail)
     found = error_bodies.of_status(_value(body))
+    encoding = headers.get("content-encoding", "")
+    if not body and encoding not in ("", "identity"):
+        found.message = f"{_standard_message(http_status)}; its body has the encoding {encoding[:_ENCODING_CHARACTERS]}"
     meaning = found.meaning(http_status)
     should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
     return ErrorResponse(
