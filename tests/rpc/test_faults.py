@@ -35,6 +35,8 @@ RPCS = {"unary": "CreateChatCompletion", "stream": "CreateChatCompletionStream"}
 
 CONNECT_SECONDS, MAX_RETRIES = 0.5, 2
 FIRST_CHUNK_SECONDS, GAP_SECONDS, DEADLINE_SECONDS = 2.0, 3.0, 4.0
+FINISHED_SECONDS = 0.05
+"""So short that the call ends at once, compared with the limits below."""
 LIMITS = {
     0.0: "at once",
     RETRY_AFTER_SECONDS: "after Retry-After",
@@ -96,6 +98,7 @@ async def _service(fault: str) -> AsyncIterator[Service]:
         "max_retry_after_seconds": (RETRY_AFTER_SECONDS + LONG_RETRY_AFTER_SECONDS) / 2,
         "first_chunk_timeout_seconds": FIRST_CHUNK_SECONDS,
         "chunk_gap_timeout_seconds": GAP_SECONDS,
+        "finished_timeout_seconds": FINISHED_SECONDS if fault == "finished-keep-alive" else 30,
         "max_event_bytes": 1 << 20,
         "max_response_bytes": 4 << 20,
     }

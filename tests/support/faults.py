@@ -78,6 +78,18 @@ class ResponseWriter:
         else:
             await self.body(WHOLE[: len(WHOLE) // 2])
 
+    async def finished(self) -> None:
+        """Send a whole stream without its end, for either RPC."""
+        await self.head("text/event-stream")
+        await self.body(*STREAM[:-1])
+
+    async def keep_alive(self, piece: bytes) -> None:
+        """Repeat a piece 50 times a second until the other side closes."""
+        with suppress(ConnectionError):
+            while not self.exchange.reader.at_eof():
+                await self.body(piece)
+                await asyncio.sleep(0.02)
+
     async def end(self) -> None:
         """Send the end of the body, which is valid HTTP."""
         await self.exchange.send(b"0\r\n\r\n")
@@ -201,6 +213,27 @@ async def _(response: ResponseWriter) -> None:
     await response.end()
 
 
+@_fault("error-after-finish", "finishes a stream, then sends an error object")
+async def _(response: ResponseWriter) -> None:
+    await response.finished()
+    await response.body(b"data: " + ERROR + b"\n\n")
+    await response.end()
+
+
+@_fault("reset-after-finish", "finishes a stream, then resets the connection")
+async def _(response: ResponseWriter) -> None:
+    await response.finished()
+    response.exchange.reset()
+
+
+@_fault(
+    "finished-keep-alive", "finishes a stream, then sends only comments; `upstream.finished_timeout_seconds` ends it"
+)
+async def _(response: ResponseWriter) -> None:
+    await response.finished()
+    await response.keep_alive(b": still here\n\n")
+
+
 @_fault("garbage-event", "sends a part of the response, then an event that is not JSON")
 async def _(response: ResponseWriter) -> None:
     await response.begun()
@@ -231,10 +264,7 @@ async def _(response: ResponseWriter) -> None:
 @_fault("endless-keep-alive", "sends a part of the response, then only comments")
 async def _(response: ResponseWriter) -> None:
     await response.begun()
-    with suppress(ConnectionError):
-        while not response.exchange.reader.at_eof():
-            await response.body(b": still here\n\n" if response.streaming else b" ")
-            await asyncio.sleep(0.02)
+    await response.keep_alive(b": still here\n\n" if response.streaming else b" ")
 
 
 @_fault("gzip", "compresses, although the request excludes it")

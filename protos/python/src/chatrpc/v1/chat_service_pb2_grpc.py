@@ -118,7 +118,8 @@ class ChatCompletionServiceServicer(object):
         """Returns the whole completion in one response.
 
         If the upstream responds with status 200 and an error object, the call fails with that error's status. A response
-        that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE.
+        that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE. If the upstream sends a stream although
+        none was requested, its end and its errors are those of CreateChatCompletionStream.
 
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
@@ -130,24 +131,32 @@ class ChatCompletionServiceServicer(object):
         """Streams the completion as it is generated, in the upstream's order. The text is the concatenation of the deltas.
 
         OK means that the completion is whole: the upstream sent `[DONE]`, or every choice seen had its finish_reason. A
-        stream that breaks off earlier is UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error object in the stream becomes the
+        choice that goes on after its finish_reason is unfinished again.
+
+        Once every requested choice has finished, nothing that follows fails the call. A later error object is in
+        `extra_json`, and later bytes that are no event are dropped. If the upstream then stays silent for 1 s, the call
+        succeeds, even if the upstream keeps its connection open; usage that arrives before is delivered.
+
+        A stream that breaks off earlier is UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error object in it becomes the
         call's status: reason UPSTREAM_ERROR_BODY, with the code to which the error maps. Messages sent before it stay
         valid. The service never invents a finish_reason and never restarts a stream.
 
         Backpressure: if a caller reads slowly, the service reads the upstream slowly.
 
         Providers' streams differ; these rules unify them:
-        1. One event of the upstream becomes one message (but see 10). Comments, keep-alives and empty events are dropped.
-        An event with `choices: []` is forwarded because it carries usage or a provider's filter results.
+        1. One event of the upstream becomes one message (but see 10). Comments, empty events and heartbeats (`ping`, null,
+        a time stamp and other short texts, events of the type `ping` or `heartbeat`) are dropped. An event with
+        `choices: []` is forwarded because it carries usage or a provider's filter results.
         2. `ToolCallDelta.index` is always right. If the upstream omits it, the service numbers calls by the first
         appearance of their id, else by position.
-        3. An empty id, name, role or finish_reason, which some servers repeat in each delta, is unset. Tool arguments
-        that arrive as a JSON object become its text.
+        3. An empty id, name, role or finish_reason, which some servers repeat in each delta, is unset. So is the text
+        `null` or `None` as a finish_reason. Tool arguments that arrive as a JSON object become its text.
         4. Content that arrives as an array is in `content_parts`, and the concatenated text of its parts in `content`.
         5. Usage that the upstream puts into the first choice or into `x_groq` is in `usage` too; the original stays in
         `extra_json`.
         6. Halves of a UTF-16 surrogate pair that were split over two deltas are joined. An unpaired half becomes U+FFFD.
-        7. The stream succeeds or fails as described above.
+        7. The stream succeeds or fails as described above. Other marks of the end count as `[DONE]`: `DONE`, `[END]` and
+        `[EOF]`, in lower case, in quotation marks, between white space.
         8. Nothing is invented: an id, model or created that the upstream did not send stays empty. `reasoning` is not
         copied to `reasoning_content`, nor the reverse.
         9. The service always requests usage from the upstream, so that it can count tokens. If an upstream rejects
