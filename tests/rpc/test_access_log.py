@@ -52,6 +52,34 @@ async def test_severity(
 
 
 @pytest.mark.parametrize("rpc", RPCS)
+@pytest.mark.parametrize(
+    ("code", "level", "mapped"),
+    [
+        ("insufficient_quota", "WARNING", "UPSTREAM_QUOTA_EXHAUSTED"),
+        ("context_length_exceeded", "INFO", "UPSTREAM_CONTEXT_LENGTH_EXCEEDED"),
+        ("odd", "WARNING", None),
+    ],
+)
+async def test_the_reason_of_an_error_in_a_success(
+    script: Script, caplog: pytest.LogCaptureFixture, rpc: str, code: str, level: str, mapped: str | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    script.respond_with(error("200 OK", code))
+    async with service(script.base_url, upstream={"max_retries": 0}) as chat:
+        await outcome(getattr(chat.stub, rpc)(request()))
+    (record,) = records(caplog, "call")
+    assert (record.levelname, record.reason, record.mapped_reason) == (level, "UPSTREAM_ERROR_BODY", mapped)
+
+
+async def test_a_redirect_is_logged_without_secrets(script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    script.respond_with(http(b"", "307 Temporary", location="https://user:pass@a.example/v1?key=secret"))
+    async with service(script.base_url) as chat:
+        await outcome(chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", "mine")]))
+    (record,) = records(caplog, "upstream_redirects")
+    assert (record.request_id, record.location) == ("mine", "https://a.example/v1")
+
+
+@pytest.mark.parametrize("rpc", RPCS)
 async def test_severity_of_calls_that_their_caller_or_the_service_ends(
     script: Script, caplog: pytest.LogCaptureFixture, rpc: str
 ) -> None:

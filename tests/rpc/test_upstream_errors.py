@@ -68,6 +68,7 @@ async def test_http_status(
     if status.startswith("401"):
         # The error concerns the service's key, so it is for the operator, not for the caller.
         assert "it said no" not in str(failed)
+        assert failed.message == "the upstream rejected this service's credentials"
     else:
         assert failed.message == "it said no"
         assert failed.details["UpstreamError"].message == "it said no"
@@ -131,6 +132,29 @@ async def test_an_unframed_error_in_a_stream_is_reported_with_any_content_type(s
     async with service(script.base_url, upstream=NO_RETRIES) as chat:
         failed = await failure(chat.stub.CreateChatCompletionStream(request()))
     assert (failed.code, failed.reason, failed.message) == (Code.RESOURCE_EXHAUSTED, "UPSTREAM_ERROR_BODY", "slow down")
+
+
+@pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
+@pytest.mark.parametrize(
+    ("response", "words"),
+    [
+        (http(b"sorry", content_type="application/json"), "sorry"),
+        (http(b'{"answer": 5}', content_type="application/json"), '"answer": 5'),
+        (http(b"see there", "307 Temporary", location="https://a.example/v1?key=secret"), "see there"),
+    ],
+    ids=["text", "no-completion", "redirect"],
+)
+async def test_the_start_of_an_invalid_response_reaches_the_caller(
+    script: Script, rpc: str, response: bytes, words: str
+) -> None:
+    key = "topsecret-canary-4711"
+    script.respond_with(response.replace(b"sorry", b"sorry, " + key.encode()))
+    async with service(script.base_url, upstream={"api_key": key, **NO_RETRIES}) as chat:
+        failed = await failure(getattr(chat.stub, rpc)(request()))
+    assert failed.reason == "UPSTREAM_INVALID_RESPONSE"
+    assert words in failed.details["UpstreamError"].raw_body
+    assert failed.details["UpstreamError"].message == failed.message
+    assert "secret" not in str(failed)
 
 
 UNARY_BODIES = [

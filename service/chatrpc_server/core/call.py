@@ -107,6 +107,8 @@ class Call:
     """The final status, spelled as in `labels.GRPC_CODES`; empty until the status is known."""
     reason: str = ""
     """`ErrorInfo.reason` of the final status, if it is an error."""
+    mapped_reason: str = ""
+    """The reason of an error in a response with a status of success, if its codes or words tell one."""
 
     def hold(self, size_bytes: int) -> None:
         """Count bytes of a message until they are released or the call ends. Raises `Overloaded`."""

@@ -1,6 +1,7 @@
 """The body of an upstream's response, and the check of its head."""
 
 import asyncio
+import logging
 import time
 
 import httpx
@@ -14,6 +15,8 @@ from chatrpc_server.process import large_work
 from chatrpc_server.upstream.http import transport
 from chatrpc_server.upstream.http.errors import InvalidHttp
 
+log = logging.getLogger(__name__)
+
 _ERROR_BODY_BYTES = 64 * 1024
 _BAD_COMPRESSION = "the compressed data of the upstream's response is invalid or cut off"
 _STEP_BYTES = 64 * 1024
@@ -25,6 +28,12 @@ _DRAIN_SECONDS = 0.05
 async def check(response: transport.Response, call: Call) -> None:
     """Raise the error of a response that is no success, or no completion by its headers."""
     if response.status != 200:
+        if 300 <= response.status < 400:
+            location = error_responses.redirect_target(response.headers) or None
+            log.warning(
+                "upstream redirects to another address",
+                extra={"event": "upstream_redirects", "request_id": call.id, "location": location},
+            )
         body = await Body(response, call).read(_ERROR_BODY_BYTES, keep_start=True)
         raise await large_work.run(
             len(body), error_responses.parse, response.status, response.headers, body, time.time()

@@ -178,6 +178,7 @@ def _plain(name: str) -> str:
 
 _BY_NAME = {_plain(name): meaning for meaning, names in _NAMES.items() for name in names.split()}
 
+_MAX_NAME = 128
 _BY_NUMBER: dict[str, dict[int, Meaning]] = {
     # Z.ai and Zhipu: "Errors". From 10,000 on: SiliconFlow: "Error handling"; iFlytek Spark: "Error codes".
     "": {
@@ -243,7 +244,7 @@ _BY_NUMBER: dict[str, dict[int, Meaning]] = {
 
 def of_name(name: str) -> Meaning | None:
     """Return the meaning of a code in words. Of `com.amazon#ThrottlingException` the last part counts."""
-    return _BY_NAME.get(_plain(name.rpartition("#")[2]))
+    return _BY_NAME.get(_plain(name.rpartition("#")[2])) if name.isascii() and len(name) < _MAX_NAME else None
 
 
 def of_number(place: str, number: int) -> Meaning | None:

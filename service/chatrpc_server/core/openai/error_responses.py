@@ -21,6 +21,7 @@ FIELD_BYTES = 128
 """Size limits, higher than those for callers: a key that is cut here is not redacted, and the later cut removes it."""
 _LOCATION_CHARACTERS = 200
 _ENCODING_CHARACTERS = 20
+_NO_REDIRECT = "; redirects are not followed"
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 """Bytes that occur in no text, such as those of a compressed body."""
 
@@ -29,7 +30,14 @@ def parse(http_status: int, headers: Mapping[str, str], body: bytes, now: float)
     """Return the exception for a status that is no success. `headers` by lower-case name; `now` in Unix seconds."""
     request_id = headers.get("x-request-id", "")
     if http_status < 400:
-        problem = f"the upstream responded with HTTP {http_status}{_redirect(http_status, headers)}"
+        problem = f"the upstream responded with HTTP {http_status}"
+        if http_status >= 300:  # a redirect could send the key to another host
+            target = redirect_target(headers)
+            problem += (
+                f" to {target}; redirects are not followed; correct upstream.base_url" if target else _NO_REDIRECT
+            )
+        else:
+            problem += " instead of 200"
         detail = _detail(http_status, FoundError(message=problem), body, request_id)
         return InvalidResponse(problem, "unexpected_content", detail=detail)
     found = error_bodies.of_status(_value(body))
@@ -76,16 +84,10 @@ def invalid_response(problem: str, kind: InvalidResponse.Kind, body: bytes, **fi
     return InvalidResponse(problem, kind, detail=_detail(200, FoundError(message=problem), body), **fields)
 
 
-def _redirect(http_status: int, headers: Mapping[str, str]) -> str:
-    """Return the words about a redirect: its target, without a query or credentials, which can be secret."""
-    if http_status < 300:
-        return " instead of 200"
-    # A redirect could send the key to another host.
+def redirect_target(headers: Mapping[str, str]) -> str:
+    """Return the target of a redirect without a query or credentials, which can be secret; empty if there is none."""
     location = re.sub(r"(?<=//)[^/]*@", "", re.split(r"[?#]", headers.get("location", ""))[0])
-    is_plain = location.isascii() and location.isprintable()
-    target = f" to {location[:_LOCATION_CHARACTERS]}" if location and is_plain else ""
-    remedy = "; correct upstream.base_url" if target else ""
-    return f"{target}; redirects are not followed{remedy}"
+    return location[:_LOCATION_CHARACTERS] if location.isascii() and location.isprintable() else ""
 
 
 def _value(body: bytes) -> Any:

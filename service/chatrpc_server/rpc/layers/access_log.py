@@ -34,7 +34,8 @@ class AccessLog:
 def _write(call: Call, seconds: float) -> None:
     usage, attempt = call.usage, call.last_attempt
     first_seconds = None if call.first_message_at is None else call.first_message_at - call.started
-    is_callers = call.reason in CALLERS_REASONS if call.reason else call.code in _CALLERS_CODES
+    reason = call.mapped_reason or call.reason
+    is_callers = reason in CALLERS_REASONS if reason else call.code in _CALLERS_CODES
     log.log(
         logging.INFO if is_callers else logging.WARNING,
         "call",
@@ -47,6 +48,7 @@ def _write(call: Call, seconds: float) -> None:
             "upstream": call.upstream.name,
             "code": call.code,
             "reason": call.reason or None,
+            "mapped_reason": call.mapped_reason or None,
             "duration_ms": _milliseconds(seconds),
             "first_message_ms": None if first_seconds is None else _milliseconds(first_seconds),
             "overhead_ms": _milliseconds(call.overhead_seconds(seconds)),

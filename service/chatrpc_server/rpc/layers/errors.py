@@ -100,6 +100,7 @@ class ErrorStatus:
             yield
         except ChatError as error:
             call.reason = _public_reason(error)
+            call.mapped_reason = error.reason if error.reason != call.reason else ""
             if error.reason is Reason.UPSTREAM_UNAUTHENTICATED:
                 log.error(
                     "upstream rejected the service's API key; check upstream.api_key",

@@ -10,18 +10,18 @@ caused the failure; this service decided every other reason. New reasons may be 
   code                 reason                            cause
   INVALID_ARGUMENT     INVALID_REQUEST                   the service found the request malformed
                        UPSTREAM_INVALID_REQUEST          400
-                       UPSTREAM_CONTEXT_LENGTH_EXCEEDED  400 with such an error code
-                       UPSTREAM_CONTENT_FILTERED         400 with such an error code
+                       UPSTREAM_CONTEXT_LENGTH_EXCEEDED  such an error, mostly with 400
+                       UPSTREAM_CONTENT_FILTERED         such an error, mostly with 400
                        UPSTREAM_REQUEST_TOO_LARGE        413
                        UPSTREAM_UNPROCESSABLE            415, 422
-  NOT_FOUND            UPSTREAM_MODEL_NOT_FOUND          404 or 400 with such an error code
+  NOT_FOUND            UPSTREAM_MODEL_NOT_FOUND          such an error, mostly with 404 or 400
                        UPSTREAM_NOT_FOUND                404
   PERMISSION_DENIED    UPSTREAM_FORBIDDEN                403
-                       UPSTREAM_MODERATED                403 with such an error code
+                       UPSTREAM_MODERATED                403 with an error of UPSTREAM_CONTENT_FILTERED
   FAILED_PRECONDITION  UPSTREAM_INSUFFICIENT_BALANCE     402
                        UPSTREAM_ERROR                    any other 4xx
-  RESOURCE_EXHAUSTED   UPSTREAM_RATE_LIMITED             429
-                       UPSTREAM_QUOTA_EXHAUSTED          429 with such an error code; no RetryInfo: a retry fails
+  RESOURCE_EXHAUSTED   UPSTREAM_RATE_LIMITED             429, or such an error
+                       UPSTREAM_QUOTA_EXHAUSTED          such an error, mostly with 429: no money; a retry fails
                        IN_FLIGHT_LIMIT                   this service handles as many calls as its limit allows
                        RESPONSE_TOO_LARGE                the response exceeds the size of a message
   ABORTED              UPSTREAM_CONFLICT                 409
@@ -29,22 +29,28 @@ caused the failure; this service decided every other reason. New reasons may be 
   DEADLINE_EXCEEDED    DEADLINE_EXCEEDED                 the call's deadline; clients often report it without details
                        UPSTREAM_TIMEOUT                  the upstream was silent for too long; 408, 504, 524
   UNAVAILABLE          UPSTREAM_UNREACHABLE              no connection, or it broke before the response
-                       UPSTREAM_UNAVAILABLE              502, 503, 520 to 523
-                       UPSTREAM_OVERLOADED               529, or 503 with such an error code
+                       UPSTREAM_UNAVAILABLE              425, 499, 502, 503, 520 to 523
+                       UPSTREAM_OVERLOADED               498, 529, or such an error, mostly with 503 or 429
                        UPSTREAM_TRUNCATED                the stream ended before the completion did
                        SERVER_DRAINING                   this process is stopping; another one will respond
-  INTERNAL             UPSTREAM_UNAUTHENTICATED          401: the upstream rejected the service's key
+  INTERNAL             UPSTREAM_UNAUTHENTICATED          401, or such an error: the service's key is rejected
                        UPSTREAM_INTERNAL                 500
                        UPSTREAM_ERROR                    any other 5xx
                        UPSTREAM_INVALID_RESPONSE         the response is no chat completion, or exceeds the limit
                        INTERNAL                          a fault of this service; its log has the request id
-  (see below)          UPSTREAM_ERROR_BODY               an error object in a 200 response, streamed or not
+  (see below)          UPSTREAM_ERROR_BODY               an error in a response with a status of success
 
-UPSTREAM_ERROR_BODY has the code of the reason to which its error object maps. That reason is in the ErrorInfo's
-metadata under `mapped_reason`, such as UPSTREAM_RATE_LIMITED with RESOURCE_EXHAUSTED. If the object's error code is
-unknown, the gRPC code is INTERNAL and `mapped_reason` is absent. CANCELLED means that the caller cancelled, or that
-the server stopped before it began the call; it has no details. gRPC itself rejects a request over its size limit with
-RESOURCE_EXHAUSTED, without details.
+"Such an error" means that the upstream's error says so: by a code of the table that the service has, else by the
+words of its message. The text that a message quotes does not count. 401 and 402 keep their reasons, and 413 keeps its
+reason beside a rate limit.
+
+UPSTREAM_ERROR_BODY has the code of the reason to which its error maps. That reason is in the ErrorInfo's metadata
+under `mapped_reason`, such as UPSTREAM_RATE_LIMITED with RESOURCE_EXHAUSTED. If its codes and words are unknown, the
+gRPC code is INTERNAL and `mapped_reason` is absent. An error can stand under any key, such as `base_resp`, `errors`
+or `detail`. An `error` beside `choices` that says nothing (empty, or with a code of success) is none.
+
+CANCELLED means that the caller cancelled, or that the server stopped before it began the call; it has no details.
+gRPC itself rejects a request over its size limit with RESOURCE_EXHAUSTED, without details.
 """
 
 from google.protobuf import descriptor as descriptor
@@ -62,7 +68,12 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class UpstreamError(message.Message):
-    """The upstream's error response: a detail of the `google.rpc.Status`, present if the upstream responded with an error."""
+    """The upstream's error response: a detail of the `google.rpc.Status`, present if the upstream responded with an error
+    or with anything else that is no chat completion.
+
+    If the HTTP status is 401, only `http_status` and `request_id` are set, and the status's message is the service's
+    own, because the upstream's words concern the key of the service and can quote a part of it.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -77,7 +88,9 @@ class UpstreamError(message.Message):
     http_status: builtins.int
     """Status of the upstream's HTTP response. 200 if the error came in a successful response, such as a stream."""
     message: builtins.str
-    """The upstream's error message, truncated to 1 KiB. If the upstream sent none, the status's message."""
+    """The upstream's error message, truncated to 1 KiB, with that of a provider behind it. If the upstream sent none, the
+    status's message.
+    """
     type: builtins.str
     """The error's class, such as `invalid_request_error`. Unset if the upstream sent none."""
     param: builtins.str
@@ -85,9 +98,11 @@ class UpstreamError(message.Message):
     code: builtins.str
     """The error's code, such as `context_length_exceeded`; a numeric code as its digits. Unset if the upstream sent none."""
     request_id: builtins.str
-    """The upstream's `x-request-id`, for requests to its support. Empty if the upstream sent none."""
+    """The upstream's `x-request-id`, or the `request_id` of its error, for requests to its support. Empty if it sent
+    none.
+    """
     raw_body: builtins.str
-    """The error as received, truncated to 2 KiB so that the status fits into HTTP/2 trailers."""
+    """The response as received but decompressed, truncated to 2 KiB so that the status fits into HTTP/2 trailers."""
     raw_body_truncated: builtins.bool
     """True if `raw_body` is truncated."""
     def __init__(

@@ -37,9 +37,11 @@ class ChatCompletionServiceStub(object):
     Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
     connection at once, so that the model stops generating.
 
-    Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
-    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    Retries. The service retries failed connects, the upstream's 408, 409, 425, 429, 498, 499 and 5xx, and other errors of
+    UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
+    the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
+    caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
+    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -90,9 +92,11 @@ class ChatCompletionServiceServicer(object):
     Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
     connection at once, so that the model stops generating.
 
-    Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
-    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    Retries. The service retries failed connects, the upstream's 408, 409, 425, 429, 498, 499 and 5xx, and other errors of
+    UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
+    the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
+    caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
+    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -117,9 +121,10 @@ class ChatCompletionServiceServicer(object):
     def CreateChatCompletion(self, request, context):
         """Returns the whole completion in one response.
 
-        If the upstream responds with status 200 and an error object, the call fails with that error's status. A response
-        that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE. If the upstream sends a stream although
-        none was requested, its end and its errors are those of CreateChatCompletionStream.
+        If the upstream responds with a status of success and an error, the call fails with that error's status. A response
+        that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE; its start is in UpstreamError. Redirects
+        are not followed; the status's message names the target. If the upstream sends a stream although none was
+        requested, its end and its errors are those of CreateChatCompletionStream.
 
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
@@ -206,9 +211,11 @@ class ChatCompletionService(object):
     Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
     connection at once, so that the model stops generating.
 
-    Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
-    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    Retries. The service retries failed connects, the upstream's 408, 409, 425, 429, 498, 499 and 5xx, and other errors of
+    UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
+    the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
+    caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
+    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest

@@ -78,9 +78,11 @@ class ChatCompletionServiceStub:
     Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
     connection at once, so that the model stops generating.
 
-    Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
-    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    Retries. The service retries failed connects, the upstream's 408, 409, 425, 429, 498, 499 and 5xx, and other errors of
+    UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
+    the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
+    caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
+    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -109,9 +111,10 @@ class ChatCompletionServiceStub:
     CreateChatCompletion: grpc.UnaryUnaryMultiCallable[chat_request_pb2.CreateChatCompletionRequest, chat_response_pb2.CreateChatCompletionResponse]
     """Returns the whole completion in one response.
 
-    If the upstream responds with status 200 and an error object, the call fails with that error's status. A response
-    that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE. If the upstream sends a stream although
-    none was requested, its end and its errors are those of CreateChatCompletionStream.
+    If the upstream responds with a status of success and an error, the call fails with that error's status. A response
+    that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE; its start is in UpstreamError. Redirects
+    are not followed; the status's message names the target. If the upstream sends a stream although none was
+    requested, its end and its errors are those of CreateChatCompletionStream.
 
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
@@ -171,9 +174,11 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
     connection at once, so that the model stops generating.
 
-    Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
-    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    Retries. The service retries failed connects, the upstream's 408, 409, 425, 429, 498, 499 and 5xx, and other errors of
+    UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
+    the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
+    caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
+    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -199,9 +204,10 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     CreateChatCompletion: aio.UnaryUnaryMultiCallable[chat_request_pb2.CreateChatCompletionRequest, chat_response_pb2.CreateChatCompletionResponse]  # type: ignore[assignment]
     """Returns the whole completion in one response.
 
-    If the upstream responds with status 200 and an error object, the call fails with that error's status. A response
-    that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE. If the upstream sends a stream although
-    none was requested, its end and its errors are those of CreateChatCompletionStream.
+    If the upstream responds with a status of success and an error, the call fails with that error's status. A response
+    that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE; its start is in UpstreamError. Redirects
+    are not followed; the status's message names the target. If the upstream sends a stream although none was
+    requested, its end and its errors are those of CreateChatCompletionStream.
 
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
@@ -260,9 +266,11 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
     Cancellation. If the caller cancels or disconnects, or its deadline passes, the service closes the upstream
     connection at once, so that the model stops generating.
 
-    Retries. The service retries failed connects and the upstream's 408, 409, 429 and 5xx at most twice. It waits with
-    exponential backoff, or for the time that the upstream requests, at most 30 s. It never retries past the deadline,
-    never if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED), and never after the caller has received a message.
+    Retries. The service retries failed connects, the upstream's 408, 409, 425, 429, 498, 499 and 5xx, and other errors of
+    UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
+    the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
+    caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
+    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -292,9 +300,10 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
     ) -> typing.Union[chat_response_pb2.CreateChatCompletionResponse, abc.Awaitable[chat_response_pb2.CreateChatCompletionResponse]]:
         """Returns the whole completion in one response.
 
-        If the upstream responds with status 200 and an error object, the call fails with that error's status. A response
-        that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE. If the upstream sends a stream although
-        none was requested, its end and its errors are those of CreateChatCompletionStream.
+        If the upstream responds with a status of success and an error, the call fails with that error's status. A response
+        that is no chat completion is INTERNAL, reason UPSTREAM_INVALID_RESPONSE; its start is in UpstreamError. Redirects
+        are not followed; the status's message names the target. If the upstream sends a stream although none was
+        requested, its end and its errors are those of CreateChatCompletionStream.
 
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
