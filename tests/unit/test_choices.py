@@ -96,7 +96,7 @@ def test_nothing_that_follows_the_finish_fails_the_stream(begin: tuple[bytes, ..
             reader.feed(b"\n\n" + USAGE)
             if not reader.done:
                 assert reader.usage == Usage(total_tokens=3)
-        reader.finish()
+        reader.finish(Truncated("cut"))
         assert (reader.error, reader.choices.is_whole) == (None, True)
         response = StreamedResponse(LIMIT)
         for piece in pieces:
@@ -167,11 +167,13 @@ WHOLE_BUT_NOT_FINAL = {
 
 @pytest.mark.parametrize(("begin", "requested"), WHOLE_BUT_NOT_FINAL.values(), ids=WHOLE_BUT_NOT_FINAL)
 def test_more_can_follow(begin: tuple[bytes, ...], requested: int) -> None:
-    """The end of the bytes is the end; an error is an error."""
-    reader = read(*begin, requested=requested)
-    assert (reader.choices.is_whole, reader.choices.is_final) == (True, False)
-    reader.finish()
-    assert reader.error is None
+    """The end of the bytes is the end; an error is an error, and so is a cut."""
+    invalid = InvalidResponse("framing", "unexpected_content")
+    for fault, error in ((None, None), (Truncated("cut"), Truncated), (invalid, InvalidResponse)):
+        reader = read(*begin, requested=requested)
+        assert (reader.choices.is_whole, reader.choices.is_final) == (True, False)
+        reader.finish(fault)
+        assert type(reader.error) is (error or type(None))
     for data, kind in FAILURES.values():
         assert isinstance(read(*begin, data, requested=requested).error, kind)
 

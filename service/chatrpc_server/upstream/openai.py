@@ -15,7 +15,15 @@ import httpx
 
 from chatrpc_server import __version__
 from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
-from chatrpc_server.core.errors import ErrorResponse, Exhausted, InvalidResponse, TimedOut, Truncated, Unreachable
+from chatrpc_server.core.errors import (
+    ErrorResponse,
+    Exhausted,
+    InvalidResponse,
+    TimedOut,
+    Truncated,
+    Unreachable,
+    UpstreamFault,
+)
 from chatrpc_server.core.observer import UpstreamObserver
 from chatrpc_server.core.openai import requests, responses
 from chatrpc_server.core.openai.choices import Choices
@@ -83,7 +91,8 @@ class OpenAIUpstream:
     async def _read_streamed(self, body: Body, requested_choices: int) -> ChatResponse:
         """Read a response that is a stream although none was requested. Its chunks are not kept."""
         streamed = responses.StreamedResponse(self._settings.max_event_bytes, requested_choices)
-        received, chunks, ends_at, fault = 0, 0, None, None
+        received, chunks, ends_at = 0, 0, None
+        fault: UpstreamFault | None = None
         while not streamed.done:
             try:
                 data = await (body.next() if ends_at is None else body.next_until(ends_at))
@@ -92,14 +101,12 @@ class OpenAIUpstream:
             if data is None:
                 break
             received += len(data)
-            check_size(received, self._settings.max_response_bytes)
+            if not streamed.choices.is_final:
+                check_size(received, self._settings.max_response_bytes)
             await large_work.run(len(data) + streamed.pending_bytes, streamed.feed, data)
             if streamed.chunks > chunks:
                 chunks, ends_at = streamed.chunks, self._ends_at(streamed.choices)
-        try:
-            message = await large_work.run(received, streamed.finish)
-        except Truncated as error:
-            raise fault or error from None
+        message = await large_work.run(received, streamed.finish, fault)
         if streamed.done:
             await body.drain()
         return message
@@ -125,7 +132,7 @@ class OpenAIUpstream:
             timeout.arm(settings.first_chunk_timeout_seconds)
             response = await self._open_stream(request, usage, call, stack)
             body = Body(response, call)
-            fault: InvalidResponse | None = None
+            fault: UpstreamFault | None = None
             ends_at: float | None = None
             note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
@@ -139,12 +146,10 @@ class OpenAIUpstream:
                 while not (reader.done or reader.error):
                     try:
                         data = await (body.next() if ends_at is None else body.next_until(ends_at))
-                    except Truncated:
-                        data = None  # no error yet: the completion can be complete, as `finish` checks
-                    except InvalidResponse as error:
-                        data, fault = None, error
+                    except (Truncated, InvalidResponse) as error:
+                        data, fault = None, error  # no error yet: the completion can be complete, as `finish` checks
                     if data is None:
-                        chunks = await large_work.run(reader.pending_bytes, reader.finish)
+                        chunks = await large_work.run(reader.pending_bytes, reader.finish, fault)
                     elif len(data) + reader.pending_bytes < large_work.LARGE_BYTES:
                         chunks = reader.feed(data)
                     else:
@@ -169,7 +174,7 @@ class OpenAIUpstream:
                 call.usage = reader.usage
             timeout.disarm()  # because the completion has arrived; only the end of the response can follow
             if reader.error:
-                raise fault if fault and isinstance(reader.error, Truncated) else reader.error
+                raise reader.error
             if reader.done:  # else the connection closes, because its response has not ended
                 await body.drain()
 

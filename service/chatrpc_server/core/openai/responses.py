@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from chatrpc.v1.chat_response_pb2 import Usage
-from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated
+from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated, UpstreamFault
 from chatrpc_server.core.openai import heartbeats, jsontext, large_responses, limits, mapping, sse
 from chatrpc_server.core.openai.assemble import Assembler
 from chatrpc_server.core.openai.choices import Choices
@@ -97,9 +97,9 @@ class StreamedResponse:
         for chunk in self._reader.feed(data):
             self._assembler.add(chunk)
 
-    def finish(self) -> ChatResponse:
-        """Return the message after the last byte. Raises the stream's error."""
-        for chunk in self._reader.finish():
+    def finish(self, fault: UpstreamFault | None = None) -> ChatResponse:
+        """Return the message after the last byte. Raises the stream's error. `fault`: see `StreamReader.finish`."""
+        for chunk in self._reader.finish(fault):
             self._assembler.add(chunk)
         if self._reader.error:
             raise self._reader.error
@@ -193,8 +193,11 @@ class StreamReader:
             self.error = error
         return chunks
 
-    def finish(self) -> list[ChatChunk]:
-        """Return the chunks of an event without its blank line. Set `error` unless the completion is complete."""
+    def finish(self, fault: UpstreamFault | None = None) -> list[ChatChunk]:
+        """Return the chunks of an event without its blank line. Set `error` unless the completion is complete.
+
+        `fault`: what cut off the bytes, if not their end. Then a choice that was requested can be missing.
+        """
         chunks: list[ChatChunk] = []
         if self.done or self.error:
             return chunks
@@ -204,11 +207,11 @@ class StreamReader:
             self._read_event(kind, payload, chunks)
         if isinstance(self.error, InvalidResponse):
             self.error = None  # The event was cut off. That is an error only if the completion was cut off too.
-        is_whole = self.choices.is_whole
+        is_whole = self.choices.is_whole if fault is None else self.choices.is_final
         self._flush_surrogates(chunks)
         if not self.error and not self.done and not is_whole:
             problem = "the upstream closed the stream before [DONE] and before every choice had a finish_reason"
-            self.error = Truncated(problem)
+            self.error = fault if isinstance(fault, InvalidResponse) else Truncated(problem)
         return chunks
 
     def _read_events(self, data: bytes, chunks: list[ChatChunk]) -> None:
