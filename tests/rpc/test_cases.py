@@ -20,6 +20,7 @@ from support import Exchange, Outcome, Responder, Script, outcome, request, serv
 
 FOLDER = Path(__file__).parents[3] / "shared" / "cases"
 NAMES = (
+    "F02-whole-message-after-deltas",
     "F07-event-over-1-MiB",
     "F08-errors-in-200-nobody-sees",
     "F09-finished-but-connection-stays-open",
@@ -33,6 +34,7 @@ NAMES = (
     "F26-strict-http",
     "F30-statuses-498-499-425",
     "F31-codes-in-200-not-known",
+    "F33-n2-index-not-a-number",
     "F38-cut-before-anything-was-delivered",
     "F40-redirect-where-to",
     "F41-numbers-beyond-double",

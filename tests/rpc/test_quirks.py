@@ -121,8 +121,10 @@ QUIRKS: dict[str, Quirk] = {
     ),
     "calls-index-text.sse": Quirk({f"{n}.{CALL}.index": i for n, i in enumerate([0, 1, 1])}),
     "calls-empty-ids.sse": Quirk({f"1.{CALL}.id": GONE, f"1.{CALL}.function.name": GONE}),
+    "calls-names-again.sse": Quirk({f"1.{CALL}.function.name": GONE}),
     "calls-custom.sse": Quirk({f"1.{CALL}.custom.name": GONE}),
     # The head, the choices, and their end.
+    "index-odd.sse": Quirk({"0.choices.0.index": 0}),
     "id-changes.sse": Quirk(merges=False),
     "choices-null.json": Quirk(end=INVALID),
     "choices-message.sse": Quirk({f"0.{DELTA}": {"role": "assistant", "content": "hi"}, "0.choices.0.message": GONE}),

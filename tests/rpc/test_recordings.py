@@ -91,6 +91,7 @@ def payloads(body: bytes, *, has_error: bool) -> list[Any]:
 def normalised(chunks: list[Any]) -> list[Any]:
     """Apply the contract's normalisations of streams that the recordings require."""
     indexes: dict[Any, int] = {}
+    names: dict[Any, Any] = {}
     for chunk in copy.deepcopy(chunks):
         choices = chunk.get("choices") or []
         holders = [*choices[:1], chunk.get("x_groq") or {}]
@@ -109,6 +110,10 @@ def normalised(chunks: list[Any]) -> list[Any]:
                     if holder.get(key) == "":
                         del holder[key]
                 function = call.get("function") or {}
+                place = (choice.get("index"), call["index"])
+                if names.get(place) == function.get("name"):
+                    function.pop("name", None)  # repeated
+                names.setdefault(place, function.get("name"))
                 if isinstance(function.get("arguments"), dict):
                     function["arguments"] = json.dumps(function["arguments"], separators=(",", ":"))
         yield prune(chunk, CreateChatCompletionStreamResponse.DESCRIPTOR)

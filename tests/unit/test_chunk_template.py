@@ -297,7 +297,7 @@ def test_a_run_without_text_is_scanned_once() -> None:
 def test_a_reused_message_does_not_grow() -> None:
     reader = StreamReader(1 << 20, reuse=True)
     reader.feed(event(PLAIN % b'"a"'))
-    times = chunk_template._MAX_REUSED_BYTES // len(event(PLAIN % b'"b"')) + 1
+    times = chunk_template._MAX_REUSED_CHARACTERS
     messages = [reader.feed(event(PLAIN % b'"b"'))[0] for _ in range(3 * times)]
     assert len(set(map(id, messages))) == 3
 
@@ -305,7 +305,7 @@ def test_a_reused_message_does_not_grow() -> None:
 def test_a_reused_message_keeps_few_large_texts() -> None:
     reader = StreamReader(1 << 20, reuse=True)
     reader.feed(event(PLAIN % b'"a"'))
-    large = event(PLAIN % (b'"%s"' % (b"x" * chunk_template._MAX_REUSED_BYTES)))
+    large = event(PLAIN % (b'"%s"' % (b"x" * chunk_template._MAX_REUSED_CHARACTERS)))
     messages = [reader.feed(large)[0] for _ in range(3)]
     assert len(set(map(id, messages))) == 3
 

@@ -137,7 +137,7 @@ class _ChoicePieces:
             message.annotations.extend(delta.annotations)
         if delta.HasField("function_call"):
             if self._function is None:
-                self._function = _Pieces(texts=frozenset(("arguments",)), newest=frozenset(("name",)))
+                self._function = _Pieces(texts=frozenset(("name", "arguments")))
             self._function.add(delta.function_call)
         if delta.HasField("audio"):
             if self._audio is None:
@@ -188,8 +188,8 @@ class _CallPieces:
 
     def __init__(self) -> None:
         self._call = _Pieces(newest=frozenset(("id", "type")))
-        self._function = _Pieces(texts=frozenset(("arguments",)), newest=frozenset(("name",)))
-        self._custom = _Pieces(texts=frozenset(("input",)), newest=frozenset(("name",)))
+        self._function = _Pieces(texts=frozenset(("name", "arguments")))
+        self._custom = _Pieces(texts=frozenset(("name", "input")))
 
     def add(self, delta: ToolCallDelta) -> None:
         self._call.add(delta)

@@ -17,8 +17,8 @@ _PROOF_SUFFIX = "x"
 """Appended to the text for the proof. The text must change, because the same bytes can also occur elsewhere."""
 _MAX_UNUSED_LESSONS = 3
 """Learnt templates without a match. Learning then stops: the chunks differ in more than text (`obfuscation`)."""
-_MAX_REUSED_BYTES = 1 << 18
-"""Bytes of events for which one message is used: it keeps the memory of every text that it has held (upb's arena)."""
+_MAX_REUSED_CHARACTERS = 1 << 12
+"""Characters for which one message is used: it keeps the memory of every text that it has held (upb's arena)."""
 _BACKSLASH = ord("\\")
 
 
@@ -26,6 +26,8 @@ class ChunkTemplate:
     """The repeated part of one stream's chunks."""
 
     def __init__(self, max_event_bytes: int) -> None:
+        self.characters = 0
+        """Characters of the texts since the last `take_text`."""
         self.known = False
         """Whether a template has been learnt. `match` and `scan` require it."""
         self._max_bytes = max_event_bytes + len("data: \n\n")
@@ -37,7 +39,10 @@ class ChunkTemplate:
         self._lessons_left = _MAX_UNUSED_LESSONS
         self._reused = ChatChunk()
         self._reused_delta = Delta()
-        self._reusable_bytes = 0
+        self._reusable_to = 0
+        """The value of `characters` from which another message is used."""
+        self._text = ""
+        """The last text."""
 
     def match(self, data: bytes) -> ChatChunk | None:
         """Return the chunk if the bytes are exactly one matching event. The next match returns the same object.
@@ -54,11 +59,11 @@ class ChunkTemplate:
             text = jsontext.text(data[begin:end])
         except ValueError:
             return None
-        self._lessons_left = _MAX_UNUSED_LESSONS
-        if self._reusable_bytes <= 0:
-            self._reused, self._reusable_bytes = self._fill(""), _MAX_REUSED_BYTES
+        if self.characters >= self._reusable_to:
+            self._reused, self._reusable_to = self._fill(""), self.characters + _MAX_REUSED_CHARACTERS
             self._reused_delta = self._reused.choices[0].delta
-        self._reusable_bytes -= len(data)
+        self.characters += len(text)
+        self._text = text
         self._reused_delta.content = text
         return self._reused
 
@@ -84,8 +89,19 @@ class ChunkTemplate:
             texts = [jsontext.text(text) for text in ([b"".join(encoded)] if join and self._is_joinable else encoded)]
         except ValueError:
             return [], 0, at
-        self._lessons_left = _MAX_UNUSED_LESSONS
+        self.characters += sum(map(len, texts))
+        self._text = texts[-1]
         return list(map(self._fill, texts)), len(encoded), at
+
+    def take_text(self) -> tuple[int, int, str]:
+        """Return the index of the choice that the texts belong to, their characters, and the last one.
+
+        Call this before `learn` if there are any.
+        """
+        characters, self.characters = self.characters, 0
+        self._reusable_to -= characters
+        self._lessons_left = _MAX_UNUSED_LESSONS
+        return self._chunk.choices[0].index, characters, self._text
 
     def learn(self, payload: bytes, source: dict[str, Any], chunk: ChatChunk) -> None:
         """Learn from a decoded chunk: `source` is the JSON of the payload, `chunk` the message."""
@@ -100,7 +116,7 @@ class ChunkTemplate:
             before, _, after = payload.partition(key + text)
             if after and _decodes_to(before + key + text + _PROOF_SUFFIX.encode() + after, proof):
                 self._prefix, self._suffix = b"data: " + before + key, after + b"\n\n"
-                self._chunk, self._reusable_bytes, self.known = proof, 0, True
+                self._chunk, self._reusable_to, self.known = proof, 0, True
                 self._is_joinable = list(coalesce([self._fill("a"), self._fill("b")])) == [self._fill("ab")]
 
     def forget(self) -> None:

@@ -13,6 +13,7 @@ from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc_server.core.errors import ChatError, InvalidResponse, Truncated, UpstreamFault
 from chatrpc_server.core.openai import heartbeats, jsontext, large_responses, limits, mapping, sse
 from chatrpc_server.core.openai.assemble import Assembler
+from chatrpc_server.core.openai.choice_indexes import ChoiceNumbering
 from chatrpc_server.core.openai.choices import Choices
 from chatrpc_server.core.openai.chunk_template import ChunkTemplate
 from chatrpc_server.core.openai.coalesce import coalesce
@@ -34,8 +35,9 @@ def parse_response(body: bytes) -> ChatResponse:
 
     Raises `ErrorResponse` if the body is an error despite status 200, and `InvalidResponse` if it is no completion.
     """
-    message = ChatResponse()
-    _read(message, _load_response(body)[0])
+    message, source = ChatResponse(), _load_response(body)[0]
+    ChoiceNumbering().number(source["choices"])
+    _read(message, source)
     return message
 
 
@@ -143,7 +145,7 @@ class StreamReader:
         self._template = ChunkTemplate(max_event_bytes)
         self._expects_match = False
         """Whether the next read can be exactly one event that matches the template."""
-        self._normalise = ChunkNormaliser().normalise
+        self._normaliser = ChunkNormaliser()
         self._surrogates = SurrogateJoiner()
 
     @property
@@ -287,7 +289,9 @@ class StreamReader:
 
     def _read_source(self, source: dict[str, Any], is_lenient: bool, chunks: list[ChatChunk]) -> ChatChunk | None:
         """Pass the JSON of one chunk through the steps from normalisation on."""
-        self._normalise(source)
+        if self._template.characters:
+            self._normaliser.add_text(*self._template.take_text())
+        self._normaliser.normalise(source)
         if is_lenient or self._surrogates.waiting:
             self._surrogates.join(source)
         return self._add_chunk(source, chunks)

@@ -694,7 +694,7 @@ func (x *ToolCallDelta) GetExtraJson() string {
 // An addition to a function call.
 type FunctionCallDelta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The function's whole name; in the call's first chunk only.
+	// The function's name, usually whole and in the call's first chunk only. If more chunks have one, append it.
 	Name *string `protobuf:"bytes,1,opt,name=name,proto3,oneof" json:"name,omitempty"`
 	// Text to append to the arguments, which are JSON text only when complete.
 	Arguments *string `protobuf:"bytes,2,opt,name=arguments,proto3,oneof" json:"arguments,omitempty"`
@@ -758,7 +758,7 @@ func (x *FunctionCallDelta) GetExtraJson() string {
 // An addition to a custom tool call.
 type CustomToolCallDelta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tool's whole name; in the call's first chunk only.
+	// The tool's name, usually whole and in the call's first chunk only. If more chunks have one, append it.
 	Name *string `protobuf:"bytes,1,opt,name=name,proto3,oneof" json:"name,omitempty"`
 	// Text to append to the input.
 	Input *string `protobuf:"bytes,2,opt,name=input,proto3,oneof" json:"input,omitempty"`

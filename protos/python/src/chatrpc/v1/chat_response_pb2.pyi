@@ -435,7 +435,7 @@ class FunctionCallDelta(message.Message):
     ARGUMENTS_FIELD_NUMBER: builtins.int
     EXTRA_JSON_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The function's whole name; in the call's first chunk only."""
+    """The function's name, usually whole and in the call's first chunk only. If more chunks have one, append it."""
     arguments: builtins.str
     """Text to append to the arguments, which are JSON text only when complete."""
     extra_json: builtins.str
@@ -470,7 +470,7 @@ class CustomToolCallDelta(message.Message):
     INPUT_FIELD_NUMBER: builtins.int
     EXTRA_JSON_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The tool's whole name; in the call's first chunk only."""
+    """The tool's name, usually whole and in the call's first chunk only. If more chunks have one, append it."""
     input: builtins.str
     """Text to append to the input."""
     extra_json: builtins.str

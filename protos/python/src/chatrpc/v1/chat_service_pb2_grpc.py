@@ -152,10 +152,13 @@ class ChatCompletionServiceServicer(object):
         1. One event of the upstream becomes one message (but see 10). Comments, empty events and heartbeats (`ping`, null,
         a time stamp and other short texts, events of the type `ping` or `heartbeat`) are dropped. An event with
         `choices: []` is forwarded because it carries usage or a provider's filter results.
-        2. `ToolCallDelta.index` is always right. If the upstream omits it, the service numbers calls by the first
-        appearance of their id, else by position.
+        2. The `index` of ToolCallDelta and of choices is always right. If the upstream omits the index of a tool call, the
+        service numbers calls by the first appearance of their id, else by position. A choice whose index is no integer
+        of 31 bits gets its position; a value such as "a" or -1 identifies it in later events. The latter holds for both
+        RPCs.
         3. An empty id, name, role or finish_reason, which some servers repeat in each delta, is unset. So is the text
-        `null` or `None` as a finish_reason. Tool arguments that arrive as a JSON object become its text.
+        `null` or `None` as a finish_reason. Tool arguments that arrive as a JSON object become its text. A function's
+        name that arrives in pieces is delivered in pieces, to be appended; a name that is repeated is unset.
         4. Content that arrives as an array is in `content_parts`, and the concatenated text of its parts in `content`.
         5. Usage that the upstream puts into the first choice or into `x_groq` is in `usage` too; the original stays in
         `extra_json`.
@@ -171,6 +174,9 @@ class ChatCompletionServiceServicer(object):
         content, reasoning, refusal, tool arguments and logprobs of the same choice, with no finish_reason, no usage
         and no extras. The first may also set the role or start a tool call. The service never delays a chunk to merge
         it. The metadata `x-chatrpc-coalesce: off` disables merging for a call.
+        11. What repeats the message so far adds only its new part: a `message` in place of a delta or beside it (which then
+        stays in `extra_json` too), a last delta with the whole text, a tool call that is sent again. A `message` that
+        differs from the deltas before it adds nothing. Messages that are pieces of the text are deltas.
 
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
