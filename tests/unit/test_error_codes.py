@@ -92,8 +92,18 @@ WORDS: list[tuple[int | None, str, Meaning | None]] = [
     (400, "request (124315 tokens) exceeds the available context size (123904 tokens), try increasing it", CONTEXT),
     (400, "Requested token count exceeds the model's maximum context length of 32768 tokens.", CONTEXT),
     (500, "the request exceeds the available context size. try increasing the context size", CONTEXT),
-    (400, "The number of tokens to keep from the initial prompt is greater than the context length.", None),
-    (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000", None),
+    (400, "The number of tokens to keep from the initial prompt is greater than the context length.", CONTEXT),
+    (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000", CONTEXT),
+    (422, "Input validation error: `inputs` must have less than 1024 tokens. Given: 5000", CONTEXT),
+    (400, "Input length (5000 tokens) exceeds the maximum allowed length (4091 tokens).", CONTEXT),
+    (400, "prompt token count of 150000 exceeds the limit of 128000", CONTEXT),
+    (400, "Unable to submit request because the input token count is 20 but the model supports up to 10", CONTEXT),
+    (400, "Invalid request: Your request exceeded model token limit: 131072", CONTEXT),
+    (400, "invalid params, context window exceeds limit (2013)", CONTEXT),
+    (400, "Total tokens of image and text exceed max message tokens.", CONTEXT),
+    (400, "input length and max_tokens exceed context limit: 188240 + 21333 > 204698", CONTEXT),
+    (400, "too many tokens: total number of tokens in the prompt exceeds the limit of 4081", CONTEXT),
+    (400, "The model is loaded with context length of only 4096 tokens", CONTEXT),
     (422, "Input validation error: inputs tokens + max_new_tokens must be <= 4096. Given: 5000", CONTEXT),
     (400, "prompt is too long: 210000 tokens > 200000 maximum", CONTEXT),
     (400, "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).", CONTEXT),
@@ -110,6 +120,11 @@ WORDS: list[tuple[int | None, str, Meaning | None]] = [
     (400, "The request was rejected because it was considered high risk", FILTER),
     (400, "unsafe or sensitive content", FILTER),
     (403, "Your chosen model requires moderation and your input was flagged", FILTER),
+    (403, "Content violates usage guidelines. Failed check: X", FILTER),
+    (451, "The content you provided or machine outputted is blocked.", FILTER),
+    (429, "You have exceeded today's quota for this model, please come back tomorrow", MONEY),
+    (400, "You have reached your specified API usage limits.", MONEY),
+    (429, "Your prepayment credits are depleted.", MONEY),
     (429, "You exceeded your current quota, please check your plan and billing details.", MONEY),
     (429, "Insufficient balance or no resource package. Please recharge.", MONEY),
     (400, "Your credit balance is too low to access the API.", MONEY),
@@ -134,6 +149,11 @@ WORDS: list[tuple[int | None, str, Meaning | None]] = [
     (400, "Invalid model: x", MODEL),
     (None, "Model not support", MODEL),
     (503, "当前分组 default 下对于模型 gpt-9 无可用渠道", MODEL),
+    (404, "models/gemini-9 is not found for API version v1beta", MODEL),
+    (404, "No endpoints found for a/b.", MODEL),
+    (404, "No endpoints found that support tool use.", None),
+    (404, "model: claude-9", MODEL),
+    (400, "The requested model 'x' is not supported by any provider you have enabled.", MODEL),
     (404, "The page was not found", None),
     (400, "This model does not support tools", None),
     (400, "The model answered. The tool was not found", None),
@@ -163,6 +183,23 @@ WORDS: list[tuple[int | None, str, Meaning | None]] = [
 @pytest.mark.parametrize(("status", "message", "meaning"), WORDS, ids=[f"{row[0]} {row[1][:60]}" for row in WORDS])
 def test_words(status: int | None, message: str, meaning: Meaning | None) -> None:
     assert error_words.meaning(error_words.statement(message), status) is meaning
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        ("Error code: 429 - {'error': 'x'}", 429),
+        ("Request failed with status code 503", 503),
+        ("502 Bad Gateway", 502),
+        ("HTTP 404: gone", 404),
+        ("model with 500 tokens", None),
+        ("5000 tokens", None),
+        ("bad word 'HTTP 404: gone'", None),
+        ("code 4290", None),
+    ],
+)
+def test_http_status_in_words(message: str, status: int | None) -> None:
+    assert error_words.http_status(error_words.statement(message)) == status
 
 
 @given(st.text(alphabet="'\"`{}:,. \\amessage", max_size=300))

@@ -24,6 +24,8 @@ _STATUSES = ("code", "http_code", "http_status", "httpStatus", "status", "status
 """Keys that can hold an HTTP status."""
 _WAITS = ("retryDelay", "retry_after", "retryAfter", "retry_after_seconds", "resets_in_seconds", "estimated_time")
 """Keys that can hold a time to wait: of Gemini, gateways, OpenAI's plans, Hugging Face."""
+_WRAPPERS = ("Response", "ResponseMetadata", "header")
+"""Keys of Tencent, Volcengine and iFlytek around `Error`, or around `code` and `message`."""
 _NOTHING = ("", "0", "none", "null", "ok", "success", "succeeded", "successful")
 _MAX_DEPTH = 3
 """Most errors inside of errors."""
@@ -60,6 +62,11 @@ class FoundError:
             by_words = [Meaning.RATE_LIMIT if meaning is Meaning.NO_MONEY else meaning for meaning in by_words]
         known += [meaning for meaning in by_words if meaning]
         return next((meaning for meaning in known if meaning.reason), known[0] if known else None)
+
+    def status_in_words(self) -> int | None:
+        """Return the HTTP status that the message names."""
+        statuses = (error_words.http_status(error_words.statement(text)) for text in self.texts)
+        return next((status for status in statuses if status), None)
 
     def wait(self) -> float | None:
         """Return the time to wait in seconds that the error names."""
@@ -118,7 +125,16 @@ def _holder(source: Any) -> tuple[str, Any, dict[str, Any]] | None:
     response = source.get("base_resp")
     if isinstance(response, dict) and not says_nothing(response.get("status_code")):
         return "base_resp", response, source
-    return ("errors", source["errors"], source) if source.get("errors") else None
+    if source.get("errors"):
+        return "errors", source["errors"], source
+    for wrapper in (source.get(key) for key in _WRAPPERS):
+        if isinstance(wrapper, dict):
+            inner = wrapper.get("Error")
+            if isinstance(inner, dict):
+                return "", inner, {}
+            if _is_flat_error(wrapper):
+                return "", wrapper, {}
+    return None
 
 
 def _whole(source: Any) -> tuple[str, Any, dict[str, Any]]:
@@ -129,12 +145,13 @@ def _whole(source: Any) -> tuple[str, Any, dict[str, Any]]:
 
 def _is_flat_error(source: dict[str, Any]) -> bool:
     """Return whether an object without choices says that it is an error."""
-    if source.get("object") == "error" or source.get("type") == "error" or source.get("success") is False:
+    if "error" in (source.get("object"), source.get("type")) or source.get("success") is False:
         return True
     if not any(_text(source.get(key)) for key in _MESSAGES):
         return False
     codes = [source.get(key) for key in (*_CODES, "__type") if key in source]
-    return any(not says_nothing(code) for code in codes) or _status(source) is not None
+    has_failed = _status(source) is not None or source.get("status") in ("error", "fail", "failed")
+    return has_failed or any(not says_nothing(code) for code in codes)
 
 
 def _read(place: str, error: Any, around: dict[str, Any]) -> FoundError:

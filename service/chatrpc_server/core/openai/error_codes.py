@@ -80,6 +80,7 @@ _NAMES = {
         " context_window_exceeded ContextWindowExceededError"  # LiteLLM
         " model_context_window_exceeded prompt_too_long"  # Anthropic; vLLM's and LiteLLM's proxies
         " tokens_too_long"  # UCloud
+        " model_max_prompt_tokens_exceeded"  # Copilot
         " context_length_exceeded_error input_too_long max_tokens_exceeded"  # gateways
     ),
     Meaning.CONTENT_FILTER: (
@@ -91,6 +92,7 @@ _NAMES = {
         " invalid_messages sensitive_check_error"  # UCloud
         " content_filtered sensitive_words_detected prompt_blocked"  # gateways, new-api
         " safety prohibited_content"  # Gemini
+        " censorship_blocked"  # StepFun
     ),
     Meaning.MODERATION: "moderation moderation_blocked guardrail_intervened",  # OpenRouter, OpenAI, Bedrock
     Meaning.NO_MONEY: (

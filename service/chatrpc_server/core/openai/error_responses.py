@@ -62,13 +62,15 @@ def error_in_success(
 
     `certain` and `is_whole`: see `error_bodies.of_success`.
     """
+    if not certain and type(source) is dict and source.get("choices") and not source.get("error"):
+        return None  # at once, because this is the usual event
     found = error_bodies.of_success(source, certain=certain, is_whole=is_whole)
     if found is None:
         return None
     meaning = found.meaning(found.status)
     status = found.status
-    if meaning and status not in error_codes.BY_STATUS:
-        status = meaning.status
+    if status not in error_codes.BY_STATUS:
+        status = (meaning.status if meaning else found.status_in_words()) or status
     return ErrorResponse(
         error_codes.reason(status, meaning) if status else Reason.UPSTREAM_ERROR_BODY,
         status or 500,

@@ -22,11 +22,12 @@ _PATTERNS: tuple[tuple[Meaning, frozenset[int], str], ...] = (
         r"|exceed\w* (the |this |its |your )?(\w+'?s? )?(available |maximum |max |model'?s? |configured )*context"
         r"|context[ _](length|window|size)[ _]exceed|context (length|window|size) (has been )?exceeded"
         r"|prompt is too long|input is too long|prompt tokens? too long|prompt too long"
-        r"|(prompt|input|message)\w* (\w+ )?exceeds? (the )?(max|model|context|token limit)"
+        r"|(prompt|input|message)s? (\w+ )?(\([^)]*\) )?exceeds? (the )?(max|model|context|token limit)"
         r"|too many (input |prompt )?tokens|reduce the length of (the|your) (messages|prompt|input)"
         r"|tokens? (count )?\(?[\d,]+\)? exceeds? the max|range of input length should be"
-        r"|inputs tokens.{0,40}must be <=|input token count .{0,30}exceeds"
-        r"|longer than the (model's |maximum )?(context|model)"
+        r"|tokens \+ .{0,40}must be <=|must have less than \d+ tokens|token count (of )?.{0,30}exceeds"
+        r"|input token count is .{0,30} but|exceed\w* (the )?(model )?token limit|exceeds? max message tokens"
+        r"|(longer|greater) than the (model's |maximum )?(context|model)|context (window|length) exceeds"
         r"|more tokens than the context|cannot truncate prompt",
     ),
     (
@@ -36,13 +37,14 @@ _PATTERNS: tuple[tuple[Meaning, frozenset[int], str], ...] = (
         r"|content (filter|policy|moderation)\w* (violation|triggered|blocked)"
         r"|(unsafe|sensitive|risky|prohibited) (or \w+ )?(content|words)|content exists risk|considered high.risk"
         r"|(flagged|blocked|rejected) (by|as) .{0,40}(safety|moderation|content|usage polic)"
-        r"|violat\w+ .{0,40}(usage|content) polic"
+        r"|violat\w+ .{0,40}((usage|content) polic|guidelines)|content .{0,40}is blocked"
         r"|requires moderation|input new_sensitive|output new_sensitive|不安全|敏感",
     ),
     (
         Meaning.NO_MONEY,
         frozenset({_IN_SUCCESS, 400, 403, 429, 500, 503}),
-        r"exceeded your current quota"
+        r"exceeded (today's|your (current|daily|monthly|weekly|free)) (\w+ )?quota|credits are depleted|depleted your"
+        r"|(reached|exceeded|hit) your .{0,30}(usage|monthly|weekly|daily|spend\w*) (limit|quota|budget)"
         r"|(insufficient|not enough|low|no|negative)( account)? (balance|credits?|funds|quota)\b"
         r"|balance is (insufficient|too low|not enough|negative)|(credit|account) balance (is )?(too low|insufficient)"
         r"|(run|ran) out of (credits?|funds|balance)|(out of|no more|not enough|requires more) credits"
@@ -75,7 +77,7 @@ _PATTERNS: tuple[tuple[Meaning, frozenset[int], str], ...] = (
         frozenset({_IN_SUCCESS, 400, 404, 422, 503}),
         r"\bmodel\b(?:[^.!?;]|\.(?=\w)){0,80}?(does not exist|doesn't exist|not exists?\b|not found|is not available"
         r"|is not loaded|has been (deprecated|decommissioned|retired)|is not enabled|is not served)"
-        r"|\bmodel (is )?not support(ed)?\b"
+        r"|\bmodel +(is )?not support(ed)?\b|\bmodels?/\S+ is not found|no endpoints found for|^\s*model: \S+\s*$"
         r"|(unknown|invalid|unsupported|no such|non-existent) model\b|not a valid model"
         r"|no models? (loaded|found|available)"
         r"|could not find model|unable to access model|no (available )?channels? .{0,20}for model"
@@ -105,6 +107,10 @@ _WAIT = re.compile(
     re.IGNORECASE,
 )
 """OpenAI and Groq: "try again in 6m0s", "1.5s", "20ms"; Azure: "retry after 26 seconds"; Gemini: "retry in 2.5s"."""
+_HTTP_STATUS = re.compile(
+    r"(?:^|\b(?:error|status|status code|http|code)[: ]+)([45]\d\d)(?=$|[ :,.-]+\D)", re.IGNORECASE
+)
+"""An HTTP status in words: "Error code: 429 - ...", "502 Bad Gateway"."""
 _PART = re.compile(r"(\d+(?:\.\d+)?) *(ms|milli|s|m|h|d)", re.IGNORECASE)
 _UNITS = {"ms": 0.001, "milli": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -126,6 +132,12 @@ def meaning(text: str, status: int | None) -> Meaning | None:
         if place in statuses and pattern.search(text):
             return found
     return None
+
+
+def http_status(text: str) -> int | None:
+    """Return the HTTP status that a `statement` names, or None."""
+    found = _HTTP_STATUS.search(text)
+    return int(found[1]) if found else None
 
 
 def waiting_seconds(text: str) -> float | None:
