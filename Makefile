@@ -169,8 +169,5 @@ clean: ## remove the files of the other commands
 
 $(INSTALLED): pyproject.toml protos/python/pyproject.toml clients/python/pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.x" % sys.version_info[:2])'
-	@echo "Setting up .venv (once, about half a minute) ..."
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable protos/python --editable . --editable clients/python
+	@requirements/install $(PYTHON)
 	@touch $@

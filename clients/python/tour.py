@@ -1,6 +1,6 @@
 """Examples of each use of chatrpc from Python. Run it against `make serve`:
 
-python tour.py [--target HOST:PORT] [--tls | --ca-file FILE] [--model NAME]
+python tour.py [--target HOST:PORT] [--tls | --ca-file FILE] [--cert FILE --key FILE] [--model NAME]
 """
 
 import argparse
@@ -22,12 +22,16 @@ def main() -> int:
     parser.add_argument("--target", metavar="HOST:PORT", help="default: CHATRPC_TARGET, else 127.0.0.1:50051")
     parser.add_argument("--tls", action="store_true", help="use TLS and trust the system's authorities")
     parser.add_argument("--ca-file", metavar="FILE", help="use TLS and trust the authorities in this PEM file")
+    parser.add_argument("--cert", metavar="FILE", help="client certificate in this PEM file; use TLS")
+    parser.add_argument("--key", metavar="FILE", help="its key")
     parser.add_argument("--model", default="echo")
     parser.add_argument("--image-bytes", type=int, default=5 << 20, metavar="N")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: 60")
     args = parser.parse_args()
+    if (args.cert is None) != (args.key is None):
+        parser.error("--cert, --key: one is missing; give both")
     try:
-        with channel(args.target, credentials(args), args.timeout) as client:
+        with channel(args.target, credentials(args), args.cert and (args.cert, args.key), args.timeout) as client:
             unary(client, args.model)
             stream(client, args.model)
             deadline(client)
@@ -44,12 +48,12 @@ def main() -> int:
     return 0
 
 
-def channel(target: str | None, tls: bool | str, timeout: float) -> Client:
+def channel(target: str | None, tls: bool | str, cert: tuple[str, str] | None, timeout: float) -> Client:
     """Open a channel. Keepalive, round robin, retries and 20 MiB are the defaults of chatrpc_client/channel.py.
 
     `timeout`, in seconds, is the default deadline of each call.
     """
-    return Client(target, tls=tls, timeout=timeout)
+    return Client(target, tls=tls, cert=cert, timeout=timeout)
 
 
 def credentials(args: argparse.Namespace) -> bool | str:

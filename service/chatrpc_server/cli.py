@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
     demo.add_argument("--keep", action="store_true", help="keep serving until SIGINT or SIGTERM")
+    demo.add_argument("--echo", action="store_true", help="use the embedded upstream, even if another one is set")
     demo.add_argument(
         "--model", metavar="TEXT", help="model of both calls; default: echo, or gpt-4o-mini for a real upstream"
     )
@@ -228,7 +229,7 @@ def _demo(args: _Namespace, unknown: Sequence[str]) -> int:
 
     settings = load(args, unknown=unknown)
     logs = _logs(settings, "warning")  # so that log lines do not hide the responses
-    run = partial(demo, settings, model=args.model, prompt=args.prompt, keep=args.keep)
+    run = partial(demo, settings, model=args.model, prompt=args.prompt, keep=args.keep, echo=args.echo)
     return _run(run, settings.event_loop, logs=logs)
 
 

@@ -17,8 +17,10 @@ from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_server.process.lifecycle import stop_signals
 from chatrpc_server.server import Server
-from chatrpc_server.settings import ModelSettings, Settings
+from chatrpc_server.settings import ModelSettings, Settings, upstream_variables
 
+_ECHO = "echo"
+"""Name of the embedded upstream."""
 _PACE_SECONDS = 0.04
 _TIMEOUT_SECONDS = 60
 _SHOWN_METRICS = (
@@ -33,12 +35,16 @@ _OMITTED_LABELS = re.compile(r'(grpc_service|grpc_type|gen_ai_(operation|provide
 """Omitted so that lines fit the screen; the other labels still identify the series."""
 
 
-async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool) -> bool:
+async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool, echo: bool) -> bool:
     """Make a unary and a streaming call; return False if one failed. Raises `StartError`.
 
-    Unless `keep` is set, the ports are free ones, so that the demo never collides with a running service.
+    Unless `keep` is set, the ports are free ones, so that the demo never collides with a running service. `echo`: run
+    the embedded upstream even if another one is configured.
     """
-    async with _upstream(settings, model) as (settings, model):
+    is_configured = settings.upstream.api_key or settings.upstream.base_url != Settings().upstream.base_url
+    upstream = _embedded_upstream(settings, model) if echo or not is_configured else _upstream(settings, model)
+    async with upstream as (settings, model):
+        _print_upstream(settings, model, is_asked=echo)
         settings = settings.model_copy(update={"reflection": True})
         if not keep:
             ports = {name: replace(getattr(settings, name), port=0) for name in ("listen", "metrics_listen")}
@@ -46,7 +52,7 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
         server = Server(settings)
         await server.start()
         try:
-            _print_addresses(server, model)
+            _print_addresses(server)
             try:
                 await _make_calls(str(server.address), model, prompt)
             except grpc.aio.AioRpcError as error:
@@ -66,17 +72,20 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
 
 @asynccontextmanager
 async def _upstream(settings: Settings, model: str | None) -> AsyncIterator[tuple[Settings, str]]:
-    """Yield settings and model of the configured upstream. If none is configured, run the embedded one."""
-    default = Settings().upstream
-    if settings.upstream.api_key or settings.upstream.base_url != default.base_url:
-        model = model or next(iter(settings.models), "gpt-4o-mini")
-        yield settings.model_copy(update={"models": {**settings.models, model: ModelSettings()}}), model
-        return
+    """Yield settings and model of the configured upstream."""
+    model = model or next(iter(settings.models), "gpt-4o-mini")
+    yield settings.model_copy(update={"models": {**settings.models, model: ModelSettings()}}), model
+
+
+@asynccontextmanager
+async def _embedded_upstream(settings: Settings, model: str | None) -> AsyncIterator[tuple[Settings, str]]:
+    """Run the embedded upstream; yield its settings and model."""
     from chatrpc_echo import Echo  # here, because a real upstream does not need the extra `echo`
 
     async with Echo(pace_seconds=_PACE_SECONDS) as echo:
         model = model or "echo"
-        upstream = settings.upstream.model_copy(update={"name": "echo", "provider": "echo", "base_url": echo.base_url})
+        own = {"name": _ECHO, "provider": _ECHO, "base_url": echo.base_url, "api_key": None, "api_key_file": None}
+        upstream = settings.upstream.model_copy(update=own)
         yield settings.model_copy(update={"upstream": upstream, "models": {model: ModelSettings()}}), model
 
 
@@ -112,10 +121,20 @@ async def _make_calls(target: str, model: str, prompt: str) -> None:
         )
 
 
-def _print_addresses(server: Server, model: str) -> None:
+def _print_upstream(settings: Settings, model: str, *, is_asked: bool) -> None:
+    """Print which upstream gets the calls, and why, because a real one can cost money."""
+    if settings.upstream.name == _ECHO:
+        where = "embedded"
+        why = "of --echo" if is_asked else "neither an API key nor a base URL is set"
+    else:
+        where = settings.upstream.base_url
+        why = f"of {' and '.join(upstream_variables()) or 'the settings'}; --echo selects the embedded one"
+    print(f"  upstream   {where}, model {model}, because {why}", flush=True)
+
+
+def _print_addresses(server: Server) -> None:
     print(f"  gRPC       {server.address}")
-    print(f"  metrics    http://{server.metrics_address}/metrics")
-    print(f"  upstream   {server.settings.upstream.base_url}, model {model}")
+    print(f"  metrics    http://{server.metrics_address}/metrics", flush=True)
 
 
 def _print_heading(text: str) -> None:

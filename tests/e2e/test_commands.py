@@ -54,9 +54,26 @@ async def test_demo_with_a_real_key() -> None:
     async with Echo(api_key=KEY) as echo:
         result = await asyncio.to_thread(run, "demo", "--model=echo", OPENAI_API_KEY=KEY, OPENAI_BASE_URL=echo.base_url)
         assert (result.returncode, result.stderr) == (0, "")
-        assert f"upstream   {echo.base_url}, model echo" in result.stdout
+        why = "because of OPENAI_API_KEY and OPENAI_BASE_URL; --echo selects the embedded one"
+        assert result.stdout.splitlines()[0] == f"  upstream   {echo.base_url}, model echo, {why}"
         assert len(echo.requests) == 2
         assert KEY not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "reason"),
+    [
+        ([], {}, "neither an API key nor a base URL is set"),
+        (["--echo"], {"OPENAI_API_KEY": KEY}, "of --echo"),
+        (["--echo"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, "of --echo"),
+        (["--echo", "--upstream.base-url=http://127.0.0.1:9/v1"], {}, "of --echo"),
+    ],
+    ids=["nothing", "key", "url", "flag"],
+)
+def test_the_embedded_upstream(flags: list[str], environ: dict[str, str], reason: str) -> None:
+    result = run("demo", *flags, **environ)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == f"  upstream   embedded, model echo, because {reason}"
 
 
 async def test_a_failing_demo_reports_the_error(echo: Echo) -> None:

@@ -71,11 +71,9 @@ def test_the_lines_for_callers_without_a_client(grpcurl: str, address: str) -> N
 
 
 def test_buf_curl(address: str) -> None:
-    buf = Path(sys.executable).parent / "buf"
-    (options,) = re.findall(r"`\.venv/bin/buf (curl .*?)`", USAGE.read_text())
-    url = f"http://{address}/chatrpc.v1.ChatCompletionService/CreateChatCompletion"
-    data = '{"model": "echo", "messages": [{"role": "user", "content": "Hello!"}]}'
-    command = [buf, *shlex.split(options), "--data", data, url]
+    (line,) = (code for code in blocks(USAGE, "sh") if "buf curl" in code)
+    _, *arguments = shlex.split(line.replace("127.0.0.1:50051", address).replace("\\\n", ""))
+    command = [str(Path(sys.executable).parent / "buf"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     assert "You said: Hello!" in result.stdout
 

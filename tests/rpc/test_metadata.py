@@ -22,6 +22,14 @@ async def test_request_id_and_trace_context_are_forwarded(chat: Service, echo: E
     assert "x-foo" not in headers, "only a closed list is forwarded"
 
 
+async def test_ignored_credentials_are_logged_once(chat: Service, caplog: pytest.LogCaptureFixture) -> None:
+    for key in ("x-foo", "authorization", "x-api-key"):
+        await chat.stub.CreateChatCompletion(request(), metadata=[(key, "Bearer mine")])
+    logged = [record for record in caplog.records if getattr(record, "event", "") == "credentials_ignored"]
+    assert len(logged) == 1
+    assert "mine" not in caplog.text
+
+
 @pytest.mark.parametrize("given", ["", "x" * 129], ids=["none", "too-long"])
 async def test_a_missing_request_id_is_generated(chat: Service, echo: Echo, given: str) -> None:
     call = chat.stub.CreateChatCompletion(request(), metadata=[("x-request-id", given)] if given else None)

@@ -119,6 +119,7 @@ def test_customary_variables(variable: str, path: str, value: str) -> None:
         {"CHATRPC_UPSTREAM__API_KEY": "", "CHATRPC_LISTEN": "", "CHATRPC_CONFIG": ""},
         {"CHATRPC_NO_SUCH_THING": ""},
         {"PATH": "/bin", "OPENAI_LOG": "debug", "XCHATRPC_LISTEN": "x", "HTTPS_PROXY": "http://proxy"},
+        {"CHATRPC_TARGET": "host:50051", "CHATRPC_API_KEY": "sk-x", "CHATRPC_MODEL": "m"},  # of the clients
         {"CHATRPC_SERVICE_HOST": "10.0.0.1", "CHATRPC_SERVICE_PORT": "50051", "CHATRPC_SERVICE_PORT_METRICS": "9464"},
         {"CHATRPC_PORT": "tcp://10.0.0.1:50051", "CHATRPC_PORT_50051_TCP": "tcp://10.0.0.1:50051"},
         {"CHATRPC_PORT_50051_TCP_PROTO": "tcp", "CHATRPC_PORT_50051_TCP_PORT": "50051"},

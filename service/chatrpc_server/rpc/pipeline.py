@@ -6,6 +6,7 @@ layers before inner ones.
 """
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -25,6 +26,8 @@ from chatrpc_server.core.upstream import ChatRequest
 from chatrpc_server.process import large_work
 from chatrpc_server.rpc import unary_response
 
+log = logging.getLogger(__name__)
+
 SERVICE = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,6 +39,8 @@ _Respond: TypeAlias = Callable[[Any, ChatRequest, Call, Context], Awaitable[None
 _FORWARDED = ("traceparent", "tracestate")
 _LARGE_BYTES = 64 * 1024
 """Size from which a message of a stream counts as bytes in flight while its caller does not read it."""
+_CREDENTIALS = frozenset({"authorization", "api-key", "x-api-key"})
+"""Metadata with which callers try to identify themselves."""
 _REQUEST_ID_CHARACTERS = 128
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 """Printable ASCII. Callers can send other bytes, which neither HTTP headers nor gRPC metadata can carry."""
@@ -70,6 +75,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._coalesce = coalesce
         self._default_upstream = default_upstream
         self._wrapped_handlers: dict[str, _Handler] = {}
+        self._credentials_are_new = True
 
     async def intercept_service(
         self,
@@ -197,6 +203,12 @@ class Pipeline(grpc.aio.ServerInterceptor):
             for key, value in context.invocation_metadata() or ()
             if isinstance(value, str) and _HEADER_VALUE.fullmatch(value)
         }
+        if self._credentials_are_new and not _CREDENTIALS.isdisjoint(metadata):
+            self._credentials_are_new = False
+            log.warning(
+                "callers send credentials, which do not restrict anything; use a network policy or client certificates",
+                extra={"event": "credentials_ignored"},
+            )
         timeout = context.time_remaining()
         remaining = self._default_deadline_seconds if timeout is None else timeout
         request_id = metadata.get("x-request-id", "")

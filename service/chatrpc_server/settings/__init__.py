@@ -13,7 +13,7 @@ from chatrpc_server.settings.model import (
     TracingSettings,
     UpstreamSettings,
 )
-from chatrpc_server.settings.sources import SettingsFile, add_flags, describe, load, settings_file
+from chatrpc_server.settings.sources import SettingsFile, add_flags, describe, load, settings_file, upstream_variables
 
 __all__ = [
     "Address",
@@ -32,4 +32,5 @@ __all__ = [
     "describe",
     "load",
     "settings_file",
+    "upstream_variables",
 ]

@@ -34,8 +34,9 @@ _OTHER_PROGRAMS: dict[str, Place] = {
     "SSL_CERT_DIR": ("upstream", "extra_ca_dir"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
 }
-# All variables of the service, except the file's own and those that Kubernetes adds for a Service named chatrpc….
-_OURS = r"CHATRPC_(?!CONFIG=|(\w+_)?(SERVICE_(HOST|PORT\w*)=|PORT=\w+://|PORT_\d+_\w+=))"
+# All variables of the service, except the file's own, the clients', and those that Kubernetes adds for a Service named
+# chatrpc….
+_OURS = r"CHATRPC_(?!(CONFIG|TARGET|API_KEY|MODEL)=|(\w+_)?(SERVICE_(HOST|PORT\w*)=|PORT=\w+://|PORT_\d+_\w+=))"
 _METAVARS = {"host:port": "host:port", "a path": "PATH", "a list of text": "a,b,c"}
 _METAVARS |= {"a whole number": "N", "a number": "X", "text": "TEXT", "text, secret": "TEXT"}
 
@@ -107,6 +108,11 @@ def load(
     the mistakes of all sources.
     """
     return _with_proxy(load_model(Settings, args or Namespace(), environ, unknown, _OTHER_PROGRAMS), environ)
+
+
+def upstream_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the variables of the OpenAI SDKs that are set and select an upstream. Shells often have them."""
+    return [name for name in ("OPENAI_API_KEY", "OPENAI_API_KEY_FILE", "OPENAI_BASE_URL") if environ.get(name)]
 
 
 def _with_proxy(settings: Settings, environ: Mapping[str, str]) -> Settings:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import trustme
 from google.protobuf.message import Message
@@ -65,6 +66,27 @@ def streamed(client: Client, **arguments: Any) -> Snapshot:
         for _ in stream:
             pass
     return stream.snapshot
+
+
+@pytest.mark.parametrize("limited", [False, True])
+async def test_metadata(script: Script, limited: bool) -> None:
+    limits = {"x_request_id": "theirs", "x_ratelimit_remaining_tokens": "9"} if limited else {}
+    body = b'{"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]}'
+    script.respond_with(http(body, **limits))
+    arguments: dict[str, Any] = {"model": "m", "messages": HELLO, "extra_headers": {"x-request-id": "ours"}}
+    async with service(script.base_url) as chat, AsyncClient(str(chat.server.address)) as client:
+        response, metadata = await client.complete_with_metadata(**arguments)
+        async with client.stream(**arguments) as stream:
+            found = [metadata, await stream.metadata()]
+        with Client(str(chat.server.address)) as blocking:
+            result, metadata = await asyncio.to_thread(blocking.complete_with_metadata, **arguments)
+            with blocking.stream(**arguments) as streamed:
+                found += [metadata, await asyncio.to_thread(streamed.metadata)]
+    assert response.choices[0].message.content == result.choices[0].message.content == "hi"
+    for metadata in found:
+        assert metadata.request_id == metadata["x-request-id"] == "ours"
+        assert metadata.upstream_request_id == ("theirs" if limited else "")
+        assert metadata.rate_limits == ({"remaining-tokens": "9"} if limited else {})
 
 
 async def test_complete(client: Client, async_client: AsyncClient) -> None:
@@ -225,7 +247,7 @@ ERRORS: dict[str, tuple[type[ChatError], str]] = {
     "echo:status=409": (PreconditionError, "UPSTREAM_CONFLICT"),
     "echo:status=429,retry_after=7": (RateLimitError, "UPSTREAM_RATE_LIMITED"),
     "echo:status=401": (InternalError, "UPSTREAM_UNAUTHENTICATED"),
-    "echo:status=503": (UnavailableError, "UPSTREAM_UNAVAILABLE"),
+    "echo:status=503": (UnavailableError, "UPSTREAM_OVERLOADED"),
     "echo:status=504": (DeadlineError, "UPSTREAM_TIMEOUT"),
 }
 
@@ -414,3 +436,15 @@ async def test_tls(echo: Echo, tmp_path: Path) -> None:
         async with AsyncClient(target, tls=tmp_path / "other.pem", timeout=5) as client:
             with pytest.raises(UnavailableError, match=r"(?i)certificate|ssl|handshake"):
                 await client.complete(model="echo", messages=HELLO)
+    # A certificate of the client's own.
+    async with service(echo.base_url, tls=files | {"client_ca_file": str(tmp_path / "ca.pem")}) as running:
+        target, cert = str(running.server.address), (tmp_path / "cert.pem", tmp_path / "key.pem")
+        async with AsyncClient(target, tls=tmp_path / "ca.pem", cert=cert, timeout=5) as client:
+            assert await client.complete(model="echo", messages=HELLO)
+        async with AsyncClient(target, tls=tmp_path / "ca.pem", timeout=5) as client:
+            with pytest.raises(UnavailableError):
+                await client.complete(model="echo", messages=HELLO)
+    with pytest.raises(ValueError, match="cert: is given beside credentials"):
+        Client(target, tls=grpc.ssl_channel_credentials(), cert=cert)
+    with pytest.raises(OSError, match=r"no\.pem"):
+        Client(target, cert=(tmp_path / "no.pem", tmp_path / "key.pem"))

@@ -228,3 +228,10 @@ async def test_ctrl_c_stops_the_response_only(chat: Service, echo: Echo) -> None
         await screen.shows("› ")
         screen.type("\x04")  # Ctrl-D
         assert await asyncio.to_thread(screen.process.wait, 10) == 0
+
+
+@pytest.mark.parametrize("flag", ["--cert", "--key"])
+async def test_a_certificate_needs_its_key(flag: str) -> None:
+    result = await run("--model=echo", flag, "x.pem", "?")
+    assert result.returncode == 2
+    assert "--cert, --key: one is missing; give both" in result.stderr

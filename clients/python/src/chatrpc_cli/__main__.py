@@ -44,8 +44,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not model:
         parser.error(f"model: missing; use --model or set {_MODEL_VARIABLE} (the embedded upstream has the model echo)")
     tls: bool | str = args.tls if args.ca_file is None else args.ca_file
+    if (args.cert is None) != (args.key is None):
+        parser.error("--cert, --key: one is missing; give both")
     try:
-        client = Client(args.target, tls=tls, timeout=args.timeout)
+        client = Client(args.target, tls=tls, cert=args.cert and (args.cert, args.key), timeout=args.timeout)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with client:
@@ -78,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tls", action="store_true", help="use TLS and trust the system's authorities")
     parser.add_argument("--ca-file", metavar="FILE", help="use TLS and trust the authorities in this PEM file")
+    parser.add_argument("--cert", metavar="FILE", help="client certificate in this PEM file; use TLS")
+    parser.add_argument("--key", metavar="FILE", help="its key")
     parser.add_argument(
         "--timeout",
         type=float,

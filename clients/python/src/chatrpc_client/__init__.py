@@ -23,6 +23,7 @@ from chatrpc_client.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from chatrpc_client.metadata import Metadata
 from chatrpc_client.snapshot import Snapshot
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "DeadlineError",
     "InternalError",
     "InvalidRequestError",
+    "Metadata",
     "NotFoundError",
     "PermissionDeniedError",
     "PreconditionError",

@@ -66,18 +66,26 @@ def choose_target(target: str | None) -> str:
     return chosen
 
 
-def make_credentials(tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials) -> grpc.ChannelCredentials | None:
+def make_credentials(
+    tls: bool | str | os.PathLike[str] | grpc.ChannelCredentials,
+    cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+) -> grpc.ChannelCredentials | None:
     """Return the credentials for `tls`: False for none, True for the system's authorities, a path for a CA file.
 
-    Raises OSError if the file cannot be read, ValueError for an empty path.
+    `cert` has the paths of a client certificate and its key, and implies TLS. Raises OSError if a file cannot be read,
+    ValueError for an empty path, or for `cert` beside credentials.
     """
     if isinstance(tls, grpc.ChannelCredentials):
+        if cert is not None:
+            raise ValueError("cert: is given beside credentials; put the certificate into these")
         return tls
-    if tls is False:
+    if tls is False and cert is None:
         return None
     if tls == "":
         raise ValueError("tls: the path is empty; use True, or the path of a file with the authorities to trust")
-    return grpc.ssl_channel_credentials(None if tls is True else Path(tls).read_bytes())
+    authorities = None if isinstance(tls, bool) else Path(tls).read_bytes()
+    chain, key = (None, None) if cert is None else (Path(path).read_bytes() for path in cert)
+    return grpc.ssl_channel_credentials(authorities, key, chain)
 
 
 def make_authorization(api_key: str | None) -> list[tuple[str, str]]:

@@ -15,10 +15,12 @@ from chatrpc.v1.chat_response_pb2 import CreateChatCompletionResponse, CreateCha
 from chatrpc.v1.chat_service_pb2_grpc import ChatCompletionServiceStub
 from chatrpc_client import channel, requests
 from chatrpc_client.errors import from_rpc_error
+from chatrpc_client.metadata import Metadata
 from chatrpc_client.snapshot import Snapshot, text_deltas
 
 Messages = Iterable[ChatMessage | Mapping[str, Any]]
 Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials
+Cert = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 _LONGEST_SECONDS = 1e8
@@ -28,9 +30,9 @@ _LONGEST_SECONDS = 1e8
 class _CallDefaults:
     """Target, credentials, key and timeout of one client, for each of its calls."""
 
-    def __init__(self, target: str | None, api_key: str | None, tls: Tls, timeout: float) -> None:
+    def __init__(self, target: str | None, api_key: str | None, tls: Tls, cert: Cert | None, timeout: float) -> None:
         self.target = channel.choose_target(target)
-        self._credentials = channel.make_credentials(tls)
+        self._credentials = channel.make_credentials(tls, cert)
         self._authorization = channel.make_authorization(api_key)
         self._timeout = _seconds(timeout)
         self.closed = False
@@ -60,8 +62,9 @@ class Client:
 
     `target` is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051. `api_key`, else the variable
     CHATRPC_API_KEY, is sent as `authorization: Bearer …`. `tls`: True trusts the system's authorities, a path those in
-    that file; or pass credentials of your own. `timeout` is in seconds, for each call. Raises ValueError if the
-    target, the key or the timeout is invalid, OSError if a file cannot be read.
+    that file; or pass credentials of your own. `cert` has the paths of a client certificate and its key in PEM, and
+    implies TLS. `timeout` is in seconds, for each call. Raises ValueError if the target, the key or the timeout is
+    invalid, OSError if a file cannot be read.
     """
 
     def __init__(
@@ -70,9 +73,10 @@ class Client:
         *,
         api_key: str | None = None,
         tls: Tls = False,
+        cert: Cert | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._defaults = _CallDefaults(target, api_key, tls, timeout)
+        self._defaults = _CallDefaults(target, api_key, tls, cert, timeout)
         self._channel = self._defaults.open_channel(grpc)
         self._stub = ChatCompletionServiceStub(self._channel)
 
@@ -89,14 +93,27 @@ class Client:
 
         `parameters` are those of OpenAI's `chat.completions.create`; unknown ones reach the upstream too.
         """
+        return self.complete_with_metadata(
+            model=model, messages=messages, timeout=timeout, extra_headers=extra_headers, **parameters
+        )[0]
+
+    def complete_with_metadata(
+        self,
+        *,
+        model: str,
+        messages: Messages,
+        timeout: float | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        **parameters: Any,
+    ) -> tuple[CreateChatCompletionResponse, Metadata]:
+        """Return the complete response and its metadata: request ids and rate limits. See `complete`."""
         request = requests.build_request(model, messages, parameters)
+        options = self._defaults.options(timeout, extra_headers)
         try:
-            response: CreateChatCompletionResponse = self._stub.CreateChatCompletion(
-                request, **self._defaults.options(timeout, extra_headers)
-            )
+            response, call = self._stub.CreateChatCompletion.with_call(request, **options)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        return response
+        return response, Metadata.of(call.initial_metadata())
 
     def stream(
         self,
@@ -136,6 +153,10 @@ class Stream:
         """The response received so far: its text, its usage, its message for the next turn."""
         self._call = call
 
+    def metadata(self) -> Metadata:
+        """Return request ids and rate limits. Wait for the first message, which they precede."""
+        return Metadata.of(self._call.initial_metadata())
+
     def text_stream(self) -> Iterator[str]:
         """Yield the pieces of the first choice's text."""
         for chunk in self:
@@ -174,9 +195,10 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         tls: Tls = False,
+        cert: Cert | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._defaults = _CallDefaults(target, api_key, tls, timeout)
+        self._defaults = _CallDefaults(target, api_key, tls, cert, timeout)
         self._channel = self._defaults.open_channel(grpc.aio)
         self._stub: Any = ChatCompletionServiceStub(self._channel)
 
@@ -190,11 +212,26 @@ class AsyncClient:
         **parameters: Any,
     ) -> CreateChatCompletionResponse:
         """Return the complete response. Raises `ChatError`. Accepts the arguments of `Client.complete`."""
+        response, _ = await self.complete_with_metadata(
+            model=model, messages=messages, timeout=timeout, extra_headers=extra_headers, **parameters
+        )
+        return response
+
+    async def complete_with_metadata(
+        self,
+        *,
+        model: str,
+        messages: Messages,
+        timeout: float | None = None,  # see `complete`
+        extra_headers: Mapping[str, str] | None = None,
+        **parameters: Any,
+    ) -> tuple[CreateChatCompletionResponse, Metadata]:
+        """Return the complete response and its metadata: request ids and rate limits. See `Client.complete`."""
         request = requests.build_request(model, messages, parameters)
         call = self._stub.CreateChatCompletion(request, **self._defaults.options(timeout, extra_headers))
         async with _typed_errors(call):
             response: CreateChatCompletionResponse = await call
-        return response
+            return response, Metadata.of(await call.initial_metadata())
 
     def stream(
         self,
@@ -232,6 +269,10 @@ class AsyncStream:
         """The response received so far: its text, its usage, its message for the next turn."""
         self._call = call
         self._chunks = aiter(call)
+
+    async def metadata(self) -> Metadata:
+        """Return request ids and rate limits. Wait for the first message, which they precede."""
+        return Metadata.of(await self._call.initial_metadata())
 
     async def text_stream(self) -> AsyncIterator[str]:
         """Yield the pieces of the first choice's text."""
