@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[Code, str]] = {
     "openai-unary-error-http400.json": (Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
     "deepseek-unary-error-http401.json": (Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
     "openrouter-unary-error-http401.json": (Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
-    "perplexity-unary-error-http400.json": (Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST"),
+    "perplexity-unary-error-http400.json": (Code.INVALID_ARGUMENT, "UPSTREAM_CONTEXT_LENGTH_EXCEEDED"),
     "ollama-unary-error-http401.json": (Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED"),
     "deepseek-unary-error-http400.json": (Code.INVALID_ARGUMENT, "UPSTREAM_CONTEXT_LENGTH_EXCEEDED"),
     "openai-unary-error-http404.json": (Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND"),

@@ -193,6 +193,13 @@ def test_status(status: int, body: Any, message: str) -> None:
     assert (error.status, error.detail.http_status) == (status, status)
 
 
+def test_an_error_event_with_choices() -> None:
+    body = {"choices": [{"index": 0}], "base_resp": {"status_code": 1008}, "message": "m"}
+    error = error_in_success(body, b"", certain=True)
+    assert error is not None
+    assert error.message == "m"
+
+
 def test_request_id() -> None:
     for body in ({"code": "Odd", "message": "m", "request_id": "r1"}, {"error": {"message": "m"}, "request_id": "r1"}):
         raw = json.dumps(body).encode()

@@ -79,7 +79,7 @@ _NAMES = {
         " exceed_context_size_error"  # llama.cpp
         " context_window_exceeded ContextWindowExceededError"  # LiteLLM
         " model_context_window_exceeded prompt_too_long"  # Anthropic; vLLM's and LiteLLM's proxies
-        " tokens_too_long"  # UCloud
+        " tokens_too_long too_many_prompt_tokens"  # UCloud, Perplexity
         " model_max_prompt_tokens_exceeded"  # Copilot
         " context_length_exceeded_error input_too_long max_tokens_exceeded"  # gateways
     ),

@@ -21,7 +21,7 @@ _PATTERNS: tuple[tuple[Meaning, frozenset[int], str], ...] = (
         r"|context (length|window|size) (of|is|limit)"
         r"|exceed\w* (the |this |its |your )?(\w+'?s? )?(available |maximum |max |model'?s? |configured )*context"
         r"|context[ _](length|window|size)[ _]exceed|context (length|window|size) (has been )?exceeded"
-        r"|prompt is too long|input is too long|prompt tokens? too long|prompt too long"
+        r"|(prompt|input|length of all messages) is too long|prompt tokens? too long|prompt too long"
         r"|(prompt|input|message)s? (\w+ )?(\([^)]*\) )?exceeds? (the )?(max|model|context|token limit)"
         r"|too many (input |prompt )?tokens|reduce the length of (the|your) (messages|prompt|input)"
         r"|tokens? (count )?\(?[\d,]+\)? exceeds? the max|range of input length should be"
