@@ -241,6 +241,25 @@ ANSWERS: dict[str, tuple[dict[str, Any], Any]] = {
         {"tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": None}}]},
         {"tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": ""}}]},
     ),
+    "the index of a call": (
+        {
+            "content": None,
+            "tool_calls": [{"index": 0, "id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+    ),
+    "a number as arguments": (
+        {"tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": 5}}]},
+        WHOLE,
+    ),
+    "keys of the choice": (
+        {"content": "4", "logprobs": {"content": []}, "finish_reason": "stop", "index": 0},
+        {"content": "4"},
+    ),
+    "long numbers": (
+        {"content": "4", "x": [1e300, 12345678901234567890, 2**70]},
+        WHOLE,
+    ),
     "parts": (
         {"content": [{"type": "thinking", "thinking": [{"a": 1.0}]}, {"type": "text", "text": "4", "x": 2**70}]},
         WHOLE,
@@ -279,4 +298,4 @@ def test_a_response_returns_to_the_model(said: dict[str, Any], back: Any, stream
         answer = responses.parse_response(json.dumps({"choices": [{"message": said}]}).encode())
     request = ChatRequest(messages=[ChatMessage(role="user", content="2+2?"), answer.choices[0].message])
     sent = json.loads(requests.unary_body(request))["messages"][1]
-    assert sent == (said if back == WHOLE else {"role": "assistant", **back})
+    assert sent == {"role": "assistant", "content": None, **(said if back == WHOLE else back)}

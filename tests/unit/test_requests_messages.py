@@ -47,36 +47,36 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
             ],
         },
         '{"role":"assistant","tool_calls":[{"id":"i","type":"function","function":'
-        '{"name":"f","arguments":"{","x":null},"x":null}]}',
+        '{"name":"f","arguments":"{","x":null},"x":null}],"content":null}',
     ),
     "tool call, empty fields": (
         {"role": "assistant", "tool_calls": [ToolCall(function=FunctionCall())]},
-        '{"role":"assistant","tool_calls":[{"function":{"name":"","arguments":""},"type":"function"}]}',
+        '{"role":"assistant","tool_calls":[{"function":{"name":"","arguments":""},"type":"function"}],"content":null}',
     ),
     "custom call": (
         {"role": "assistant", "tool_calls": [ToolCall(custom=CustomToolCall(name="c", input="i", extra_json=X))]},
-        '{"role":"assistant","tool_calls":[{"custom":{"name":"c","input":"i","x":null},"type":"custom"}]}',
+        '{"role":"assistant","tool_calls":[{"custom":{"name":"c","input":"i","x":null},"type":"custom"}],"content":null}',
     ),
     "custom call, empty fields": (
         {"role": "assistant", "tool_calls": [ToolCall(custom=CustomToolCall())]},
-        '{"role":"assistant","tool_calls":[{"custom":{"name":"","input":""},"type":"custom"}]}',
+        '{"role":"assistant","tool_calls":[{"custom":{"name":"","input":""},"type":"custom"}],"content":null}',
     ),
     "tool_call_id": ({"role": "tool", "tool_call_id": "i"}, '{"role":"tool","tool_call_id":"i"}'),
-    "refusal": ({"role": "assistant", "refusal": "no"}, '{"role":"assistant","refusal":"no"}'),
+    "refusal": ({"role": "assistant", "refusal": "no"}, '{"role":"assistant","refusal":"no","content":null}'),
     "both reasonings": (
         {"role": "assistant", "reasoning_content": "a", "reasoning": "b"},
-        '{"role":"assistant","reasoning_content":"a","reasoning":"b"}',
+        '{"role":"assistant","reasoning_content":"a","reasoning":"b","content":null}',
     ),
     "function call": (
         {"role": "assistant", "function_call": FunctionCall(name="f", arguments="{}")},
-        '{"role":"assistant","function_call":{"name":"f","arguments":"{}"}}',
+        '{"role":"assistant","function_call":{"name":"f","arguments":"{}"},"content":null}',
     ),
     "only the id of audio": (
         {
             "role": "assistant",
             "audio": MessageAudio(id="a", expires_at=1, data="d", transcript="t", extra_json="not even read"),
         },
-        '{"role":"assistant","audio":{"id":"a"}}',
+        '{"role":"assistant","audio":{"id":"a"},"content":null}',
     ),
     "no annotations": (
         {
@@ -90,7 +90,28 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
             ],
             "extra_json": '{"annotations":5,"images":[]}',
         },
-        '{"role":"assistant","images":[]}',
+        '{"role":"assistant","images":[],"content":null}',
+    ),
+    "no content of another role": ({"role": "tool", "tool_call_id": "i"}, '{"role":"tool","tool_call_id":"i"}'),
+    "no keys of a choice": (
+        {
+            "role": "assistant",
+            "content": "c",
+            "extra_json": '{"index":0,"logprobs":[],"finish_reason":"stop","usage":{},"obfuscation":"x","x":1}',
+        },
+        '{"role":"assistant","content":"c","x":1}',
+    ),
+    "keys of a choice in another role": (
+        {"role": "user", "extra_json": '{"index":0,"logprobs":[]}'},
+        '{"role":"user","index":0,"logprobs":[]}',
+    ),
+    "no index of a call": (
+        {"role": "assistant", "tool_calls": [ToolCall(id="i", extra_json='{"index":1,"x":{"index":2}}')]},
+        '{"role":"assistant","tool_calls":[{"id":"i","x":{"index":2}}],"content":null}',
+    ),
+    "arguments of another type": (
+        {"role": "assistant", "function_call": FunctionCall(name="f", extra_json='{"arguments":5}')},
+        '{"role":"assistant","function_call":{"name":"f","arguments":5},"content":null}',
     ),
     "extra_json": (
         {"role": "assistant", "extra_json": '{"content":null,"reasoning_details":[{"signature":"s"}]}'},
@@ -155,7 +176,7 @@ def test_every_field_has_a_row() -> None:
 SAID: dict[str, str] = {
     "thinking": '{"role":"assistant","content":"4","reasoning_content":"2+2","reasoning":"two and two"}',
     "signatures": '{"role":"assistant","tool_calls":[{"id":"i","type":"function","function":'
-    '{"name":"f","arguments":"{}"},"extra_content":{"google":{"thought_signature":"Cg=="}}}]}',
+    '{"name":"f","arguments":"{}"},"extra_content":{"google":{"thought_signature":"Cg=="}}}],"content":null}',
     "details": '{"role":"assistant","content":"","reasoning_details":[{"type":"reasoning.encrypted","index":0}]}',
     "parts": '{"role":"assistant","content":[{"type":"thinking","thinking":[{"a":1.0}]},{"type":"text","text":"t"}]}',
     "odd types": '{"role":"assistant","content":5,"refusal":{},"name":[1]}',
@@ -179,7 +200,7 @@ def test_fields_that_only_responses_have_are_not_sent() -> None:
             "audio": {"id": "a", "data": "d", "transcript": "t", "expires_at": 1, "x": 1},
         },
     )
-    assert sent(message) == '{"role":"assistant","audio":{"id":"a"}}'
+    assert sent(message) == '{"role":"assistant","audio":{"id":"a"},"content":null}'
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ _LARGE_EXTRAS = 4096
 """Characters of `extra_json` from which its values become JSON text again at once."""
 _OWN_KEYS = ("model", "messages", "stream")
 """Top-level keys that `extra_json` must not set, because they determine the call."""
-_RESPONSE_ONLY_KEYS = ("annotations",)
-"""Keys of a response message that no upstream accepts in a request."""
+_RESPONSE_ONLY_KEYS = {"ChatMessage": ("annotations",), "ToolCall": ("index",)}
+"""Keys of a response, by message type, that upstreams reject in a request."""
+_RESPONSE_ONLY_KEYS_OF_ASSISTANTS = ("logprobs", "finish_reason", "index", "usage", "obfuscation")
+"""The same of an assistant's message: some servers write keys of the choice into it."""
 
 
 def unary_body(request: ChatRequest) -> bytes:
@@ -88,7 +90,13 @@ def _write(message: Message) -> JsonObject:
     extra_json = getattr(message, "extra_json", "")
     if extra_json:
         _merge(message, out, extra_json)
+    if _is_assistant(message):
+        out.setdefault("content", None)  # as it was received: upstreams require the key
     return out
+
+
+def _is_assistant(message: Message) -> bool:
+    return isinstance(message, chat_message_pb2.ChatMessage) and message.role == "assistant"
 
 
 def _merge(message: Message, out: JsonObject, extra_json: str) -> None:
@@ -97,11 +105,16 @@ def _merge(message: Message, out: JsonObject, extra_json: str) -> None:
         for key in _OWN_KEYS:
             if key in extras:
                 raise InvalidRequest("extra_json", f'must not set "{key}"; use the field {key}')
-    elif isinstance(message, chat_message_pb2.ChatMessage):
-        for key in _RESPONSE_ONLY_KEYS:
+    name = message.DESCRIPTOR.name
+    for key in _RESPONSE_ONLY_KEYS.get(name, ()):
+        extras.pop(key, None)
+    if _is_assistant(message):
+        for key in _RESPONSE_ONLY_KEYS_OF_ASSISTANTS:
             extras.pop(key, None)
     for key, value in extras.items():
-        if key in out:
+        # A call always has both keys. A number that an upstream sent as arguments replaces the empty text.
+        is_odd = name in ("FunctionCall", "CustomToolCall") and out.get(key) == "" and isinstance(value, int | float)
+        if key in out and not is_odd:
             raise InvalidRequest("extra_json", f'sets "{key}", which a field of this message also sets; set only one')
         # Large extras become text, because the objects of all messages together would take long to write and to free.
         is_large = len(extra_json) >= _LARGE_EXTRAS and isinstance(value, dict | list)

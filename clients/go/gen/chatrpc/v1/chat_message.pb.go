@@ -33,8 +33,8 @@ type ChatMessage struct {
 	// The author: `system`, `developer`, `user`, `assistant`, `tool`, or `function` (legacy in OpenAI). Required in a
 	// request. Empty in a response if the upstream sent none.
 	Role string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
-	// The text: the common form of JSON `content`. If unset and `content_parts` is empty, the key is omitted, as in an
-	// assistant message that only calls tools.
+	// The text: the common form of JSON `content`. If unset and `content_parts` is empty, an `assistant` message, such as
+	// one that only calls tools, has `"content":null`; in other messages the key is omitted.
 	Content *string `protobuf:"bytes,2,opt,name=content,proto3,oneof" json:"content,omitempty"`
 	// The array form of JSON `content`. If not empty, it is sent instead of `content`. In a response, `content` then
 	// holds the concatenated text parts, for reading.
@@ -62,7 +62,8 @@ type ChatMessage struct {
 	Audio *MessageAudio `protobuf:"bytes,11,opt,name=audio,proto3" json:"audio,omitempty"`
 	// Sources of the text. In responses only; never sent upstream.
 	Annotations []*Annotation `protobuf:"bytes,12,rep,name=annotations,proto3" json:"annotations,omitempty"`
-	// Other keys of this object (reasoning_details, images, cache_control), see convention 3.
+	// Other keys of this object (reasoning_details, images, cache_control), see convention 3. In a request, an `assistant`
+	// message loses keys of the choice that some upstreams write into it (`index`, `logprobs`, `finish_reason`, `usage`).
 	ExtraJson     string `protobuf:"bytes,100,opt,name=extra_json,json=extraJson,proto3" json:"extra_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -722,7 +723,7 @@ type ToolCall struct {
 	// Call of a tool with free-form input. Unset if the call has another type.
 	Custom *CustomToolCall `protobuf:"bytes,4,opt,name=custom,proto3" json:"custom,omitempty"`
 	// Other keys of this object, see convention 3. Gemini's thought signatures are here (`extra_content`) and must be
-	// sent back with the call.
+	// sent back with the call. `index`, which only responses have, is never sent upstream.
 	ExtraJson     string `protobuf:"bytes,100,opt,name=extra_json,json=extraJson,proto3" json:"extra_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -45,8 +45,8 @@ class ChatMessage(message.Message):
     request. Empty in a response if the upstream sent none.
     """
     content: builtins.str
-    """The text: the common form of JSON `content`. If unset and `content_parts` is empty, the key is omitted, as in an
-    assistant message that only calls tools.
+    """The text: the common form of JSON `content`. If unset and `content_parts` is empty, an `assistant` message, such as
+    one that only calls tools, has `"content":null`; in other messages the key is omitted.
     """
     name: builtins.str
     """Distinguishes participants with the same role; the function's name if the role is `function`. If unset, the key is
@@ -65,7 +65,9 @@ class ChatMessage(message.Message):
     reasoning: builtins.str
     """The model's reasoning under the key that OpenRouter, Groq and vLLM use. If unset, the key is omitted."""
     extra_json: builtins.str
-    """Other keys of this object (reasoning_details, images, cache_control), see convention 3."""
+    """Other keys of this object (reasoning_details, images, cache_control), see convention 3. In a request, an `assistant`
+    message loses keys of the choice that some upstreams write into it (`index`, `logprobs`, `finish_reason`, `usage`).
+    """
     @builtins.property
     def content_parts(self) -> containers.RepeatedCompositeFieldContainer[ContentPart]:
         """The array form of JSON `content`. If not empty, it is sent instead of `content`. In a response, `content` then
@@ -384,7 +386,7 @@ class ToolCall(message.Message):
     """`function` or `custom`. If empty in a request, the name of the set field is sent."""
     extra_json: builtins.str
     """Other keys of this object, see convention 3. Gemini's thought signatures are here (`extra_content`) and must be
-    sent back with the call.
+    sent back with the call. `index`, which only responses have, is never sent upstream.
     """
     @builtins.property
     def function(self) -> FunctionCall:
