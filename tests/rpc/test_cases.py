@@ -21,23 +21,31 @@ from support import Exchange, Outcome, Responder, Script, outcome, request, serv
 FOLDER = Path(__file__).parents[3] / "shared" / "cases"
 NAMES = (
     "F02-whole-message-after-deltas",
+    "F03-empty-error-object-in-success",
+    "F04-sse-labelled-json-or-html",
     "F07-event-over-1-MiB",
     "F08-errors-in-200-nobody-sees",
     "F09-finished-but-connection-stays-open",
+    "F11-other-2xx",
     "F13-ok-although-cut-off",
     "F14-done-forms-and-heartbeats",
     "F16-quota-taken-for-rate-limit",
     "F17-context-and-filter-codes",
     "F18-retryinfo-in-body",
+    "F19-unary-answered-oddly",
     "F20-logprob-null",
     "F23-error-bodies-gzip-or-sse",
     "F26-strict-http",
     "F30-statuses-498-499-425",
     "F31-codes-in-200-not-known",
     "F33-n2-index-not-a-number",
+    "F36-raw-error-line-in-sse",
     "F38-cut-before-anything-was-delivered",
     "F40-redirect-where-to",
     "F41-numbers-beyond-double",
+    "F42-events-the-sdk-cannot-read-either",
+    "F43-whole-json-body-never-ends",
+    "F47-no-blank-lines",
 )
 """The files to run, without `.json`."""
 ENGINES = ("builtin", "httpx")

@@ -205,7 +205,7 @@ STREAMS = [
         "UPSTREAM_ERROR_BODY",
     ),
     ("error-unknown", sse(CHUNK, error_body("boom", code="odd")), 1, Code.INTERNAL, "UPSTREAM_ERROR_BODY"),
-    ("garbage", sse(CHUNK, b"garbage"), 1, Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
+    ("garbage", sse(CHUNK, b"{garbage"), 1, Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
     ("huge-event", sse(CHUNK, b" " * 2000), 1, Code.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
     (
         "one-of-two-choices",

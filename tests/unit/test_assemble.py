@@ -191,7 +191,7 @@ def test_head_usage_and_several_choices() -> None:
     [
         (sse(choice({"content": "a"}), done=False), Reason.UPSTREAM_TRUNCATED),
         (sse(choice({"content": "a"}), {"error": {"message": "no", "code": 429}}), Reason.UPSTREAM_RATE_LIMITED),
-        (b"data: what\n\n", Reason.UPSTREAM_INVALID_RESPONSE),
+        (b"data: {what\n\n", Reason.UPSTREAM_INVALID_RESPONSE),
     ],
     ids=["truncated", "error", "garbage"],
 )

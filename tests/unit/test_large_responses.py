@@ -72,7 +72,7 @@ def test_the_second_of_two_lists_counts(monkeypatch: pytest.MonkeyPatch) -> None
 
 INVALID: dict[str, bytes] = {
     "cut off": b'{"choices":[{"logprobs":{"content":[{"token":"a"}',
-    "text after it": b'{"choices":[]} x',
+    "no bracket": b'{"choices":[{"logprobs":{"content":[{"token":"a"}}}]}',
     "an array": b'[{"a":1}]',
     "nested too deeply": b'{"choices":[],"a":' + b"[" * 9999 + b"]" * 9999 + b"}",
     "nested too deeply in logprobs": b'{"choices":[{"logprobs":{"x":' + b"[" * 9999 + b"]" * 9999 + b"}}]}",

@@ -69,7 +69,7 @@ STREAMS: dict[str, tuple[Callable[[int], Iterable[bytes]], int, str]] = {
         CALLS,
         "tool calls",
     ),
-    "lines of one event": (lambda n: [b"data: {}\n" * n + b"\n"], limits.MAX_EVENT_LINES, "lines in one event"),
+    "lines of one event": (lambda n: [b"data: null\n" * n + b"\n"], limits.MAX_EVENT_LINES, "lines in one event"),
 }
 
 

@@ -7,11 +7,12 @@ import pytest
 
 from chatrpc.v1.chat_message_pb2 import ChatMessage
 from chatrpc.v1.chat_response_pb2 import Choice, Usage
-from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason
+from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, Truncated
 from chatrpc_server.core.openai import responses
 from chatrpc_server.core.upstream import ChatResponse
 
 HI = ChatResponse(choices=[Choice(message=ChatMessage(role="assistant", content="hi"))])
+HI_STOPPED = ChatResponse(choices=[Choice(message=ChatMessage(role="assistant", content="hi"), finish_reason="stop")])
 BODY = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}]}'
 
 COMPLETIONS: dict[str, tuple[bytes, ChatResponse]] = {
@@ -23,6 +24,22 @@ COMPLETIONS: dict[str, tuple[bytes, ChatResponse]] = {
     "an error key without an error": (
         b'{"error":"","choices":[]}',
         ChatResponse(extra_json='{"error":""}'),
+    ),
+    "array of one": (b"[" + BODY + b"]", HI),
+    "lines of chunks": (
+        b'{"choices":[{"delta":{"role":"assistant","content":"h"}}]}\n'
+        b'{"choices":[{"delta":{"content":"i"},"finish_reason":"stop"}]}\n',
+        HI_STOPPED,
+    ),
+    "[DONE] behind it": (BODY + b"\n\ndata: [DONE]\n\n", HI),
+    "other text behind it": (BODY + b" x", HI),
+    "raw control characters": (
+        b'{"choices":[{"message":{"content":"a\n\tb"}}]}',
+        ChatResponse(choices=[Choice(message=ChatMessage(content="a\n\tb"))]),
+    ),
+    "a stream": (
+        b'data: {"choices":[{"delta":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}\n\n',
+        HI_STOPPED,
     ),
     "no message": (b'{"choices":[{"finish_reason":"stop"}]}', ChatResponse(choices=[Choice(finish_reason="stop")])),
     "choices that are not objects": (b'{"choices":[5]}', ChatResponse(extra_json='{"choices":[5]}')),
@@ -51,11 +68,14 @@ def test_completion(body: bytes, expected: ChatResponse) -> None:
 
 
 INVALID: dict[str, tuple[bytes, str]] = {
-    "HTML": (b"<html>", "is not JSON (6 bytes)"),
-    "cut": (BODY[:-1], "is not JSON"),
-    "a stream": (b"data: " + BODY + b"\n\n", "is not JSON"),
+    "HTML": (b"<html>", "is an HTML page"),
+    "an error in words": (b"upstream connect error", "is not JSON (22 bytes)"),
+    "a word": (b"Hello", "is not JSON (5 bytes)"),
+    "cut": (BODY[:-1], f"is not JSON ({len(BODY) - 1} bytes)"),
+    "cut in a string": (BODY[:60], "is not JSON (60 bytes)"),
     "text": (b'"hi"', "is not a chat completion: it has no array `choices`"),
-    "array": (b"[" + BODY + b"]", "is not a chat completion: it has no array `choices`"),
+    "array": (b"[5]", "is not a chat completion: it has no array `choices`"),
+    "array of others": (b'[{"a":1}]', "is not a chat completion: it has no array `choices`"),
     "null": (b"null", "is not a chat completion: it has no array `choices`"),
     "no choices": (b'{"id":"i"}', "is not a chat completion: it has no array `choices`"),
     "choices null": (b'{"choices":null}', "is not a chat completion: it has no array `choices`"),
@@ -69,6 +89,25 @@ def test_no_completion(body: bytes, message: str) -> None:
         responses.parse_response(body)
     assert message in caught.value.message
     assert caught.value.reason is Reason.UPSTREAM_INVALID_RESPONSE
+
+
+BEHIND = ("array of one", "lines of chunks", "[DONE] behind it", "raw control characters", "a stream")
+CUT: dict[str, bytes] = {
+    "lines": b'{"choices":[{"delta":{"content":"h"}}]}\n{"choi',
+    "a stream": b'data: {"choices":[{"delta":{"content":"h"}}]}\n\n',
+}
+
+
+@pytest.mark.parametrize("body", CUT.values(), ids=CUT)
+def test_a_cut_response_is_truncated(body: bytes) -> None:
+    with pytest.raises(Truncated):
+        responses.parse_response(body)
+    assert not responses.is_whole(body)
+
+
+@pytest.mark.parametrize("body", [BODY + b"\n\n", b'{"error":"m"}', *(COMPLETIONS[name][0] for name in BEHIND)])
+def test_is_whole(body: bytes) -> None:
+    assert responses.is_whole(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n", b"\xef\xbb\xbf \r\n"], ids=["empty", "blank lines", "byte order mark"])

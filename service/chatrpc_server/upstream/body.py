@@ -10,7 +10,7 @@ from chatrpc_server.core import decompression
 from chatrpc_server.core.call import Call
 from chatrpc_server.core.decompression import Decompressor, UnsupportedCompressionError
 from chatrpc_server.core.errors import InvalidResponse, TimedOut, Truncated
-from chatrpc_server.core.openai import error_responses
+from chatrpc_server.core.openai import error_responses, responses, unframed
 from chatrpc_server.process import large_work
 from chatrpc_server.upstream.http import transport
 from chatrpc_server.upstream.http.errors import InvalidHttp
@@ -21,13 +21,15 @@ _ERROR_BODY_BYTES = 64 * 1024
 _BAD_COMPRESSION = "the compressed data of the upstream's response is invalid or cut off"
 _STEP_BYTES = 64 * 1024
 """Bytes that are decompressed in one step."""
+_TAIL_BYTES = 64
+"""Bytes in which JSON ends, with blanks after it."""
 _DRAIN_SECONDS = 0.05
 """Longest wait for the end of a response after `[DONE]`; after that, a new connection is cheaper."""
 
 
 async def check(response: transport.Response, call: Call) -> None:
-    """Raise the error of a response that is no success, or no completion by its headers."""
-    if response.status != 200:
+    """Raise the error of a response that is no success. Its content type does not matter."""
+    if not 200 <= response.status < 300:
         if 300 <= response.status < 400:
             location = error_responses.redirect_target(response.headers) or None
             log.warning(
@@ -38,8 +40,6 @@ async def check(response: transport.Response, call: Call) -> None:
         raise await large_work.run(
             len(body), error_responses.parse, response.status, response.headers, body, time.time()
         )
-    if media_type(response) == "text/html":
-        raise InvalidResponse("the upstream's response is an HTML page", "unexpected_content")
 
 
 def check_size(size_bytes: int, limit_bytes: int) -> None:
@@ -47,11 +47,6 @@ def check_size(size_bytes: int, limit_bytes: int) -> None:
     if size_bytes > limit_bytes:
         problem = f"the upstream's response is larger than {limit_bytes} bytes"
         raise InvalidResponse(f"{problem}; raise upstream.max_response_bytes", "oversize")
-
-
-def media_type(response: transport.Response) -> str:
-    """Return the content type without parameters, in lower case."""
-    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class Body:
@@ -120,6 +115,64 @@ class Body:
                 return await self.next()
         except TimeoutError:
             return None
+
+    async def read_start(self, limit_bytes: int) -> bytes:
+        """Return the first bytes that are not all blank, or nothing at the end."""
+        received = 0
+        while (piece := await self.next()) is not None:
+            received += len(piece)
+            check_size(received, limit_bytes)
+            if piece.strip(unframed.BLANK):
+                return piece
+        return b""
+
+    async def read_json(self, start: bytes, limit_bytes: int, silence_seconds: float) -> bytes:
+        """Return `start` and all remaining bytes. Raise an error if they are too many or cut off.
+
+        JSON that is whole also ends if nothing follows for this time, or if its framing is cut off.
+        """
+        data = bytearray(start)
+        self._call.hold(len(data))
+        while True:
+            try:
+                piece = await self._next_of_json(data, silence_seconds)
+            except (InvalidResponse, Truncated):
+                if not await self._is_whole(data):
+                    raise
+                piece = None
+            if piece is None:
+                return bytes(data)
+            self._call.hold(len(piece))
+            data += piece
+            check_size(len(data), limit_bytes)
+
+    async def _next_of_json(self, data: bytearray, silence_seconds: float) -> bytes | None:
+        """Return the next bytes, or None at the end, or if nothing follows whole JSON for this time."""
+        tail = data[-_TAIL_BYTES:].rstrip()
+        has_length = self._response.headers.get("content-length") == str(len(data))
+        if has_length or (tail and not tail.endswith((b"}", b"]"))):
+            return await self.next()
+        loop, checks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                async def check() -> None:
+                    if await self._is_whole(data):
+                        limit.reschedule(loop.time())
+
+                timer = loop.call_later(silence_seconds, lambda: checks.append(loop.create_task(check())))
+                try:
+                    return await self.next()
+                finally:
+                    timer.cancel()
+                    for task in checks:
+                        task.cancel()
+        except TimeoutError:
+            return None
+
+    @staticmethod
+    async def _is_whole(data: bytearray) -> bool:
+        return await large_work.run(len(data), responses.is_whole, bytes(data))
 
     async def read(self, limit_bytes: int, *, keep_start: bool = False) -> bytes:
         """Return all remaining bytes. If they are too many or cut off, raise, or return the start if `keep_start`."""

@@ -32,7 +32,7 @@ from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, Usage
 from chatrpc_server.process import large_work
 from chatrpc_server.settings import UpstreamSettings
-from chatrpc_server.upstream.body import Body, check, check_size, media_type
+from chatrpc_server.upstream.body import Body, check, check_size
 from chatrpc_server.upstream.http import failures, transport
 from chatrpc_server.upstream.http.errors import InvalidHttp
 from chatrpc_server.upstream.http.failures import ProxyRefused
@@ -77,10 +77,13 @@ class OpenAIUpstream:
         """Return the complete response. Only the call's deadline limits its duration."""
         body = await large_work.run(call.request_bytes, requests.unary_body, request)
         async with self._open(body, call) as response:
-            if media_type(response) == "text/event-stream":
-                message = await self._read_streamed(Body(response, call), request.n)
+            received, settings = Body(response, call), self._settings
+            start = await received.read_start(settings.max_response_bytes)
+            if responses.is_event_stream(start):
+                message = await self._read_streamed(received, start, request.n)
             else:
-                data = await Body(response, call).read(self._settings.max_response_bytes)
+                limits = settings.max_response_bytes, settings.finished_timeout_seconds
+                data = await received.read_json(start, *limits)
                 message = await large_work.run(len(data), responses.parse_response, data)
         if message.HasField("usage"):
             call.usage = Usage()
@@ -88,24 +91,25 @@ class OpenAIUpstream:
         call.finish_reasons = {choice.index: choice.finish_reason for choice in message.choices}
         return message
 
-    async def _read_streamed(self, body: Body, requested_choices: int) -> ChatResponse:
+    async def _read_streamed(self, body: Body, start: bytes, requested_choices: int) -> ChatResponse:
         """Read a response that is a stream although none was requested. Its chunks are not kept."""
         streamed = responses.StreamedResponse(self._settings.max_event_bytes, requested_choices)
         received, chunks, ends_at = 0, 0, None
         fault: UpstreamFault | None = None
-        while not streamed.done:
-            try:
-                data = await (body.next() if ends_at is None else body.next_until(ends_at))
-            except (Truncated, InvalidResponse) as error:
-                data, fault = None, error  # no error yet: the completion can be complete, as `finish` checks
-            if data is None:
-                break
+        data: bytes | None = start
+        while data is not None:
             received += len(data)
             if not streamed.choices.is_final:
                 check_size(received, self._settings.max_response_bytes)
             await large_work.run(len(data) + streamed.pending_bytes, streamed.feed, data)
+            if streamed.done:
+                break
             if streamed.chunks > chunks:
                 chunks, ends_at = streamed.chunks, self._ends_at(streamed.choices)
+            try:
+                data = await (body.next() if ends_at is None else body.next_until(ends_at))
+            except (Truncated, InvalidResponse) as error:
+                data, fault = None, error  # no error yet: the completion can be complete, as `finish` checks
         message = await large_work.run(received, streamed.finish, fault)
         if streamed.done:
             await body.drain()
@@ -124,7 +128,12 @@ class OpenAIUpstream:
         settings = self._settings
         usage = self._usage.of_stream(request)
         reader = responses.StreamReader(
-            settings.max_event_bytes, requested_choices=request.n, usage=usage, coalesce=call.coalesce, reuse=True
+            settings.max_event_bytes,
+            max_response_bytes=settings.max_response_bytes,
+            requested_choices=request.n,
+            usage=usage,
+            coalesce=call.coalesce,
+            reuse=True,
         )
         call.finish_reasons = reader.choices.finish_reasons
         async with AsyncExitStack() as stack:
@@ -134,15 +143,9 @@ class OpenAIUpstream:
             body = Body(response, call)
             fault: UpstreamFault | None = None
             ends_at: float | None = None
+            held_bytes = 0
             note_gap, waited_seconds = stack.enter_context(self._observer.gaps(call, call.attempts[-1])), 0.0
             try:
-                if media_type(response) == "application/json":  # not streamed, although requested
-                    whole = await body.read(settings.max_response_bytes)
-                    chunks = await large_work.run(len(whole), reader.feed_response, whole)
-                    call.chunks = reader.chunks
-                    timeout.disarm()
-                    if chunks:
-                        yield chunks
                 while not (reader.done or reader.error):
                     try:
                         data = await (body.next() if ends_at is None else body.next_until(ends_at))
@@ -154,6 +157,8 @@ class OpenAIUpstream:
                         chunks = reader.feed(data)
                     else:
                         chunks = await large_work.run(large_work.LARGE_BYTES, reader.feed, data)
+                        call.hold(max(0, reader.pending_bytes - held_bytes))
+                        held_bytes = max(held_bytes, reader.pending_bytes)
                     if chunks:
                         if call.chunks:
                             note_gap(call.waiting_seconds - waited_seconds)

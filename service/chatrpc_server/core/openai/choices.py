@@ -33,6 +33,12 @@ class Choices:
         """Whether a later event can fail the stream, such as the error because of which a choice has finished."""
         return not self.is_final or "error" in self.finish_reasons.values()
 
+    def complete(self) -> None:
+        """Count all choices as finished, because the completion was not streamed but arrived as a whole."""
+        self._open.clear()
+        self._requested = 0
+        self.is_whole = True
+
     def are_open(self, chunk: ChatChunk) -> bool:
         """Return whether no choice of the chunk has finished."""
         return all(choice.index in self._open for choice in chunk.choices)

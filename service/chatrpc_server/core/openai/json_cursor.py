@@ -21,7 +21,7 @@ MAX_VALUES = 1_000_000
 
 Decode = Callable[[str, int], tuple[Any, int]]
 """`json.JSONDecoder.raw_decode`: returns the value at an offset, and the offset after it."""
-_decode = json.JSONDecoder(parse_float=read_fraction).raw_decode
+_decode = json.JSONDecoder(parse_float=read_fraction, strict=False).raw_decode
 
 
 class TooManyValues(ValueError):

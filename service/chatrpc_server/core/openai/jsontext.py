@@ -1,8 +1,8 @@
 """Converts JSON text to values and back: fast for well-formed text, lenient for the text that some servers send.
 
-orjson rejects NaN, lone surrogates (`"\\ud83d"`), invalid UTF-8, numbers beyond a double, and integers beyond 64 bits
-when it writes. Real providers send all of these, so the standard library parses the text that orjson rejects. It also
-parses numbers that orjson would round. `dumps` writes them as they were written.
+orjson rejects NaN, lone surrogates (`"\\ud83d"`), invalid UTF-8, raw control characters in strings, numbers beyond a
+double, and integers beyond 64 bits when it writes. Real providers send all of these, so the standard library parses the
+text that orjson rejects. It also parses numbers that orjson would round. `dumps` writes them as they were written.
 """
 
 import json
@@ -81,7 +81,8 @@ def loads_exactly(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-_lenient = json.JSONDecoder(parse_float=read_fraction)
+_lenient = json.JSONDecoder(parse_float=read_fraction, strict=False)
+"""Accepts control characters in strings, such as raw line breaks."""
 
 
 class Raw:
