@@ -334,6 +334,27 @@ async def _(response: ResponseWriter) -> None:
     await response.status("429 Too Many Requests", b'{"error": {"message": "Pay.", "code": "insufficient_quota"}}')
 
 
+@_fault("429-quota-gzip", "responds 429 insufficient_quota, compressed")
+async def _(response: ResponseWriter) -> None:
+    body = json.dumps({"error": {"message": "pay first", "code": "insufficient_quota"}}).encode()
+    await response.status("429 Too Many Requests", gzip.compress(body), content_encoding="gzip")
+
+
+@_fault("429-wait-in-body", "responds 429 with a wait of 20 ms in its message, then validly")
+async def _(response: ResponseWriter) -> None:
+    if response.attempt == 1:
+        body = b'{"error": {"message": "Rate limit reached. Please try again in 20ms."}}'
+        await response.status("429 Too Many Requests", body)
+    else:
+        await response.sound()
+
+
+@_fault("500-context", "responds 500 with words about the length of the context")
+async def _(response: ResponseWriter) -> None:
+    body = json.dumps({"error": {"message": "the request exceeds the available context size"}}).encode()
+    await response.status("500 Internal Server Error", body)
+
+
 @_fault("401", "responds 401")
 async def _(response: ResponseWriter) -> None:
     await response.status("401 Unauthorized")
@@ -352,6 +373,12 @@ async def _(response: ResponseWriter) -> None:
 @_fault("error-body", "responds 200 with an error object as its body")
 async def _(response: ResponseWriter) -> None:
     await response.status("200 OK", ERROR)
+
+
+@_fault("error-elsewhere", "responds 200 with an error that is not under `error` (MiniMax)")
+async def _(response: ResponseWriter) -> None:
+    body = {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
+    await response.exchange.send(http(json.dumps(body).encode()))
 
 
 @_fault("redirect", "responds with a redirect")
