@@ -170,6 +170,47 @@ def test_time_and_memory_of_a_snapshot_are_linear(kind: str) -> None:
         tracemalloc.stop()
 
 
+def test_a_name_in_pieces() -> None:
+    snapshot = Snapshot()
+    for delta in (
+        Delta(tool_calls=[ToolCallDelta(id="a", function=FunctionCallDelta(name="get_"))]),
+        Delta(tool_calls=[ToolCallDelta(function=FunctionCallDelta(name="weather", arguments="{"))]),
+        Delta(tool_calls=[ToolCallDelta(function=FunctionCallDelta(arguments="}"))]),
+        Delta(function_call=FunctionCallDelta(name="a")),
+        Delta(function_call=FunctionCallDelta(name="b")),
+    ):
+        snapshot.chunks.append(CreateChatCompletionStreamResponse(choices=[ChunkChoice(delta=delta)]))
+    (call,) = snapshot.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("get_weather", "{}")
+    assert snapshot.message.function_call.name == "ab"
+
+
+EXTRAS: dict[str, tuple[list[str], str]] = {
+    # name: (extra_json of each delta, that of the message)
+    "numbers as written": (
+        ['{"a":1e400,"b":12345678901234567890123}', '{"c":-0.10}'],
+        '{"a":1e400,"b":12345678901234567890123,"c":-0.10}',
+    ),
+    "many digits": (['{"a":%s}' % ("9" * 5000), "{}"], '{"a":%s}' % ("9" * 5000)),
+    "lists grow": (['{"a":[1e400]}', '{"a":[]}', '{"a":[ {"b":[2]} ,3]}'], '{"a":[1e400, {"b":[2]} ,3]}'),
+    "empty lists": (['{"a":[]}', '{"a":[ ]}'], '{"a":[]}'),
+    "a list and a text": (['{"a":[1]}', '{"a":"x"}', '{"a":[2]}'], '{"a":[2]}'),
+    "the newest": (['{"a":1,"b":"}"}', '{"a":{"c":",]"},"d":null}'], '{"a":{"c":",]"},"b":"}","d":null}'),
+    "blanks": ([' { "a" : 1 , "b" : [ 1 ] } ', '{"b":[2]}'], '{"a":1,"b":[ 1 ,2]}'),
+    "odd keys": (['{"\\"\\u00e9":1}', '{"":2}'], '{"\\"\\u00e9":1,"":2}'),
+    "nothing": (["{}", " { } "], "{}"),
+}
+
+
+@pytest.mark.parametrize(("deltas", "expected"), EXTRAS.values(), ids=EXTRAS)
+def test_extras_are_merged_as_texts(deltas: list[str], expected: str) -> None:
+    snapshot = Snapshot()
+    for extra_json in deltas:
+        choice = ChunkChoice(delta=Delta(extra_json=extra_json))
+        snapshot.chunks.append(CreateChatCompletionStreamResponse(choices=[choice]))
+    assert snapshot.message.extra_json == expected
+
+
 def test_chunks_of_a_snapshot_are_a_sequence() -> None:
     snapshot = Snapshot()
     assert (len(snapshot.chunks), snapshot.text, snapshot.usage, snapshot.finish_reasons) == (0, "", None, {})

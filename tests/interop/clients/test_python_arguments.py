@@ -64,6 +64,7 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"role": "assistant", "tool_calls": ChatMessage(role="assistant", tool_calls=[TOOL_CALL]).tool_calls},
         {
             "role": "assistant",
+            "content": None,
             "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
         },
     ),
@@ -91,6 +92,44 @@ def test_the_type_selects_one_of_two_payloads() -> None:
     part = {"image_url": {"url": "https://pictures.test/1"}, "type": "text", "text": "?"}
     request = client_requests.build_request("m", [{"role": "user", "content": [part]}], {})
     assert request.messages[0].content_parts[0].text == "?"
+
+
+ARGUMENTS: dict[str, tuple[Any, Any]] = {
+    "text": ('{"a":  1}', '{"a":  1}'),
+    "object": ({"a": {"é": [1, 12345678901234567890, 0.5]}}, '{"a": {"é": [1, 12345678901234567890, 0.5]}}'),
+    "empty object": ({}, "{}"),
+    "mapping": (MappingProxyType({"a": (1,)}), '{"a": [1]}'),
+    "array": ([1], "[1]"),
+    "none": (None, ""),
+    "half a surrogate pair": ({"a": "\ud83d"}, r'{"a": "\ud83d"}'),
+    "number": (5, 5),
+}
+
+
+@pytest.mark.parametrize(("given", "sent"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_arguments_arrive_as_text(given: Any, sent: Any) -> None:
+    function = {"name": "f", "arguments": given}
+    message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "1", "function": function}],
+        "function_call": function,
+    }
+    body = json.loads(service_requests.unary_body(client_requests.build_request("m", [message], {})))
+    (received,) = body["messages"]
+    assert [received["tool_calls"][0]["function"]["arguments"], received["function_call"]["arguments"]] == [sent] * 2
+
+
+def test_arguments_that_are_no_json_are_reported() -> None:
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": float("nan")}}}]}
+    with pytest.raises(TypeError, match=r"messages\[0\].tool_calls\[0\].function.arguments: .*JSON"):
+        client_requests.build_request("m", [message], {})
+
+
+def test_integers_that_a_double_would_round_arrive_unchanged() -> None:
+    given = {"temperature": 2**53 + 1, "top_p": -(2**53), "logit_bias": {"5": 2**60 + 1}}
+    body = json.loads(service_requests.unary_body(client_requests.build_request("m", HELLO, given)))
+    assert {key: body[key] for key in given} == given
 
 
 MISFITS = {

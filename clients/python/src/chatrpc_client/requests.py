@@ -19,7 +19,8 @@ from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 _Put = Callable[[Any, Any], bool]
 """Function that puts a JSON value into a message and returns False if the value does not fit."""
 _BITS = {FieldDescriptor.TYPE_INT32: 31, FieldDescriptor.TYPE_INT64: 63}
-_LARGEST_DOUBLE = 2**1023
+_LARGEST_EXACT = 2**53
+"""Integers beyond it are not all doubles."""
 
 
 class _NotJsonError(Exception):
@@ -86,9 +87,9 @@ def _read(message: Any, source: Mapping[str, Any]) -> Any:
     return message
 
 
-def _dumps(value: Any) -> str:
+def _dumps(value: Any, *, ensure_ascii: bool = True) -> str:
     try:
-        return json.dumps(value, allow_nan=False, default=_plain)
+        return json.dumps(value, allow_nan=False, default=_plain, ensure_ascii=ensure_ascii)
     except (TypeError, ValueError) as error:
         raise _NotJsonError("", str(error)) from None
 
@@ -154,7 +155,7 @@ def _fits(field: Any, value: Any) -> bool:
         return field.type == FieldDescriptor.TYPE_BOOL and isinstance(value, bool)
     if field.type in _BITS:
         return isinstance(value, int) and -(1 << _BITS[field.type]) <= value < 1 << _BITS[field.type]
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST_DOUBLE)
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= _LARGEST_EXACT)
 
 
 def _put_scalars(message: Any, field: Any, value: Any) -> bool:
@@ -216,6 +217,16 @@ def _put_content(message: Any, value: Any) -> bool:
     if isinstance(value, str):
         return _is_text(value) and _set(message, "content", value)
     return _put_messages(message, message.DESCRIPTOR.fields_by_name["content_parts"], value)
+
+
+def _put_arguments(message: Any, value: Any) -> bool:
+    """Arguments are JSON text. The object itself, as other libraries keep it, becomes its text; None is none."""
+    if value is None:
+        return True
+    if isinstance(value, Mapping) or _is_list(value):
+        text = _dumps(value, ensure_ascii=False)
+        return _set(message, "arguments", text if _is_text(text) else _dumps(value))
+    return _is_text(value) and _set(message, "arguments", value)
 
 
 def _put_tool_choice(message: Any, value: Any) -> bool:
@@ -314,6 +325,7 @@ _SHAPES: dict[str, _Put] = {
     "CreateChatCompletionRequest.stop": _put_stop,
     "CreateChatCompletionRequest.tool_choice": _put_tool_choice,
     "CreateChatCompletionRequest.function_call": _put_function_call,
+    "FunctionCall.arguments": _put_arguments,
     "AllowedTools.tools": _put_allowed_tools,
     "AllowedTools.tools_json": _never,
     "AudioOptions.voice": _put_voice,

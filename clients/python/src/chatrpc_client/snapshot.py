@@ -1,11 +1,13 @@
 """The received part of a stream, assembled into the response that the unary call would return.
 
-The rules are those of chatrpc/v1/chat_service.proto: text concatenates, the lists of a delta grow, of every other field
-the newest value counts. `index` identifies choices and tool calls. Pieces are joined once, when they are read: a
-message keeps the memory of every text that it has held, so time and memory would grow with the square of their number.
+The rules are those of chatrpc/v1/chat_service.proto: text and the names of functions concatenate, the lists of a delta
+grow, of every other field the newest value counts. `index` identifies choices and tool calls. Pieces are joined once,
+when they are read: a message keeps the memory of every text that it has held, so time and memory would grow with the
+square of their number.
 """
 
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -142,7 +144,7 @@ class _Pieces:
         self._newest: dict[str, Any] = {}
         self._first_extras = ""
         """The only `extra_json` so far, which stays as it is; further ones are merged in `_extras`."""
-        self._extras: dict[str, Any] | None = None
+        self._extras: dict[str, _JsonTexts] | None = None
 
     def add(self, source: Message, *, grow: bool = False) -> None:
         """Add a delta. If `grow`, lists arrive in parts (reasoning_details), else complete (citations)."""
@@ -173,7 +175,8 @@ class _Pieces:
         for name in self._texts:
             setattr(into, name, self.text(name))
         if self._extras is not None:
-            into.extra_json = json.dumps(self._extras)  # type: ignore[attr-defined]
+            members = (f"{json.dumps(key)}:{value.text()}" for key, value in self._extras.items())
+            into.extra_json = f"{{{','.join(members)}}}"  # type: ignore[attr-defined]
         elif self._first_extras:
             into.extra_json = self._first_extras  # type: ignore[attr-defined]
 
@@ -182,13 +185,56 @@ class _Pieces:
             if not self._first_extras:
                 self._first_extras = extra_json
                 return
-            self._extras = json.loads(self._first_extras)
-        for key, value in json.loads(extra_json).items():
+            self._extras = {key: _JsonTexts(text) for key, text in _members(self._first_extras)}
+        for key, text in _members(extra_json):
             known = self._extras.get(key)
-            if grow and isinstance(known, list) and isinstance(value, list):
-                known += value
-            else:
-                self._extras[key] = value
+            if not (grow and known is not None and known.grow(text)):
+                self._extras[key] = _JsonTexts(text)
+
+
+class _JsonTexts:
+    """The text of a JSON value, or the texts of an array's parts. A value would not keep numbers such as 1e400."""
+
+    __slots__ = ("_is_array", "_texts")
+
+    def __init__(self, text: str) -> None:
+        self._is_array = text.startswith("[")
+        self._texts = [text[1:-1] if self._is_array else text]
+
+    def grow(self, text: str) -> bool:
+        """Append the elements of another array. Return whether both are arrays."""
+        if not self._is_array or not text.startswith("["):
+            return False
+        self._texts.append(text[1:-1])
+        return True
+
+    def text(self) -> str:
+        """Return the text of the whole value."""
+        if not self._is_array:
+            return self._texts[0]
+        return f"[{','.join(filter(str.strip, self._texts))}]"
+
+
+_skip_blanks = re.compile(r"[ \t\n\r]*").match
+_scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
+
+
+def _members(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a JSON object with the texts of their values."""
+    at = _blanks_end(text, text.index("{") + 1)
+    while text[at] != "}":
+        key, at = _scan(text, at)
+        begin = _blanks_end(text, _blanks_end(text, at) + 1)  # after the colon
+        _, end = _scan(text, begin)
+        yield key, text[begin:end]
+        at = _blanks_end(text, end)
+        if text[at] == ",":
+            at = _blanks_end(text, at + 1)
+
+
+def _blanks_end(text: str, at: int) -> int:
+    match = _skip_blanks(text, at)
+    return match.end() if match else at
 
 
 class _ChoicePieces:
@@ -225,7 +271,7 @@ class _ChoicePieces:
             message.annotations.extend(delta.annotations)
         if delta.HasField("function_call"):
             if self._function is None:
-                self._function = _Pieces(texts=frozenset(("arguments",)), newest=frozenset(("name",)))
+                self._function = _Pieces(texts=frozenset(("name", "arguments")))
             self._function.add(delta.function_call)
         if delta.HasField("audio"):
             if self._audio is None:
@@ -288,8 +334,8 @@ class _CallPieces:
 
     def __init__(self) -> None:
         self._call = _Pieces(newest=frozenset(("id", "type")))
-        self._function = _Pieces(texts=frozenset(("arguments",)), newest=frozenset(("name",)))
-        self._custom = _Pieces(texts=frozenset(("input",)), newest=frozenset(("name",)))
+        self._function = _Pieces(texts=frozenset(("name", "arguments")))
+        self._custom = _Pieces(texts=frozenset(("name", "input")))
 
     def add(self, delta: ToolCallDelta) -> None:
         self._call.add(delta)
