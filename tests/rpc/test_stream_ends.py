@@ -56,19 +56,19 @@ def text_of(messages: list[Any]) -> str:
 
 
 class KeptOpen:
-    """A response whose connection stays open, silent or with comments."""
+    """A response whose connection stays open, silent or with heartbeats."""
 
-    def __init__(self, *pieces: bytes, comment_seconds: float = 0) -> None:
-        self._pieces, self._comment_seconds = pieces, comment_seconds
+    def __init__(self, *pieces: bytes, heartbeat: bytes = b"") -> None:
+        self._pieces, self._heartbeat = pieces, heartbeat
         self.closed = asyncio.Event()
         """Set when the service has closed the connection."""
 
     async def __call__(self, exchange: Exchange) -> None:
         await exchange.send(CHUNKED, *map(framed, self._pieces))
         try:
-            while self._comment_seconds and not exchange.reader.at_eof():
-                await exchange.send(framed(b": ping\n\n"))
-                await asyncio.sleep(self._comment_seconds)
+            while self._heartbeat and not exchange.reader.at_eof():
+                await exchange.send(framed(self._heartbeat))
+                await asyncio.sleep(SHORT_SECONDS / 10)
             await exchange.closed_by_peer()
         except ConnectionError:
             pass
@@ -115,9 +115,9 @@ KEPT_OPEN = {
 async def test_a_finished_stream_needs_no_end(script: Script, rpc: str, name: str) -> None:
     """The call succeeds; its connection closes at once, and is not used again."""
     responses = {
-        f"{case}, {seconds}": KeptOpen(*pieces, comment_seconds=seconds)
+        f"{case}, {heartbeat!r}": KeptOpen(*pieces, heartbeat=heartbeat)
         for case, pieces in KEPT_OPEN.items()
-        for seconds in (0, SHORT_SECONDS / 10)
+        for heartbeat in (b"", b": ping\n\n", b'data: {"type": "ping"}\n\n')
     }
     with_usage = {case for case in responses if any(USAGE[:-1] in part for part in KEPT_OPEN[case.rpartition(", ")[0]])}
     script.respond_with(by_prompt(responses))
@@ -254,7 +254,7 @@ async def test_comments_restart_the_wait_if_they_are_alive(
 
 
 async def test_an_unfinished_stream_that_falls_silent_is_a_timeout(script: Script) -> None:
-    respond = KeptOpen(TEXT, comment_seconds=SHORT_SECONDS / 10)
+    respond = KeptOpen(TEXT, heartbeat=b": ping\n\n")
     script.respond_with(respond)
     settings = upstream("builtin", chunk_gap_timeout_seconds=SHORT_SECONDS)
     async with service(script.base_url, upstream=settings) as chat:

@@ -105,7 +105,7 @@ class OpenAIUpstream:
             if streamed.done:
                 break
             if streamed.chunks > chunks:
-                chunks, ends_at = streamed.chunks, self._ends_at(streamed.choices)
+                chunks, ends_at = streamed.chunks, self._ends_at(streamed.choices, ends_at)
             try:
                 data = await (body.next() if ends_at is None else body.next_until(ends_at))
             except (Truncated, InvalidResponse) as error:
@@ -115,17 +115,22 @@ class OpenAIUpstream:
             await body.drain()
         return message
 
-    def _ends_at(self, choices: Choices) -> float | None:
-        """Return when a stream that now falls silent ends, or None if not all choices have finished."""
+    def _ends_at(self, choices: Choices, earlier: float | None) -> float | None:
+        """Return when a stream ends whose connection stays open, or None if not all choices have finished.
+
+        `earlier`: the time before the latest chunks. They do not extend it, because some servers send heartbeats
+        as chunks.
+        """
         if not choices.is_whole:
             return None
         settings = self._settings
-        silence = settings.finished_timeout_seconds if choices.is_final else settings.chunk_gap_timeout_seconds
-        return asyncio.get_running_loop().time() + silence
+        wait = settings.finished_timeout_seconds if choices.is_final else settings.chunk_gap_timeout_seconds
+        ends_at = asyncio.get_running_loop().time() + wait
+        return ends_at if earlier is None else min(ends_at, earlier)
 
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Sequence[ChatChunk], None]:
         """Yield the response as it arrives. The first chunk and each gap between chunks have their own time limits."""
-        settings = self._settings
+        settings, loop = self._settings, asyncio.get_running_loop()
         usage = self._usage.of_stream(request)
         reader = responses.StreamReader(
             settings.max_event_bytes,
@@ -165,9 +170,14 @@ class OpenAIUpstream:
                         call.chunks = reader.chunks
                         waited_seconds = call.waiting_seconds
                         timeout.disarm()
-                        yield chunks
+                        if ends_at is None:
+                            yield chunks
+                        else:
+                            yielded_at = loop.time()
+                            yield chunks
+                            ends_at += loop.time() - yielded_at  # because the caller can read slowly
                         if reader.choices.is_whole:
-                            ends_at = self._ends_at(reader.choices)
+                            ends_at = self._ends_at(reader.choices, ends_at)
                         else:
                             ends_at = None
                             timeout.arm(settings.chunk_gap_timeout_seconds)
