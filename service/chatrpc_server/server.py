@@ -83,6 +83,7 @@ class Server:
             self._budget,
             settings.limits.min_deadline_seconds,
             self._count_rejected,
+            self._receiver.make_room,
         )
 
     async def start(self) -> None:

@@ -79,10 +79,23 @@ class Receiver:
                 self._start(self._slow_limit() - self._active())
         return data if isinstance(data, bytes) else None
 
+    def make_room(self) -> bool:
+        """Fail the oldest request that arrives slowly, for a new call. Return False if there is none."""
+        oldest = next(iter(self._pending), None)
+        now = asyncio.get_running_loop().time()
+        if oldest is None or (oldest.when() or 0) - now > self._timeout_seconds - _SLOW_TICKS * _TICK_SECONDS:
+            return False
+        self._refuse(oldest, now)
+        return True
+
+    def _refuse(self, timeout: asyncio.Timeout, now: float) -> None:
+        del self._pending[timeout]
+        timeout.reschedule(now)
+
     def _error(self, *, refused: bool) -> ChatError:
         if refused:
             return Overloaded(
-                "too many requests arrive slowly: they fill limits.max_bytes_in_flight or half of limits.max_in_flight;"
+                "too many requests arrive slowly: they fill limits.max_bytes_in_flight or limits.max_in_flight;"
                 " retry later",
                 limit="receiving",
             )
@@ -147,11 +160,10 @@ class Receiver:
     def _on_tick(self) -> None:
         self._tick += 1
         slow = [timeout for timeout, tick in self._pending.items() if self._tick - tick > _SLOW_TICKS]
-        limit = self._slow_limit() if self._grown_bytes() > self._budget.free_bytes // 2 else self._max_slow
+        limit = self._slow_limit() if self._grown_bytes() > self._budget.free_bytes else self._max_slow
         now = asyncio.get_running_loop().time()
         for timeout in slow[:-limit]:
-            del self._pending[timeout]
-            timeout.reschedule(now)
+            self._refuse(timeout, now)
         self._timer = None
         if len(self._pending) > 1 or self._waiting:
             self._start_timer()

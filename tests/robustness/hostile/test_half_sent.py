@@ -162,6 +162,17 @@ async def test_slow_requests_take_half_of_the_calls_in_flight(echo: Echo) -> Non
         await asyncio.wait(calls)
 
 
+async def test_a_new_call_takes_the_place_of_a_slow_request(echo: Echo) -> None:
+    async with service(echo.base_url, limits={"max_in_flight": 1}) as chat:
+        slow = asyncio.create_task(failure(_silent(chat.channel, CHAT)))
+        await chat.wait_for(1, "chatrpc_rpcs_in_flight")
+        async with asyncio.timeout(30):
+            while (ended := await outcome(chat.stub.CreateChatCompletion(request()))).code is not Code.OK:
+                assert ended.reason == "IN_FLIGHT_LIMIT", "until the first request is slow"
+        assert (await slow).reason == "IN_FLIGHT_LIMIT"
+        assert chat.value("chatrpc_admission_rejected_total", reason="receiving") == 1
+
+
 @pytest.mark.usefixtures("growing_memory")
 async def test_the_words_of_a_slow_request_that_fails(echo: Echo) -> None:
     limits = {"max_message_bytes": 1 << 20, "max_bytes_in_flight": 1 << 20}

@@ -17,7 +17,10 @@ _RETRY_AFTER_SECONDS = 1.0
 
 
 class Admission:
-    """The layer that admits calls. `count_rejected` receives the reason of each rejection, such as `in_flight`."""
+    """The layer that admits calls. `count_rejected` receives the reason of each rejection, such as `in_flight`.
+
+    `make_room` is called if there are too many calls; it can fail one whose request has not arrived, and return True.
+    """
 
     def __init__(
         self,
@@ -25,11 +28,13 @@ class Admission:
         budget: ByteBudget,
         min_deadline_seconds: float,
         count_rejected: Callable[[str], None],
+        make_room: Callable[[], bool],
     ) -> None:
         self._max_in_flight = max_in_flight
         self._budget = budget
         self._min_deadline_seconds = min_deadline_seconds
         self._count_rejected = count_rejected
+        self._make_room = make_room
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -69,7 +74,7 @@ class Admission:
             self._budget.give(call.held_bytes)
 
     def _admit(self, call: Call) -> None:
-        if len(self._tasks) >= self._max_in_flight:
+        if len(self._tasks) >= self._max_in_flight and not self._make_room():
             self._count_rejected("in_flight")
             raise Overloaded(f"the limit of {self._max_in_flight} calls in flight is reached")
         remaining = call.deadline - asyncio.get_running_loop().time()
