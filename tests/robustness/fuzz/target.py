@@ -54,7 +54,8 @@ def check_cut(data: bytes, cut: Cut) -> None:
     check_bound(pieces, chance.choice(BOUNDS), events, whole)
     for payload in [data, *(payload for _, payload in events)]:
         raises_chat_errors_only(responses.parse_response, payload)
-        responses.StreamReader(UNBOUNDED).feed_response(payload)
+        raises_chat_errors_only(responses.is_whole, payload)
+        read([payload], UNBOUNDED)
         error_responses.parse(500, {}, payload, now=0.0)
 
 
