@@ -7,7 +7,8 @@ from chatrpc_server.core.openai import limits, mapping
 
 _MAX_CHARACTERS = 64
 """Characters of an unusable index that are remembered."""
-_LIMIT = 1 << 31
+END = 1 << 31
+"""The first integer that is no index."""
 
 
 def to_index(value: Any) -> int | None:
@@ -30,18 +31,11 @@ class ChoiceNumbering:
 
     def number(self, choices: list[Any]) -> None:
         """Set `index` in each choice."""
-        unknown = False
         for choice in choices:
-            if isinstance(choice, dict) and not _is_valid(choice.get("index")):
+            if isinstance(choice, dict):
                 index = to_index(choice.get("index"))
                 if _is_valid(index):
                     choice["index"] = index
-                else:
-                    unknown = True
-        if unknown:
-            self._number_unknown(choices)
-
-    def _number_unknown(self, choices: list[Any]) -> None:
         taken = {choice["index"] for choice in choices if isinstance(choice, dict) and _is_valid(choice.get("index"))}
         for position, choice in enumerate(choices):
             if not isinstance(choice, dict) or _is_valid(choice.get("index")):
@@ -60,4 +54,4 @@ class ChoiceNumbering:
 
 
 def _is_valid(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LIMIT
+    return type(value) is int and 0 <= value < END

@@ -89,7 +89,7 @@ class ChunkTemplate:
             texts = [jsontext.text(text) for text in ([b"".join(encoded)] if join and self._is_joinable else encoded)]
         except ValueError:
             return [], 0, at
-        self.characters += sum(map(len, texts))
+        self.characters += len(texts[0]) if len(texts) == 1 else sum(map(len, texts))
         self._text = texts[-1]
         return list(map(self._fill, texts)), len(encoded), at
 

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from chatrpc_server.core.openai import TEXT_FIELDS, limits
-from chatrpc_server.core.openai.choice_indexes import ChoiceNumbering, to_index
+from chatrpc_server.core.openai.choice_indexes import END, ChoiceNumbering, to_index
 from chatrpc_server.core.openai.snapshots import MessageSoFar, calls_of
 
 _APPENDED = (*TEXT_FIELDS, "tool_calls", "function_call")
 """Keys of a whole message whose new part is appended to the delta beside it. The message stays an extra."""
+_NO_REASON = (None, "", "null", "None")
+"""Values of `finish_reason` in chunks that do not finish a choice."""
 _MAX_ID_CHARACTERS = 256
 """Characters of a tool call's id that are remembered. Longer ids are remembered by their hash."""
 
@@ -34,9 +36,11 @@ class ChunkNormaliser:
             choices = []
         elif len(choices) > 1:
             limits.check("choices", len(choices), limits.MAX_CHOICES)
-        self._choices.number(choices)
         for choice in choices:
             if isinstance(choice, dict):
+                index = choice.get("index")
+                if type(index) is not int or not 0 <= index < END:
+                    self._choices.number(choices)
                 self._read_choice(choice)
         if chunk.get("usage") is None:
             usage = _find_usage(chunk, choices)
@@ -45,22 +49,24 @@ class ChunkNormaliser:
 
     def add_text(self, choice: int, length: int, end: str) -> None:
         """Add content that passed without normalisation: its length, and its last characters."""
-        self._message(choice).texts["content"].add(end, length)
+        self._message(choice).texts["content"].add_unseen(length, end)
 
     def _message(self, choice: int) -> MessageSoFar:
-        so_far = self._messages.get(choice)
-        if so_far is None:
-            so_far = self._messages[choice] = MessageSoFar()
+        if choice not in self._messages:
+            self._messages[choice] = MessageSoFar()
             limits.check("choices", len(self._messages), limits.MAX_CHOICES)
-        return so_far
+        return self._messages[choice]
 
     def _read_choice(self, choice: dict[str, Any]) -> None:
         index, delta, message = choice["index"], choice.get("delta"), choice.get("message")
-        so_far = self._message(index)
+        so_far = self._messages.get(index) or self._message(index)
         if isinstance(delta, dict):
             if isinstance(delta.get("tool_calls"), list):
                 self._number(index, delta["tool_calls"])
-            so_far.add_delta(delta, choice.get("finish_reason"))
+            if so_far.has_finished or choice.get("finish_reason") not in _NO_REASON:
+                so_far.finish(delta)
+            if so_far.add(delta):
+                so_far.has_deltas = True
             if isinstance(message, dict):
                 message = _copy(message)
                 self._number_whole(index, message)

@@ -14,7 +14,6 @@ _EDGE_CHARACTERS = 64
 """Characters that are remembered of the beginning and of the end of a text."""
 _MIN_REPEATED_CHARACTERS = 5
 """Shortest text that a last delta can repeat. A shorter one can be part of the text, as in "haha"."""
-_NO_REASON = (None, "", "null", "None")
 _MAX_NAMES = 64
 """Names of other keys that are remembered, and characters of a name that is."""
 _MAX_NAME_CHARACTERS = 1024
@@ -30,13 +29,19 @@ class TextSoFar:
         self.length = self.pieces = 0
         self._head = self._tail = ""
 
-    def add(self, text: str, length: int | None = None) -> None:
-        """Append a piece. If `length` is given, `text` is only the end of a piece of that length."""
+    def add(self, text: str) -> None:
+        """Append a piece."""
         if not self.length:
-            self._head = text[:_EDGE_CHARACTERS] if length is None else ""
+            self._head = text[:_EDGE_CHARACTERS]
         self.pieces += 1
-        self.length += len(text) if length is None else length
-        self._tail = (text if length is not None else self._tail + text)[-_EDGE_CHARACTERS:]
+        self.length += len(text)
+        self._tail = text if len(text) <= _EDGE_CHARACTERS else text[-_EDGE_CHARACTERS:]
+
+    def add_unseen(self, length: int, end: str) -> None:
+        """Append pieces of which only the length and the end are known."""
+        self.pieces += 1
+        self.length += length
+        self._tail = end[-_EDGE_CHARACTERS:]
 
     def differs(self, whole: Any) -> bool:
         """Return whether this is a text that does not begin with the text so far."""
@@ -65,25 +70,29 @@ class CallSoFar:
         """Add the delta of a tool call, and remove the parts of its function that are repeated."""
         for key, value in call.items():
             if value:
-                self._add_key(key)
-            if type(value) is dict and key in ("function", "custom"):
-                self.add_function(value)
+                if key not in self.names:
+                    self._add_key(key)
+                if type(value) is dict and key in ("function", "custom"):
+                    self.add_function(value)
 
     def add_function(self, function: JsonObject) -> None:
         """Add the delta of a function or custom tool, and remove its parts that are repeated."""
         for key, value in function.items():
             if not value:
                 continue
-            if key == "name" and type(value) is str:
-                self._add_name(value, function)
-            elif key not in ("arguments", "input"):
-                self._add_key(f"function.{key}")
-            elif type(text := _argument_text(value)) is str:
+            if key == "arguments" or key == "input":
+                text = value if type(value) is str else _argument_text(value)
+                if text is None:
+                    continue
                 # One JSON object cannot follow another one.
-                if self.text.length == len(text) and self.text.rest(text) == "" and _is_object(text):
+                if len(text) == self.text.length and self.text.rest(text) == "" and _is_object(text):
                     function[key] = ""
                 else:
                     self.text.add(text)
+            elif key == "name" and type(value) is str:
+                self._add_name(value, function)
+            else:
+                self._add_key(f"function.{key}")
 
     def _add_key(self, key: str) -> None:
         if len(self.names) < _MAX_NAMES and len(key) <= _MAX_NAMES:
@@ -138,19 +147,44 @@ class MessageSoFar:
         self._function = CallSoFar()
         self._others: dict[str, int] = {}
         """The other keys that have arrived, and how many elements of a list."""
-        self._has_deltas = self._has_snapshots = self._has_finished = False
+        self.has_deltas = self.has_finished = self._has_snapshots = False
 
-    def add_delta(self, delta: JsonObject, finish_reason: Any) -> None:
-        """Add a delta, and remove its parts that are repeated."""
-        self._has_finished = self._has_finished or finish_reason not in _NO_REASON
-        if self._has_finished:
-            self._reduce_last(delta)
-        self._has_deltas = self._add(delta) or self._has_deltas
+    def finish(self, delta: JsonObject) -> None:
+        """Begin the end of the choice with a delta, which can repeat the whole text."""
+        self.has_finished = True
+        for key, text in self.texts.items():
+            value = delta.get(key)
+            if text.pieces > 1 and text.length >= _MIN_REPEATED_CHARACTERS and type(value) is str:
+                rest = text.rest(value)
+                if rest is not None:
+                    delta[key] = rest
+
+    def add(self, delta: JsonObject) -> bool:
+        """Add a delta, and remove its parts that are repeated. Return whether it holds more than a role."""
+        is_more = False
+        for key, value in delta.items():
+            if not value:
+                continue
+            is_more = is_more or key != "role"
+            if type(value) is str and key in self.texts:
+                self.texts[key].add(value)
+            elif key == "tool_calls" and type(value) is list:
+                for call in value:
+                    if type(call) is dict:
+                        known = self.calls.get(call["index"])
+                        if known is None:
+                            known = self.calls[call["index"]] = CallSoFar()
+                        known.add(call)
+            elif key == "function_call" and type(value) is dict:
+                self._function.add_function(value)
+            elif key in self._others or (len(self._others) < _MAX_NAMES and len(key) <= _MAX_NAMES):
+                self._others[key] = self._others.get(key, 0) + (len(value) if type(value) is list else 0)
+        return is_more
 
     def read_message(self, message: JsonObject) -> JsonObject:
         """Return the delta of a message that came in place of one: the message if it is a piece, else its new part."""
-        if not self._has_deltas and not self._has_snapshots and self._differs(message):
-            self._add(message)
+        if not self.has_deltas and not self._has_snapshots and self._differs(message):
+            self.add(message)
             return message
         self._has_snapshots = self._has_snapshots or self._extends(message)
         return self.read_snapshot(message)
@@ -173,7 +207,7 @@ class MessageSoFar:
                 new[key] = value
             elif type(value) is list and len(value) > self._others[key]:
                 new[key] = value[self._others[key] :]
-        self._add(new)
+        self.add(new)
         return new
 
     def find_call(self, position: int, call: JsonObject) -> int | None:
@@ -185,40 +219,6 @@ class MessageSoFar:
         name = function.get("name") if type(function) is dict else None
         known = self.calls[index].name
         return index if not name or not known or (type(name) is str and name.startswith(known)) else None
-
-    def _add(self, delta: JsonObject) -> bool:
-        """Add a delta. Return whether it holds more than a role."""
-        is_more = False
-        for key, value in delta.items():
-            if not value:
-                continue
-            text = self.texts.get(key)
-            if text is not None and type(value) is str:
-                text.add(value)
-                is_more = True
-                continue
-            if key == "tool_calls" and type(value) is list:
-                for call in value:
-                    if type(call) is dict:
-                        known = self.calls.get(call["index"])
-                        if known is None:
-                            known = self.calls[call["index"]] = CallSoFar()
-                        known.add(call)
-            elif key == "function_call" and type(value) is dict:
-                self._function.add_function(value)
-            if key in self._others or (len(self._others) < _MAX_NAMES and len(key) <= _MAX_NAMES):
-                self._others[key] = self._others.get(key, 0) + (len(value) if type(value) is list else 0)
-            is_more = is_more or key != "role"
-        return is_more
-
-    def _reduce_last(self, delta: JsonObject) -> None:
-        """Reduce a delta with or after the finish_reason to its new part if it repeats the whole text."""
-        for key, text in self.texts.items():
-            value = delta.get(key)
-            if text.pieces > 1 and text.length >= _MIN_REPEATED_CHARACTERS and type(value) is str:
-                rest = text.rest(value)
-                if rest is not None:
-                    delta[key] = rest
 
     def _reduce_text(self, key: str, value: Any, new: JsonObject) -> None:
         text = self.texts[key]
@@ -258,10 +258,10 @@ def calls_of(message: JsonObject) -> list[Any]:
     return calls if type(calls) is list else []
 
 
-def _argument_text(value: Any) -> Any:
-    """Return the text of arguments, which can be an object."""
+def _argument_text(value: Any) -> str | None:
+    """Return the text of arguments that are an object."""
     if type(value) is not dict and type(value) is not list:
-        return value
+        return None
     try:
         return jsontext.dumps(value).decode()
     except ValueError:
