@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from chatrpc.v1.chat_service_pb2_grpc import add_ChatCompletionServiceServicer_to_server
 from chatrpc_server import __version__
@@ -20,7 +19,7 @@ from chatrpc_server.core.text import Redactor
 from chatrpc_server.core.upstream import Upstream
 from chatrpc_server.process import descriptors, memory, tasks
 from chatrpc_server.process.lifecycle import StartError, StopRequests
-from chatrpc_server.rpc import accept_loop, listeners
+from chatrpc_server.rpc import accept_loop, listeners, reflection
 from chatrpc_server.rpc.certificates import Certificates
 from chatrpc_server.rpc.chat import ChatCompletionService
 from chatrpc_server.rpc.health import Health
@@ -245,8 +244,7 @@ class Server:
         add_ChatCompletionServiceServicer_to_server(ChatCompletionService(upstream), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
-            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            reflection.add((SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
         return server
 
     def _on_change(self, settings: Settings) -> None:

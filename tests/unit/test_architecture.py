@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN: dict[str, set[str]] = {
     "grpc": {"rpc", "server", "cli", "demo"},
     "grpc_health": {"rpc", "server", "cli"},
-    "grpc_reflection": {"server"},
+    "grpc_reflection": {"rpc"},
     "google.rpc": {"rpc"},
     "httpx": {"upstream"},
     "httptools": {"upstream"},

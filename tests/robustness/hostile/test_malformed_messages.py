@@ -1,6 +1,7 @@
 """Messages to health and reflection that are no messages, and methods that do not exist."""
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
@@ -11,7 +12,7 @@ from chatrpc_echo import Echo
 from support import ANY_PORT, Service, service
 
 HEALTH = "/grpc.health.v1.Health"
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+REFLECTION = [f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")]
 Code = grpc.StatusCode
 MALFORMED = (b"\xff\xff\xff", b"\x0a\x05x", b"\x0a\x01\xff", b"\x07")
 """A bad tag, a truncated text, a text that is no UTF-8, and a bad wire type."""
@@ -33,7 +34,7 @@ async def _code(call: Any) -> grpc.StatusCode:
 
 
 def _call(channel: grpc.aio.Channel, method: str, message: bytes) -> Any:
-    if method == REFLECTION:
+    if method in REFLECTION:
         return channel.stream_stream(method)(iter([message]), timeout=60)
     kind = channel.unary_stream if method.endswith("Watch") else channel.unary_unary
     return kind(method)(message, timeout=60)
@@ -47,7 +48,7 @@ async def test_malformed_messages_are_quiet_and_counted(
     methods = [f"{HEALTH}/{method}" for method in ("Check", "Watch")]
     async with service(echo.base_url, reflection=True, health_listen=ANY_PORT) as chat:
         if where == "listen":
-            methods.append(REFLECTION)
+            methods += REFLECTION
         address = chat.server.address if where == "listen" else chat.server.health_address
         async with grpc.aio.insecure_channel(str(address)) as channel:
             caplog.set_level(logging.WARNING)
@@ -66,8 +67,8 @@ async def test_malformed_messages_are_quiet_and_counted(
 async def test_odd_reflection_is_quiet(echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     async with service(echo.base_url, reflection=True) as chat:
-        for message in ODD:
-            assert await _code(_call(chat.channel, REFLECTION, message)) is Code.OK
+        for method, message in itertools.product(REFLECTION, ODD):
+            assert await _code(_call(chat.channel, method, message)) is Code.OK
     assert not caplog.records
 
 
