@@ -94,6 +94,7 @@ HEARTBEATS = {
     },
     "event without data": b"event: ping\n\n",
     "two lines": b"data: ping\ndata: ping\n\n",
+    "an object in two lines": b"event: ping\ndata: {\ndata: }\n\n",
     "id and retry": b"id: 1\nretry: 3000\n\n",
 }
 

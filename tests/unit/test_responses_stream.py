@@ -290,6 +290,11 @@ FAILURES: dict[str, tuple[bytes, Reason, str]] = {
     "garbage": (b"data: <html>\n\n", INVALID, "an event of the upstream's stream is not JSON (6 bytes)"),
     "an object cut short": (END[:-5] + b"\n\n", INVALID, "an event of the upstream's stream is not JSON (62 bytes)"),
     "an array of objects": (b"data: [{}]\n\n", INVALID, "an event of the upstream's stream is not a JSON object"),
+    "two broken lines": (
+        b"data: {1\ndata: {22\n\n",
+        INVALID,
+        "an event of the upstream's stream is not JSON (2 bytes)",
+    ),
     "too much": (
         b"data: " + b"x" * LIMIT * 2,
         INVALID,
