@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from chatrpc_server.core.errors import ErrorResponse, Reason
+from chatrpc_server.core.errors import ErrorResponse, Reason, UpstreamFault
 from chatrpc_server.core.openai import error_bodies
 from chatrpc_server.core.openai.error_responses import error_in_success, parse
+from chatrpc_server.core.openai.stream_reader import StreamReader
 
 INSIDE = {"error": {"message": "This model's maximum context length is 10 tokens.", "code": "context_length_exceeded"}}
 RATE, MONEY, INTERNAL = "UPSTREAM_RATE_LIMITED", "UPSTREAM_QUOTA_EXHAUSTED", "UPSTREAM_INTERNAL"
@@ -198,6 +199,31 @@ def test_an_error_event_with_choices() -> None:
     error = error_in_success(body, b"", certain=True)
     assert error is not None
     assert error.message == "m"
+
+
+CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "Hel"}}]}\n\n'
+REMAINS: dict[str, tuple[bytes, str, str]] = {
+    # what follows a chunk, before the stream ends: reason, words for the caller
+    "a line of text": (b"Internal server error\n", "UPSTREAM_TRUNCATED", "Internal server error"),
+    "a remark": (b'data: {"detail": "Model is loading"}\n\n', "UPSTREAM_UNAVAILABLE", "Model is loading"),
+    "a remark of nothing": (b'data: {"id": "x"}\n\n', "UPSTREAM_TRUNCATED", ""),
+    "an error line": (b'{"error": "runner stopped"}\n', "UPSTREAM_ERROR_BODY", "runner stopped"),
+    "a bare error": (b'{"error": {"message": "m", "code": 429}}', "UPSTREAM_RATE_LIMITED", "m"),
+    "nothing": (b"", "UPSTREAM_TRUNCATED", ""),
+    "heartbeats": (b"ping\n", "UPSTREAM_TRUNCATED", ""),
+}
+
+
+@pytest.mark.parametrize(("more", "reason", "words"), REMAINS.values(), ids=REMAINS)
+def test_what_a_truncated_stream_says(more: bytes, reason: str, words: str) -> None:
+    reader = StreamReader(1 << 20)
+    assert len(reader.feed(CHUNK)) == 1
+    reader.feed(more)
+    reader.finish()
+    assert isinstance(reader.error, UpstreamFault)
+    assert reader.error.reason == Reason(reason)
+    assert words in str(reader.error.detail)
+    assert words or reader.error.detail is None
 
 
 def test_request_id() -> None:

@@ -137,9 +137,10 @@ class Draining(ServiceError):
 
 
 class UpstreamFault(ChatError):
-    """A failure of the upstream."""
+    """A failure of the upstream. `detail` is the upstream's error, or what is no completion in its response."""
 
     reason = Reason.UPSTREAM_ERROR
+    detail: chat_error_pb2.UpstreamError | None = None
 
 
 class Unreachable(UpstreamFault):
@@ -164,7 +165,7 @@ class TimedOut(UpstreamFault):
 class InvalidResponse(UpstreamFault):
     """A response that is not a chat completion.
 
-    `kind`: the cause, for the metrics. `is_transient`: whether a retry can succeed. `detail` has the start of it.
+    `kind`: the cause, for the metrics. `is_transient`: whether a retry can succeed.
     """
 
     reason = Reason.UPSTREAM_INVALID_RESPONSE
@@ -189,6 +190,10 @@ class Truncated(UpstreamFault):
 
     reason = Reason.UPSTREAM_TRUNCATED
 
+    def __init__(self, message: str, *, detail: chat_error_pb2.UpstreamError | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail
+
 
 class ErrorResponse(UpstreamFault):
     """An error response of the upstream.
@@ -196,6 +201,8 @@ class ErrorResponse(UpstreamFault):
     `detail` is the upstream's error. `status` is its HTTP status. For an error object inside a 200 (`in_success`) it is
     the status that the error's code stands for. `should_retry` is the upstream's advice.
     """
+
+    detail: chat_error_pb2.UpstreamError
 
     def __init__(
         self,

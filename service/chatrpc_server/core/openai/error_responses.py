@@ -21,7 +21,7 @@ FIELD_BYTES = 128
 """Size limits, higher than those for callers: a key that is cut here is not redacted, and the later cut removes it."""
 _LOCATION_CHARACTERS = 200
 _ENCODING_CHARACTERS = 20
-_NO_REDIRECT = "; redirects are not followed"
+_NO_REDIRECT = "redirects are not followed"
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 """Bytes that occur in no text, such as those of a compressed body."""
 
@@ -30,14 +30,10 @@ def parse(http_status: int, headers: Mapping[str, str], body: bytes, now: float)
     """Return the exception for a status that is no success. `headers` by lower-case name; `now` in Unix seconds."""
     request_id = headers.get("x-request-id", "")
     if http_status < 400:
+        # A redirect could send the key to another host.
+        target = redirect_target(headers)
         problem = f"the upstream responded with HTTP {http_status}"
-        if http_status >= 300:  # a redirect could send the key to another host
-            target = redirect_target(headers)
-            problem += (
-                f" to {target}; redirects are not followed; correct upstream.base_url" if target else _NO_REDIRECT
-            )
-        else:
-            problem += " instead of 200"
+        problem += f" to {target}; {_NO_REDIRECT}; correct upstream.base_url" if target else f"; {_NO_REDIRECT}"
         detail = _detail(http_status, FoundError(message=problem), body, request_id)
         return InvalidResponse(problem, "unexpected_content", detail=detail)
     found = error_bodies.of_status(_value(body))
@@ -84,6 +80,11 @@ def error_in_success(
 def invalid_response(problem: str, kind: InvalidResponse.Kind, body: bytes, **fields: bool) -> InvalidResponse:
     """Return the exception for a response of success that is no completion, with the start of it for the caller."""
     return InvalidResponse(problem, kind, detail=_detail(200, FoundError(message=problem), body), **fields)
+
+
+def of_remains(problem: str, unknown: bytes) -> UpstreamError | None:
+    """Return the details with the bytes of a stream that are no event, or None if it has none."""
+    return _detail(200, FoundError(message=problem), unknown) if unknown else None
 
 
 def redirect_target(headers: Mapping[str, str]) -> str:

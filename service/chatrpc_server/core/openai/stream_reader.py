@@ -16,7 +16,7 @@ from chatrpc_server.core.openai import heartbeats, jsontext, large_responses, li
 from chatrpc_server.core.openai.choices import Choices
 from chatrpc_server.core.openai.chunk_template import ChunkTemplate
 from chatrpc_server.core.openai.coalesce import coalesce
-from chatrpc_server.core.openai.error_responses import error_in_success, invalid_response
+from chatrpc_server.core.openai.error_responses import error_in_success, invalid_response, of_remains
 from chatrpc_server.core.openai.normalise import ChunkNormaliser
 from chatrpc_server.core.openai.surrogates import SurrogateJoiner
 from chatrpc_server.core.openai.usage import NO_USAGE, StreamUsage
@@ -71,6 +71,8 @@ class StreamReader:
         """Whether the next read can be exactly one event that matches the template."""
         self._normaliser = ChunkNormaliser()
         self._surrogates = SurrogateJoiner()
+        self._remark = b""
+        """The last event without choices: an error if the completion does not arrive."""
 
     @property
     def pending_bytes(self) -> int:
@@ -132,8 +134,9 @@ class StreamReader:
         if not is_cut and self._objects is not None and self._objects.is_open:
             problem = f"the upstream's response is not JSON ({self._objects.pending_bytes} bytes)"
             return invalid_response(problem, "bad_json", self._objects.start)
+        error = error_in_success(loads(self._remark)[0], self._remark, is_whole=True) if self._remark else None
         problem = "the upstream closed the stream before [DONE] and before every choice had a finish_reason"
-        return Truncated(problem)
+        return error or Truncated(problem, detail=None if are_heartbeats else of_remains(problem, unknown))
 
     def _begin(self, data: bytes) -> bytes:
         """Decide by the first bytes whether the body is an event stream. Return the bytes to read."""
@@ -235,6 +238,8 @@ class StreamReader:
                 return
             problem = "an event of the upstream's stream is not a JSON object"
             raise invalid_response(problem, "not_a_completion", payload)
+        if "choices" not in source and len(payload) <= _MAX_EARLY_BYTES:
+            self._remark = payload
         if self._objects is not None:
             self._read_head(source, payload)
         chunk = self._read_source(source, is_lenient, chunks)

@@ -19,7 +19,7 @@ from google.rpc.status_pb2 import Status
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.call import Call
-from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, InvalidResponse, Reason
+from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, Reason, UpstreamFault
 from chatrpc_server.core.text import clip
 from chatrpc_server.rpc.pipeline import Context
 from chatrpc_server.rpc.unread import UnreadCalls
@@ -140,7 +140,7 @@ def code_of(error: ChatError) -> grpc.StatusCode:
 
 def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Status:
     """Return the rich status for an exception, small enough for every client."""
-    detail = error.detail if isinstance(error, ErrorResponse | InvalidResponse) else None
+    detail = error.detail if isinstance(error, UpstreamFault) else None
     own_key = detail is not None and detail.http_status == HTTPStatus.UNAUTHORIZED
     message = "the upstream rejected this service's credentials" if own_key else _clip_message(redact(error.message))
     status = Status(code=code_of(error).value[0], message=message)

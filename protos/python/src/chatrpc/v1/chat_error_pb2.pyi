@@ -69,7 +69,7 @@ DESCRIPTOR: descriptor.FileDescriptor
 @typing.final
 class UpstreamError(message.Message):
     """The upstream's error response: a detail of the `google.rpc.Status`, present if the upstream responded with an error
-    or with anything else that is no chat completion.
+    or with anything else that is no chat completion, also amid a stream that was truncated.
 
     If the HTTP status is 401, only `http_status` and `request_id` are set, and the status's message is the service's
     own, because the upstream's words concern the key of the service and can quote a part of it.
