@@ -91,6 +91,11 @@ const (
 // (the invalid field), QuotaFailure, RequestInfo (the upstream's request id) and UpstreamError (the upstream's error).
 // The table in chat_error.proto lists reasons and codes. All details together stay below 8 KiB.
 //
+// Responses. The bytes of the upstream's response decide what it is, not its content type: an event stream, one JSON
+// object, or an array or lines of JSON objects. Any status from 200 to 299 is a success. JSON that is whole ends the
+// response after 1 s of silence, even if HTTP says that more follows. An `error` beside `choices` is none if it says
+// nothing: an empty object or text, null, the code 0 or 200, `success`.
+//
 // Request metadata:
 //
 //	x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
@@ -128,14 +133,17 @@ type ChatCompletionServiceClient interface {
 	//
 	// A stream that breaks off earlier is UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error object in it becomes the
 	// call's status: reason UPSTREAM_ERROR_BODY, with the code to which the error maps. Messages sent before it stay
-	// valid. The service never invents a finish_reason and never restarts a stream.
+	// valid; content beside the error is sent before it, too. The service never invents a finish_reason and never
+	// restarts a stream.
 	//
 	// Backpressure: if a caller reads slowly, the service reads the upstream slowly.
 	//
 	// Providers' streams differ; these rules unify them:
 	//  1. One event of the upstream becomes one message (but see 10). Comments, empty events and heartbeats (`ping`, null,
 	//     a time stamp and other short texts, events of the type `ping` or `heartbeat`) are dropped. An event with
-	//     `choices: []` is forwarded because it carries usage or a provider's filter results.
+	//     `choices: []` is forwarded because it carries usage or a provider's filter results. Events without blank lines
+	//     between them, with `data:` twice, or without `data:` are events too. A response that is not streamed becomes
+	//     one message, and each object of an array or of lines becomes one.
 	//  2. The `index` of ToolCallDelta and of choices is always right. If the upstream omits the index of a tool call, the
 	//     service numbers calls by the first appearance of their id, else by position. A choice whose index is no integer
 	//     of 31 bits gets its position; a value such as "a" or -1 identifies it in later events. The latter holds for both
@@ -229,6 +237,11 @@ type ChatCompletionService_CreateChatCompletionStreamClient = grpc.ServerStreami
 // (the invalid field), QuotaFailure, RequestInfo (the upstream's request id) and UpstreamError (the upstream's error).
 // The table in chat_error.proto lists reasons and codes. All details together stay below 8 KiB.
 //
+// Responses. The bytes of the upstream's response decide what it is, not its content type: an event stream, one JSON
+// object, or an array or lines of JSON objects. Any status from 200 to 299 is a success. JSON that is whole ends the
+// response after 1 s of silence, even if HTTP says that more follows. An `error` beside `choices` is none if it says
+// nothing: an empty object or text, null, the code 0 or 200, `success`.
+//
 // Request metadata:
 //
 //	x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
@@ -266,14 +279,17 @@ type ChatCompletionServiceServer interface {
 	//
 	// A stream that breaks off earlier is UNAVAILABLE, reason UPSTREAM_TRUNCATED. An error object in it becomes the
 	// call's status: reason UPSTREAM_ERROR_BODY, with the code to which the error maps. Messages sent before it stay
-	// valid. The service never invents a finish_reason and never restarts a stream.
+	// valid; content beside the error is sent before it, too. The service never invents a finish_reason and never
+	// restarts a stream.
 	//
 	// Backpressure: if a caller reads slowly, the service reads the upstream slowly.
 	//
 	// Providers' streams differ; these rules unify them:
 	//  1. One event of the upstream becomes one message (but see 10). Comments, empty events and heartbeats (`ping`, null,
 	//     a time stamp and other short texts, events of the type `ping` or `heartbeat`) are dropped. An event with
-	//     `choices: []` is forwarded because it carries usage or a provider's filter results.
+	//     `choices: []` is forwarded because it carries usage or a provider's filter results. Events without blank lines
+	//     between them, with `data:` twice, or without `data:` are events too. A response that is not streamed becomes
+	//     one message, and each object of an array or of lines becomes one.
 	//  2. The `index` of ToolCallDelta and of choices is always right. If the upstream omits the index of a tool call, the
 	//     service numbers calls by the first appearance of their id, else by position. A choice whose index is no integer
 	//     of 31 bits gets its position; a value such as "a" or -1 identifies it in later events. The latter holds for both
