@@ -52,6 +52,24 @@ async def test_the_upstreams_rate_limits_reach_the_caller(script: Script, rpc: s
     assert shown == {"x-request-id": "ours", "x-ratelimit-remaining-requests": "9", "x-upstream-request-id": "theirs"}
 
 
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+async def test_other_names_of_the_upstreams_headers(script: Script, status: str) -> None:
+    headers = {"apim_request_id": "theirs", "cf_ray": "ray", "anthropic_ratelimit_tokens_remaining": "7"}
+    script.respond_with(http(RESPONSE, status, **headers, ratelimit='"default";r=50'))
+    async with service(script.base_url) as chat:
+        call = chat.stub.CreateChatCompletion(request())
+        if status == "200 OK":
+            metadata = dict(await call.initial_metadata())
+        else:
+            failed = await failure(call)
+            metadata = failed.trailers
+            assert failed.details["RequestInfo"].request_id == "theirs"
+        await chat.wait_for(7, "chatrpc_upstream_ratelimit_remaining", kind="tokens")
+    assert metadata["x-upstream-request-id"] == "theirs"
+    assert metadata["anthropic-ratelimit-tokens-remaining"] == "7"
+    assert metadata["ratelimit"] == '"default";r=50'
+
+
 @pytest.mark.parametrize("rpc", ["CreateChatCompletion", "CreateChatCompletionStream"])
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Attempt:
     unreachable: bool = False
     """Whether there was no connection, or it closed before the response."""
     request_id: str = ""
-    """The upstream's `x-request-id`."""
+    """The upstream's own id of the request."""
     response_metadata: Headers = ()
     """gRPC metadata for the caller, taken from the response headers."""
 

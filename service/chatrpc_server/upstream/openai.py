@@ -6,7 +6,6 @@ and decompression, which must not happen here (figures in docs/performance.md).
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +24,7 @@ from chatrpc_server.core.errors import (
     UpstreamFault,
 )
 from chatrpc_server.core.observer import UpstreamObserver
-from chatrpc_server.core.openai import requests, responses
+from chatrpc_server.core.openai import requests, response_headers, responses
 from chatrpc_server.core.openai.choices import Choices
 from chatrpc_server.core.openai.usage import StreamUsage, UsagePolicy
 from chatrpc_server.core.text import Redactor
@@ -43,8 +42,6 @@ log = logging.getLogger(__name__)
 _INVALID_HTTP = "the upstream's response violates HTTP/1.1; check whether upstream.base_url is the address of an API"
 _RETRY_AFTER_SECONDS = 1.0
 """Delay after which a caller can retry if this process has no descriptor left."""
-_LIMIT_HEADER = re.compile(r"x-ratelimit-[a-z0-9_.-]{1,50}(?<!-bin)")
-"""gRPC rejects other metadata keys, and requires bytes for keys that end in `-bin`."""
 _SHOWN_HEADERS = 12
 _SHOWN_CHARACTERS = 64
 """Limits for the upstream's headers that a caller receives: their number, and the characters of each.
@@ -231,12 +228,9 @@ class OpenAIUpstream:
 
     def _note_headers(self, response: transport.Response, attempt: Attempt) -> None:
         """Keep the status, and the headers that the caller receives as gRPC metadata."""
-        headers, attempt.status = response.headers, response.status
-        shown = [
-            (name, value) for name, value in headers.items() if _LIMIT_HEADER.fullmatch(name) and self._is_shown(value)
-        ]
-        request_id = headers.get("x-request-id", "")
-        attempt.request_id = request_id if self._is_shown(request_id) else ""
+        attempt.status = response.status
+        shown = list(response_headers.rate_limits(response.headers, self._is_shown))
+        attempt.request_id = response_headers.request_id(response.headers, self._is_shown)
         if attempt.request_id:
             shown.append(("x-upstream-request-id", attempt.request_id))
         attempt.response_metadata = shown[-_SHOWN_HEADERS:]

@@ -11,7 +11,7 @@ from typing import Any
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Reason, UpstreamFault
-from chatrpc_server.core.openai import error_bodies, error_codes, jsontext, retry_delays, sse
+from chatrpc_server.core.openai import error_bodies, error_codes, jsontext, response_headers, retry_delays, sse
 from chatrpc_server.core.openai.error_bodies import FoundError
 from chatrpc_server.core.text import clip
 
@@ -28,7 +28,7 @@ _NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 def parse(http_status: int, headers: Mapping[str, str], body: bytes, now: float) -> UpstreamFault:
     """Return the exception for a status that is no success. `headers` by lower-case name; `now` in Unix seconds."""
-    request_id = headers.get("x-request-id", "")
+    request_id = response_headers.request_id(headers)
     if http_status < 400:
         # A redirect could send the key to another host.
         target = redirect_target(headers)

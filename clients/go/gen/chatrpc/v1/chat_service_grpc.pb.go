@@ -107,8 +107,8 @@ const (
 // Response metadata:
 //
 //	x-request-id             Always.
-//	x-upstream-request-id    The upstream's own id, if it sent one.
-//	x-ratelimit-*            As the upstream sent them.
+//	x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+//	x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 //
 // Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
 // 4 MiB.
@@ -253,8 +253,8 @@ type ChatCompletionService_CreateChatCompletionStreamClient = grpc.ServerStreami
 // Response metadata:
 //
 //	x-request-id             Always.
-//	x-upstream-request-id    The upstream's own id, if it sent one.
-//	x-ratelimit-*            As the upstream sent them.
+//	x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+//	x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 //
 // Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
 // 4 MiB.

@@ -61,8 +61,8 @@ class ChatCompletionServiceStub(object):
 
     Response metadata:
     x-request-id             Always.
-    x-upstream-request-id    The upstream's own id, if it sent one.
-    x-ratelimit-*            As the upstream sent them.
+    x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+    x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 
     Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
     4 MiB.
@@ -121,8 +121,8 @@ class ChatCompletionServiceServicer(object):
 
     Response metadata:
     x-request-id             Always.
-    x-upstream-request-id    The upstream's own id, if it sent one.
-    x-ratelimit-*            As the upstream sent them.
+    x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+    x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 
     Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
     4 MiB.
@@ -254,8 +254,8 @@ class ChatCompletionService(object):
 
     Response metadata:
     x-request-id             Always.
-    x-upstream-request-id    The upstream's own id, if it sent one.
-    x-ratelimit-*            As the upstream sent them.
+    x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+    x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 
     Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
     4 MiB.

@@ -102,8 +102,8 @@ class ChatCompletionServiceStub:
 
     Response metadata:
       x-request-id             Always.
-      x-upstream-request-id    The upstream's own id, if it sent one.
-      x-ratelimit-*            As the upstream sent them.
+      x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+      x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 
     Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
     4 MiB.
@@ -212,8 +212,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
 
     Response metadata:
       x-request-id             Always.
-      x-upstream-request-id    The upstream's own id, if it sent one.
-      x-ratelimit-*            As the upstream sent them.
+      x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+      x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 
     Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
     4 MiB.
@@ -318,8 +318,8 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
 
     Response metadata:
       x-request-id             Always.
-      x-upstream-request-id    The upstream's own id, if it sent one.
-      x-ratelimit-*            As the upstream sent them.
+      x-upstream-request-id    The upstream's own id, by whichever name it sent one (`request-id`, `apim-request-id`, …).
+      x-ratelimit-*, anthropic-ratelimit-*, ratelimit, ratelimit-*  As the upstream sent them.
 
     Size. Messages can have up to 20 MiB in each direction. By default most gRPC clients reject responses of more than
     4 MiB.
