@@ -362,10 +362,11 @@ OTHERS: dict[str, tuple[list[Event], list[Any]]] = {
     "another key of a function": (
         [
             delta({"function_call": {"name": "f", "arguments": "{}", "x": 1}}),
+            delta({"function_call": {"arguments": 5}}),
             message({"function_call": {"name": "f", "arguments": "{}", "x": 1}}),
             message({"function_call": {"name": "f", "y": 2}, "z": 3}),
         ],
-        [None, None, {"z": 3}],
+        [None, None, None, {"z": 3}],
     ),
     "of another type": (
         [message({"content": 5, "tool_calls": 5}), message({"content": {}, "tool_calls": [5]})],

@@ -89,9 +89,12 @@ class ChunkTemplate:
             texts = [jsontext.text(text) for text in ([b"".join(encoded)] if join and self._is_joinable else encoded)]
         except ValueError:
             return [], 0, at
-        self.characters += len(texts[0]) if len(texts) == 1 else sum(map(len, texts))
+        chunks = []
+        for text in texts:
+            self.characters += len(text)
+            chunks.append(self._fill(text))
         self._text = texts[-1]
-        return list(map(self._fill, texts)), len(encoded), at
+        return chunks, len(encoded), at
 
     def take_text(self) -> tuple[int, int, str]:
         """Return the index of the choice that the texts belong to, their characters, and the last one.
