@@ -174,12 +174,12 @@ async def test_rate_limits_reach_the_caller(chat: Service, echo: Echo) -> None:
 # LiteLLM's `code` is the HTTP status as text, so reasons that need a code of OpenAI's cannot occur.
 ERRORS = [
     ("unknown", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", 400, "no healthy deployments"),
-    ("too-long", Code.INVALID_ARGUMENT, "UPSTREAM_INVALID_REQUEST", 400, "context window"),
+    ("too-long", Code.INVALID_ARGUMENT, "UPSTREAM_CONTEXT_LENGTH_EXCEEDED", 400, "context window"),
     ("rate-limited", Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", 429, "rate limit"),
     ("broken", Code.INTERNAL, "UPSTREAM_INTERNAL", 500, "internal server error"),
     ("overloaded", Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", 529, "mock error"),
     ("echo:status=401", Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED", 401, "credentials"),
-    ("echo:status=404", Code.NOT_FOUND, "UPSTREAM_NOT_FOUND", 404, "does not exist"),
+    ("echo:status=404", Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND", 404, "does not exist"),
     ("echo:status=503", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", 503, "overloaded"),
     ("echo:code=insufficient_quota", Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", 429, "quota"),
 ]
