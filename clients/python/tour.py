@@ -30,8 +30,9 @@ def main() -> int:
     args = parser.parse_args()
     if (args.cert is None) != (args.key is None):
         parser.error("--cert, --key: one is missing; give both")
+    cert = None if args.cert is None else (args.cert, args.key)
     try:
-        with channel(args.target, credentials(args), args.cert and (args.cert, args.key), args.timeout) as client:
+        with channel(args.target, credentials(args), cert, args.timeout) as client:
             unary(client, args.model)
             stream(client, args.model)
             deadline(client)

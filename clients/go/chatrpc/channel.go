@@ -39,8 +39,8 @@ const serviceConfig = `{
 // NewChannel returns a channel to target, which is host:port, else the variable CHATRPC_TARGET, else 127.0.0.1:50051.
 // It connects at the first call. Share one channel and close it. Each call sends the key in CHATRPC_API_KEY.
 //
-// As transport use insecure.NewCredentials() for plaintext, credentials.NewTLS(nil) to trust the system's authorities,
-// or credentials.NewClientTLSFromFile(file, "") to trust those in a file.
+// As transport use insecure.NewCredentials() for plaintext, or credentials.NewTLS(config) with a tls.Config. It trusts the
+// system's authorities, unless LoadAuthorities sets RootCAs. For mTLS, set Certificates to one of LoadCertificate.
 func NewChannel(target string, transport credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),

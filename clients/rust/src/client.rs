@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,7 +22,7 @@ use tokio::{
 use tonic::{
     Code, Extensions, IntoRequest, Request, Response, Status, Streaming,
     metadata::AsciiMetadataValue,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 use tower::{
     retry::backoff::{Backoff, ExponentialBackoffMaker, MakeBackoff},
@@ -55,13 +55,60 @@ const JITTER: f64 = 0.2;
 type Stub = ChatCompletionServiceClient<Channel>;
 type Channels = BTreeMap<SocketAddr, Channel>;
 
-/// The authorities to trust. `Off` is plaintext.
+/// The authorities to trust, in PEM files. `Off` is plaintext. `Mutual` also presents a client certificate (mTLS); it
+/// trusts the system's authorities if `ca_file` is None.
 #[derive(Clone, Debug, Default)]
 pub enum Tls {
     #[default]
     Off,
     SystemAuthorities,
     CaFile(PathBuf),
+    Mutual {
+        ca_file: Option<PathBuf>,
+        cert_file: PathBuf,
+        key_file: PathBuf,
+    },
+}
+
+impl Tls {
+    fn config(&self) -> Result<Option<ClientTlsConfig>, Status> {
+        match self {
+            Tls::Off => Ok(None),
+            Tls::SystemAuthorities => Self::trust(None).map(Some),
+            Tls::CaFile(path) => Self::trust(Some(path)).map(Some),
+            Tls::Mutual {
+                ca_file,
+                cert_file,
+                key_file,
+            } => {
+                let identity = Identity::from_pem(read(cert_file)?, read(key_file)?);
+                // Because an error of the connection would not name the files.
+                Endpoint::from_static("https://localhost")
+                    .tls_config(ClientTlsConfig::new().identity(identity.clone()))
+                    .map_err(|error| {
+                        Status::invalid_argument(format!(
+                            "{}, {}: {}; use PEM files of a certificate and its unencrypted key",
+                            cert_file.display(),
+                            key_file.display(),
+                            message_chain(&error)
+                        ))
+                    })?;
+                Ok(Some(Self::trust(ca_file.as_deref())?.identity(identity)))
+            }
+        }
+    }
+
+    fn trust(ca_file: Option<&Path>) -> Result<ClientTlsConfig, Status> {
+        let config = ClientTlsConfig::new();
+        match ca_file {
+            None => Ok(config.with_native_roots()),
+            Some(path) => Ok(config.ca_certificate(Certificate::from_pem(read(path)?))),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Status> {
+    fs::read(path).map_err(|error| Status::invalid_argument(format!("{}: {error}", path.display())))
 }
 
 /// A client with a connection to each address of the service. Clones share the connections.
@@ -228,17 +275,7 @@ impl Service {
                 Status::invalid_argument(format!("target: {target:?} is invalid; use host:port"))
             })?;
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let config = ClientTlsConfig::new().domain_name(host);
-        let tls = match tls {
-            Tls::Off => None,
-            Tls::SystemAuthorities => Some(config.with_native_roots()),
-            Tls::CaFile(path) => {
-                let pem = fs::read(path).map_err(|error| {
-                    Status::invalid_argument(format!("{}: {error}", path.display()))
-                })?;
-                Some(config.ca_certificate(Certificate::from_pem(pem)))
-            }
-        };
+        let tls = tls.config()?.map(|config| config.domain_name(host));
         Ok(Self { uri, tls })
     }
 

@@ -9,7 +9,7 @@
  * - **20 MiB** per message, the service's own limit; gRPC's default of 4 MiB is too small for pictures.
  */
 
-import { X509Certificate } from "node:crypto";
+import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { ChannelCredentials, type ChannelOptions } from "@grpc/grpc-js";
 import { ChatCompletionServiceClient } from "./gen/chatrpc/v1/chat_service.js";
@@ -52,30 +52,63 @@ export interface TlsOptions {
   tls?: boolean;
   /** Use TLS and trust the authorities in this PEM file. */
   caFile?: string;
+  /** Use TLS and present the client certificate in this PEM file (mTLS). Needs `keyFile`. */
+  certFile?: string;
+  /** The PEM file of the certificate's key. */
+  keyFile?: string;
 }
 
-/** Return the credentials for these authorities. Throws if the file cannot be read or has no certificate. */
+/** Return the credentials for these files. Throws if a file cannot be read or is invalid. */
 export function makeCredentials({
   tls,
   caFile,
+  certFile,
+  keyFile,
 }: TlsOptions): ChannelCredentials {
-  if (caFile) {
-    return ChannelCredentials.createSsl(readAuthorities(caFile));
+  if ((certFile === undefined) !== (keyFile === undefined)) {
+    throw new Error("certFile, keyFile: one is missing; give both");
   }
-  return tls
-    ? ChannelCredentials.createSsl()
+  const authorities = caFile === undefined ? null : readCertificate(caFile);
+  if (certFile !== undefined && keyFile !== undefined) {
+    const certificate = readCertificate(certFile);
+    const key = readKey(keyFile, new X509Certificate(certificate));
+    return ChannelCredentials.createSsl(authorities, key, certificate);
+  }
+  return tls || authorities
+    ? ChannelCredentials.createSsl(authorities)
     : ChannelCredentials.createInsecure();
 }
 
-/** Read a CA file. Node would accept a file without certificates and then trust no server. */
-function readAuthorities(file: string): Buffer {
+/** Read certificates. Node would accept a CA file without certificates and then trust no server. */
+function readCertificate(file: string): Buffer {
+  return read(file, "no certificate", "use a PEM file", (pem) => {
+    new X509Certificate(pem);
+  });
+}
+
+function readKey(file: string, certificate: X509Certificate): Buffer {
+  const remedy = "use the certificate's unencrypted key in a PEM file";
+  return read(file, "invalid key", remedy, (pem) => {
+    if (!certificate.checkPrivateKey(createPrivateKey(pem))) {
+      throw new Error("the certificate has another key");
+    }
+  });
+}
+
+/** Read a PEM file and check it, so that an error names the file. */
+function read(
+  file: string,
+  problem: string,
+  remedy: string,
+  check: (pem: Buffer) => void,
+): Buffer {
   try {
     const pem = readFileSync(file);
-    new X509Certificate(pem);
+    check(pem);
     return pem;
   } catch (error) {
     const { message } = error as Error;
-    throw new Error(`${file}: no certificate: ${message}; use a PEM file`, {
+    throw new Error(`${file}: ${problem}: ${message}; ${remedy}`, {
       cause: error,
     });
   }

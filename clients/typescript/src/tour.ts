@@ -12,7 +12,7 @@ import {
 import type { ChatCompletionServiceClient } from "./gen/chatrpc/v1/chat_service.js";
 
 const USAGE =
-  "tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--model NAME] [--image-bytes N] [--timeout SECONDS]";
+  "tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--cert FILE --key FILE] [--model NAME] [--image-bytes N] [--timeout SECONDS]";
 const HELLO = [{ role: "user", content: "Hello!" }];
 
 interface Flags extends TlsOptions {
@@ -56,7 +56,10 @@ function channel(flags: Flags): Client {
   return connect(credentials(flags), flags.target);
 }
 
-/** Choose no TLS, Node's authorities or a CA file. chat.ts reads the key from CHATRPC_API_KEY. */
+/**
+ * Choose no TLS, Node's authorities or a CA file, and a client certificate for mTLS. chat.ts reads the API key from
+ * CHATRPC_API_KEY.
+ */
 function credentials(flags: Flags) {
   return makeCredentials(flags);
 }
@@ -205,6 +208,8 @@ function parseFlags(args: string[]): Flags {
       target: { type: "string" },
       tls: { type: "boolean" },
       "ca-file": { type: "string" },
+      cert: { type: "string" },
+      key: { type: "string" },
       model: { type: "string", default: "echo" },
       "image-bytes": { type: "string", default: String(5 * 1024 * 1024) },
       timeout: { type: "string", default: "60" },
@@ -214,6 +219,9 @@ function parseFlags(args: string[]): Flags {
   const timeoutMs = Number(values.timeout) * 1000;
   if (!/^\d+$/.test(values["image-bytes"])) {
     throw new Error("--image-bytes: invalid; use a number of bytes");
+  }
+  if ((values.cert === undefined) !== (values.key === undefined)) {
+    throw new Error("--cert, --key: one is missing; give both");
   }
   // Because grpc-js throws an uncatchable error if a deadline is too far away.
   if (!(timeoutMs > 0 && timeoutMs < 1e12)) {
@@ -226,6 +234,8 @@ function parseFlags(args: string[]): Flags {
     target,
     tls,
     caFile: values["ca-file"],
+    certFile: values.cert,
+    keyFile: values.key,
     model,
     imageBytes,
     timeoutMs,

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"flag"
@@ -23,17 +24,18 @@ import (
 	chatrpcv1 "chatrpc.dev/gen/chatrpc/v1"
 )
 
-const usage = "usage: tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--model NAME] [--image-bytes N] " +
-	"[--timeout SECONDS]"
+const usage = "usage: tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--cert FILE --key FILE] [--model NAME] " +
+	"[--image-bytes N] [--timeout SECONDS]"
 
 var hello = &chatrpcv1.ChatMessage{Role: "user", Content: proto.String("Hello!")}
 
 type tour struct {
-	target, caFile, model string
-	tls                   bool
-	imageBytes            int
-	timeout               time.Duration
-	chat                  chatrpcv1.ChatCompletionServiceClient
+	target, model             string
+	tls                       bool
+	caFile, certFile, keyFile *string
+	imageBytes                int
+	timeout                   time.Duration
+	chat                      chatrpcv1.ChatCompletionServiceClient
 }
 
 func main() {
@@ -59,7 +61,9 @@ func parse(arguments []string) (*tour, error) {
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&t.target, "target", "", "")
 	flags.BoolVar(&t.tls, "tls", false, "")
-	flags.StringVar(&t.caFile, "ca-file", "", "")
+	flags.Func("ca-file", "", set(&t.caFile))
+	flags.Func("cert", "", set(&t.certFile))
+	flags.Func("key", "", set(&t.keyFile))
 	flags.StringVar(&t.model, "model", "echo", "")
 	flags.IntVar(&t.imageBytes, "image-bytes", 5<<20, "")
 	seconds := flags.Float64("timeout", 60, "")
@@ -70,12 +74,22 @@ func parse(arguments []string) (*tour, error) {
 	switch {
 	case flags.NArg() > 0:
 		return nil, fmt.Errorf("%s: unexpected argument; remove it", flags.Arg(0))
+	case (t.certFile == nil) != (t.keyFile == nil):
+		return nil, errors.New("--cert, --key: one is missing; give both")
 	case t.imageBytes < 0:
 		return nil, errors.New("--image-bytes: less than 0; use a number of bytes")
 	case t.timeout <= 0:
 		return nil, errors.New("--timeout: not more than 0; use a number of seconds")
 	}
 	return t, nil
+}
+
+// set returns the setter of a flag that differs from "" if it is absent, so that an empty path is an error.
+func set(path **string) func(string) error {
+	return func(value string) error {
+		*path = &value
+		return nil
+	}
 }
 
 func (t *tour) run() error {
@@ -106,16 +120,28 @@ func (t *tour) channel() (*grpc.ClientConn, error) {
 	return chatrpc.NewChannel(t.target, transport)
 }
 
-// credentials chooses no TLS, the system's authorities or a CA file. The channel reads the key from CHATRPC_API_KEY.
+// credentials chooses no TLS, the system's authorities or a CA file, and a client certificate for mTLS. The channel
+// reads the API key from CHATRPC_API_KEY.
 func (t *tour) credentials() (credentials.TransportCredentials, error) {
-	switch {
-	case t.caFile != "":
-		return credentials.NewClientTLSFromFile(t.caFile, "")
-	case t.tls:
-		return credentials.NewTLS(nil), nil
-	default:
+	if !t.tls && t.caFile == nil && t.certFile == nil {
 		return insecure.NewCredentials(), nil
 	}
+	config := &tls.Config{}
+	if t.caFile != nil {
+		authorities, err := chatrpc.LoadAuthorities(*t.caFile)
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = authorities
+	}
+	if t.certFile != nil {
+		certificate, err := chatrpc.LoadCertificate(*t.certFile, *t.keyFile)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{certificate}
+	}
+	return credentials.NewTLS(config), nil
 }
 
 // unary sends a request and receives the complete response.

@@ -73,7 +73,7 @@ def make_credentials(
     """Return the credentials for `tls`: False for none, True for the system's authorities, a path for a CA file.
 
     `cert` has the paths of a client certificate and its key, and implies TLS. Raises OSError if a file cannot be read,
-    ValueError for an empty path, or for `cert` beside credentials.
+    ValueError for an empty path, a file of another kind, or for `cert` beside credentials.
     """
     if isinstance(tls, grpc.ChannelCredentials):
         if cert is not None:
@@ -84,8 +84,21 @@ def make_credentials(
     if tls == "":
         raise ValueError("tls: the path is empty; use True, or the path of a file with the authorities to trust")
     authorities = None if isinstance(tls, bool) else Path(tls).read_bytes()
-    chain, key = (None, None) if cert is None else (Path(path).read_bytes() for path in cert)
+    if cert is None:
+        return grpc.ssl_channel_credentials(authorities)
+    chain, key = (_read_pem(path, label) for path, label in zip(cert, ("CERTIFICATE", "PRIVATE KEY"), strict=True))
     return grpc.ssl_channel_credentials(authorities, key, chain)
+
+
+def _read_pem(path: str | os.PathLike[str], label: str) -> bytes:
+    """Read a file. gRPC's core aborts the process if it is empty, and reports neither its name nor other errors."""
+    if path == "":
+        raise ValueError("cert: a path is empty; use the paths of a certificate and its key")
+    text = Path(path).read_bytes()
+    begins = re.search(rf"^-----BEGIN ([A-Z0-9]+ )?{label}-----".encode(), text, re.MULTILINE)
+    if not begins or re.search(rb"^(-----BEGIN |Proc-Type: 4,)ENCRYPTED", text, re.MULTILINE):
+        raise ValueError(f"cert: {path} has no {label.lower()}; use a PEM file, unencrypted")
+    return text
 
 
 def make_authorization(api_key: str | None) -> list[tuple[str, str]]:

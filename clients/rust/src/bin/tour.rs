@@ -20,12 +20,12 @@ use chatrpc_client::{
 use pico_args::Arguments;
 use tonic::Status;
 
-const USAGE: &str = "tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--model NAME] [--image-bytes N] [--timeout SECONDS]";
+const USAGE: &str = "tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--cert FILE --key FILE] [--model NAME] \
+                     [--image-bytes N] [--timeout SECONDS]";
 
 struct Args {
     target: Option<String>,
-    tls: bool,
-    ca_file: Option<PathBuf>,
+    tls: Tls,
     model: String,
     image_bytes: usize,
     timeout: Duration,
@@ -57,8 +57,12 @@ async fn main() -> ExitCode {
 fn parse(mut arguments: Arguments) -> Result<Args, Box<dyn Error>> {
     let args = Args {
         target: arguments.opt_value_from_str("--target")?,
-        tls: arguments.contains("--tls"),
-        ca_file: arguments.opt_value_from_str("--ca-file")?,
+        tls: credentials(
+            arguments.contains("--tls"),
+            arguments.opt_value_from_str("--ca-file")?,
+            arguments.opt_value_from_str("--cert")?,
+            arguments.opt_value_from_str("--key")?,
+        )?,
         model: arguments
             .opt_value_from_str("--model")?
             .unwrap_or_else(|| "echo".into()),
@@ -77,7 +81,7 @@ fn parse(mut arguments: Arguments) -> Result<Args, Box<dyn Error>> {
 
 async fn run_examples(args: Args) -> Result<(), Status> {
     let (model, timeout) = (args.model.as_str(), args.timeout);
-    let client = channel(args.target, &credentials(args.tls, args.ca_file)).await?;
+    let client = channel(args.target, &args.tls).await?;
     unary(&client, model, timeout).await?;
     stream(&client, model, timeout).await?;
     deadline(&client).await?;
@@ -92,13 +96,25 @@ async fn channel(target: Option<String>, tls: &Tls) -> Result<ChatClient, Status
     ChatClient::connect(target, tls).await
 }
 
-/// Chooses no TLS, the system's authorities or a CA file. The client reads the key from CHATRPC_API_KEY.
-fn credentials(tls: bool, ca_file: Option<PathBuf>) -> Tls {
-    match ca_file {
-        Some(file) => Tls::CaFile(file),
-        None if tls => Tls::SystemAuthorities,
-        None => Tls::Off,
-    }
+/// Chooses no TLS, the system's authorities or a CA file, and a client certificate for mTLS. The client reads the API
+/// key from CHATRPC_API_KEY.
+fn credentials(
+    tls: bool,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+) -> Result<Tls, &'static str> {
+    Ok(match (ca_file, cert_file, key_file) {
+        (ca_file, Some(cert_file), Some(key_file)) => Tls::Mutual {
+            ca_file,
+            cert_file,
+            key_file,
+        },
+        (Some(file), None, None) => Tls::CaFile(file),
+        (None, None, None) if tls => Tls::SystemAuthorities,
+        (None, None, None) => Tls::Off,
+        _ => return Err("--cert, --key: one is missing; give both"),
+    })
 }
 
 /// Sends a request and receives the complete response.

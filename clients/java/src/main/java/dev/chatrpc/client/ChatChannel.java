@@ -103,6 +103,31 @@ public final class ChatChannel {
     return TlsChannelCredentials.newBuilder().trustManager(authorities).build();
   }
 
+  /**
+   * Returns TLS credentials with a client certificate in PEM (mTLS).
+   *
+   * @param authorities the PEM file of the authorities to trust; if null, those of the JVM
+   * @param key the certificate's key: PKCS#8, unencrypted
+   * @throws IllegalArgumentException if the certificate or the key is invalid
+   */
+  public static ChannelCredentials tls(File authorities, File certificate, File key)
+      throws IOException {
+    var builder = TlsChannelCredentials.newBuilder().keyManager(certificate, key);
+    if (authorities != null) {
+      builder.trustManager(authorities);
+    }
+    ChannelCredentials credentials = builder.build();
+    try { // Because the error of open() does not name the files.
+      Grpc.newChannelBuilder(DEFAULT_TARGET, credentials);
+    } catch (RuntimeException invalid) {
+      throw new IllegalArgumentException(
+          "%s, %s: %s; use PEM files of a certificate and its key, PKCS#8 and unencrypted"
+              .formatted(certificate, key, invalid.getMessage()),
+          invalid);
+    }
+    return credentials;
+  }
+
   private static String chooseTarget(String target) {
     String chosen =
         Optional.ofNullable(target)

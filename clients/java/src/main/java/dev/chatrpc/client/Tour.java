@@ -93,8 +93,14 @@ public final class Tour {
     return ChatChannel.open(target, credentials);
   }
 
-  /** Chooses no TLS, the JVM's authorities or a CA file. The channel reads CHATRPC_API_KEY. */
+  /**
+   * Chooses no TLS, the JVM's authorities or a CA file, and a client certificate for mTLS. The
+   * channel reads CHATRPC_API_KEY.
+   */
   private static ChannelCredentials credentials(Arguments arguments) throws IOException {
+    if (arguments.certificate() != null) {
+      return ChatChannel.tls(arguments.authorities(), arguments.certificate(), arguments.key());
+    }
     if (arguments.authorities() != null) {
       return ChatChannel.tls(arguments.authorities());
     }
@@ -254,18 +260,22 @@ public final class Tour {
       String target,
       boolean tls,
       File authorities,
+      File certificate,
+      File key,
       String model,
       int imageBytes,
       Duration timeout) {
 
     static final String USAGE =
-        "usage: tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--model NAME]"
-            + " [--image-bytes N] [--timeout SECONDS]";
+        "usage: tour [--target HOST:PORT] [--tls] [--ca-file FILE] [--cert FILE --key FILE]"
+            + " [--model NAME] [--image-bytes N] [--timeout SECONDS]";
 
     static Arguments parse(String[] args) {
       String target = null;
       boolean tls = false;
       File authorities = null;
+      File certificate = null;
+      File key = null;
       String model = "echo";
       int imageBytes = 5 << 20;
       Duration timeout = Duration.ofSeconds(60);
@@ -275,13 +285,19 @@ public final class Tour {
           case "--target" -> target = value(flag, rest);
           case "--tls" -> tls = true;
           case "--ca-file" -> authorities = new File(value(flag, rest));
+          case "--cert" -> certificate = new File(value(flag, rest));
+          case "--key" -> key = new File(value(flag, rest));
           case "--model" -> model = value(flag, rest);
           case "--image-bytes" -> imageBytes = (int) number(flag, rest, 100 << 20);
           case "--timeout" -> timeout = Duration.ofMillis((long) (1000 * number(flag, rest, 1e6)));
           default -> throw new IllegalArgumentException(flag + ": unknown argument; remove it");
         }
       }
-      return new Arguments(target, tls, authorities, model, imageBytes, timeout);
+      if ((certificate == null) != (key == null)) {
+        throw new IllegalArgumentException("--cert, --key: one is missing; give both");
+      }
+      return new Arguments(
+          target, tls, authorities, certificate, key, model, imageBytes, timeout);
     }
 
     private static String value(String flag, Iterator<String> rest) {
