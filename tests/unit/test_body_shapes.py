@@ -45,6 +45,7 @@ SHAPES: dict[str, bytes] = {
     "events without blank lines": joined(b"data: ", b"\n") + DONE,
     "events without line end": joined(b"\ndata: ", b""),
     "typed events without blank lines": joined(b"event: message\ndata: ", b"\n") + DONE,
+    "types behind the data": joined(b"data: ", b"\nevent: error\n\n"),
     "events with ids, without blank lines": joined(b"id: 1\ndata: ", b"\n") + DONE,
     "`data:` twice": joined(b"data: data: ", b"\n\n") + b"data: data: [DONE]\n\n",
     "`data:` twice, without spaces": joined(b"data:data:", b"\n\n") + b"data:data:[DONE]\n\n",
@@ -108,7 +109,8 @@ def test_unary(body: bytes) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_how_a_unary_response_is_read(name: str) -> None:
     is_stream = (
-        name.startswith(("events", "typed", "`data:`", "indented events", "JSON as", "bare")) or "comment" in name
+        name.startswith(("events", "typed", "types", "`data:`", "indented events", "JSON as", "bare"))
+        or "comment" in name
     )
     assert responses.is_event_stream(SHAPES[name]) == is_stream
 
@@ -206,6 +208,7 @@ FAILURES: dict[str, tuple[bytes, Reason, str]] = {
         Reason.UPSTREAM_ERROR_BODY,
         "m",
     ),
+    "a chunk as an error": (b"event: error\ndata: " + CHUNKS[0] + b"\n", Reason.UPSTREAM_ERROR_BODY, ""),
     "an `error` field without blank lines": (
         b"data: " + CHUNKS[0] + b'\nerror: {"message":"m"}\n',
         Reason.UPSTREAM_ERROR_BODY,

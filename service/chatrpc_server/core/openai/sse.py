@@ -22,6 +22,7 @@ _BARE = (b"{", b"[{", b"[DONE]")
 """Beginnings of lines that are data without a field name."""
 _CONTINUED = b'}],"'
 """First characters of lines that continue an object although the line before ends with a brace."""
+_CHUNK = b'"choices"'
 _UNKNOWN_BYTES = 4096
 
 
@@ -35,7 +36,7 @@ class Decoder:
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._late_type: str | None = None
-        """A type after the data. It belongs to the next event if that one begins before a blank line."""
+        """A type after the data. After a chunk, or if more data begins an event, it belongs to the next event."""
         self._was_offered = False
         self._after_cr = False
         self._at_start = True
@@ -78,7 +79,7 @@ class Decoder:
 
     def offer(self) -> bytes | None:
         """Return the only line of data of the unfinished event if it can be a whole object; once for each event."""
-        if self._was_offered or len(self._data) != 1 or not self._data[0].endswith(b"}"):
+        if self._was_offered or len(self._data) != 1 or self._type == "error" or not self._data[0].endswith(b"}"):
             return None
         self._was_offered = True
         return self._data[0]
@@ -125,7 +126,7 @@ class Decoder:
             else:
                 self._type = kind
         elif name == b"error":
-            event = self._append(value)
+            event = self._append(value, is_first=bool(self._data) and _CHUNK in self._data[0])
             self._type, self._late_type = "error", None
             return event
         elif name in (b"", b"id", b"retry"):
@@ -138,7 +139,7 @@ class Decoder:
         """Read a line that has no field name of the rules."""
         if self._data and self._data[0].startswith(b"{"):
             start = line.lstrip()[:1]
-            is_continued = start in _CONTINUED if self._data[-1].endswith(b"}") else True
+            is_continued = not self._data[-1].endswith(b"}") or (len(self._data) > 1 and start in _CONTINUED)
         else:
             is_continued = False
         if is_continued or line.startswith(_BARE):
@@ -147,10 +148,10 @@ class Decoder:
             self.unknown += (b"\n" if self.unknown else b"") + line[:_UNKNOWN_BYTES]
         return None
 
-    def _append(self, value: bytes) -> Event | None:
+    def _append(self, value: bytes, *, is_first: bool = False) -> Event | None:
         """Add a line of data. Return the event before it if the line begins another one."""
         event = None
-        if self._data and value.startswith(_BARE) and self._data[-1].endswith(b"}"):
+        if self._data and (is_first or value.startswith(_BARE)) and self._data[-1].endswith(b"}"):
             next_type, self._late_type = self._late_type, None
             event = self._dispatch()
             self._type = next_type or ""
@@ -161,7 +162,8 @@ class Decoder:
         return event
 
     def _dispatch(self) -> Event:
-        kind = self._type if self._late_type is None else self._late_type
+        is_typed = self._late_type is None or _CHUNK in self._data[0]
+        kind = self._type if is_typed else self._late_type
         event = (kind or "message", b"\n".join(self._data))
         self._type, self._late_type = "", None
         self._data.clear()
