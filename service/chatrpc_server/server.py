@@ -233,6 +233,8 @@ class Server:
             receive=self._receiver.only,
             coalesce=settings.coalesce,
             default_upstream=self._upstream_identity,
+            forward_metadata=settings.upstream.forward_metadata,
+            key_from_metadata=settings.upstream.key_from_metadata or "",
         )
         interceptors = [pipeline, RejectMalformed(self._receiver, self._count_rejected)]
         server = listeners.server(

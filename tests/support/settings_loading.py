@@ -51,6 +51,12 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "upstream.provider": ("azure.ai.openai", "azure.ai.openai"),
     "upstream.base_url": ("http://[::1]:8000/api/v1/", "http://[::1]:8000/api/v1"),
     "upstream.api_key": (CANARY, CANARY),
+    "upstream.auth_header": ("api-key", "api-key"),
+    "upstream.auth_scheme": ("Token", "Token"),
+    "upstream.headers": ("User-Agent:example/1.0", "User-Agent:example/1.0"),
+    "upstream.query": ("api-version=2024-10-21", "api-version=2024-10-21"),
+    "upstream.key_from_metadata": ("x-upstream-key", "x-upstream-key"),
+    "upstream.forward_metadata": ("x-tenant, x-user", ("x-tenant", "x-user")),
     "upstream.organization": ("org-1", "org-1"),
     "upstream.project": ("007", "007"),
     "upstream.http_client": ("httpx", "httpx"),
@@ -90,6 +96,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 }
 FILES = {
     "upstream.api_key_file",
+    "upstream.headers_file",
     "upstream.ca_file",
     "upstream.extra_ca_file",
     "upstream.client_cert_file",

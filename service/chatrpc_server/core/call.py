@@ -59,6 +59,8 @@ class Call:
     """The caller's timeout; None if the caller set no deadline."""
     forward: Headers = ()
     """HTTP headers that go to the upstream with every attempt."""
+    callers_key: str = field(default="", repr=False)
+    """The caller's own key for the upstream, a secret; empty if the service's key counts."""
     coalesce: bool = True
     """Whether chunks that arrive together can become one message."""
     trace_id: str = ""

@@ -3,6 +3,7 @@
     ChatError
     ├── CallerError            the caller's
     │   ├── InvalidRequest       the request cannot be sent to an upstream
+    │   ├── MissingKey           the call lacks its key for the upstream
     │   └── DeadlineExceeded     the call's deadline has expired
     ├── ServiceError           ours
     │   ├── Overloaded           a limit of what is in flight is reached
@@ -95,6 +96,12 @@ class DeadlineExceeded(CallerError):
     """A deadline that has expired, or leaves too little time to begin."""
 
     reason = Reason.DEADLINE_EXCEEDED
+
+
+class MissingKey(CallerError):
+    """A call without the key for the upstream that the settings require of callers."""
+
+    reason = Reason.UPSTREAM_UNAUTHENTICATED
 
 
 class ServiceError(ChatError):

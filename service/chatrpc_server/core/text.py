@@ -46,16 +46,37 @@ def clip(text: str, limit_bytes: int) -> str:
 
 
 class Redactor:
-    """Function that replaces the given secrets, and all text that looks like an API key, by `[redacted]`."""
+    """Function that replaces the given secrets, and all text that looks like an API key, by `[redacted]`.
+
+    It also replaces what `learn_secrets` has received.
+    """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {form for secret in secrets if len(secret) >= _MIN_SECRET_CHARACTERS for form in _forms(secret)}
-        self._known = re.compile("|".join(map(re.escape, forms))) if forms else None
+        self._secrets = tuple(secrets)
+        self._known = _pattern(self._secrets)
+        self._learned = 0
 
     def __call__(self, text: str) -> str:
+        if self._learned != len(_learned):
+            self._learned = len(_learned)
+            self._known = _pattern((*self._secrets, *_learned))
         if self._known is not None:
             text = self._known.sub(_REDACTED, text)
         return _KEY_LIKE.sub(_REDACTED, text)
+
+
+_learned: dict[str, None] = {}
+"""Secrets from files that have changed while the service runs."""
+
+
+def learn_secrets(secrets: Iterable[str]) -> None:
+    """Make every redactor replace these secrets from now on, because a file of secrets can change at any time."""
+    _learned.update(dict.fromkeys(secrets))
+
+
+def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    forms = {form for secret in secrets if len(secret) >= _MIN_SECRET_CHARACTERS for form in _forms(secret)}
+    return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
 
 
 def _forms(secret: str) -> set[str]:

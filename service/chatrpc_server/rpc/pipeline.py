@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -51,7 +51,8 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[
 class Pipeline(grpc.aio.ServerInterceptor):
     """The interceptor that runs each RPC inside `layers`, outermost first. Calls without a deadline get the default.
 
-    `count_unknown` is called for each RPC whose method does not exist.
+    `count_unknown` is called for each RPC whose method does not exist. `forward_metadata` are the keys that become the
+    upstream's headers; `key_from_metadata` is the key of a caller's own upstream key, or empty.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Pipeline(grpc.aio.ServerInterceptor):
         receive: Callable[[Context], Awaitable[bytes]],
         coalesce: bool,
         default_upstream: UpstreamIdentity,
+        forward_metadata: Sequence[str] = (),
+        key_from_metadata: str = "",
     ) -> None:
         self._layers = layers
         self._count_unknown = count_unknown
@@ -75,6 +78,9 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._coalesce = coalesce
         self._default_upstream = default_upstream
         self._wrapped_handlers: dict[str, _Handler] = {}
+        self._forwarded = (*_FORWARDED, *forward_metadata)
+        self._key_from_metadata = key_from_metadata
+        self._credentials = _CREDENTIALS - {key_from_metadata}
         self._credentials_are_new = True
 
     async def intercept_service(
@@ -203,7 +209,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
             for key, value in context.invocation_metadata() or ()
             if isinstance(value, str) and _HEADER_VALUE.fullmatch(value)
         }
-        if self._credentials_are_new and not _CREDENTIALS.isdisjoint(metadata):
+        if self._credentials_are_new and not self._credentials.isdisjoint(metadata):
             self._credentials_are_new = False
             log.warning(
                 "callers send credentials, which do not restrict anything; use a network policy or client certificates",
@@ -223,13 +229,20 @@ class Pipeline(grpc.aio.ServerInterceptor):
             timeout_seconds=timeout,
             forward=[
                 ("x-request-id", request_id),
-                *((name, metadata[name]) for name in _FORWARDED if name in metadata),
+                *((name, metadata[name]) for name in self._forwarded if name in metadata),
             ],
+            callers_key=self._callers_key(metadata) if self._key_from_metadata else "",
             coalesce=self._coalesce and metadata.get("x-chatrpc-coalesce") != "off",
             trace_id=trace[1] if trace else "",
             sampled=bool(trace and int(trace[2], 16) & 1),
             upstream=self._default_upstream,
         )
+
+    def _callers_key(self, metadata: Mapping[str, str]) -> str:
+        """Return the caller's key for the upstream, without the word before it; empty if there is none."""
+        key = metadata.get(self._key_from_metadata, "")
+        scheme, _, rest = key.partition(" ")
+        return rest.strip() if scheme.lower() == "bearer" else key
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -13,6 +13,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
+from chatrpc_server.settings import header_lines
 from chatrpc_server.settings.address import Address
 
 
@@ -132,6 +133,76 @@ Secret = Annotated[
 ]
 Folders = Annotated[str | None, AfterValidator(_existing)]
 HeaderValue = Annotated[str | None, _in_header]
+
+
+def _own_header(name: str) -> str:
+    if problem := header_lines.refusal(name.lower()):
+        raise ValueError(f"{problem}; use another header")
+    return name.lower()
+
+
+HeaderName = Annotated[
+    str, AfterValidator(_own_header), _matches("[A-Za-z0-9_-]+", "the name of a header, such as api-key")
+]
+AuthScheme = Annotated[str | None, _matches("[!-~]*", "one word, such as Bearer")]
+Query = Annotated[
+    str | None, stripped, _matches(r"[A-Za-z0-9._~!$'()*+,;:@/?%=&-]+", "a query without '?', such as api-version=1")
+]
+
+
+def _header_text(value: object) -> object:
+    return "\n".join(value) if isinstance(value, list) and all(isinstance(line, str) for line in value) else value
+
+
+def _valid_headers(text: str | None) -> str | None:
+    header_lines.parse(text or "", secret=False)
+    return text
+
+
+HeaderLines = Annotated[
+    str | None,
+    BeforeValidator(_header_text, json_schema_input_type=str | list[str] | None),
+    AfterValidator(_valid_headers),
+]
+_CALLERS_OWN = frozenset(("authorization", "api-key", "x-api-key", "cookie", "user-agent", "x-chatrpc-coalesce"))
+"""Metadata that is for this service, or that gRPC sets."""
+
+
+def _metadata_key(name: str, *, can_be_key: bool) -> str:
+    name = name.lower()
+    problem = header_lines.refusal(name)
+    if not re.fullmatch(r"[a-z0-9_.-]+(?<!-bin)", name):
+        problem = "is not the key of text metadata"
+    elif not problem and name.startswith("grpc-"):
+        problem = "belongs to gRPC"
+    elif not problem and name in _CALLERS_OWN and not can_be_key:
+        problem = "is for this service, not for the upstream; for callers' own keys use key_from_metadata"
+    elif name in ("cookie", "user-agent", "x-chatrpc-coalesce"):
+        problem = problem or "is for this service, not for the upstream"
+    if problem:
+        raise ValueError(f"{name if re.fullmatch('[a-z0-9_.-]{1,40}', name) else 'a key'} {problem}; remove it")
+    return name
+
+
+def _metadata_keys(keys: tuple[str, ...], info: pydantic.ValidationInfo) -> tuple[str, ...]:
+    taken = header_lines.names(info.data.get("headers")) | {
+        info.data.get("auth_header"),
+        info.data.get("key_from_metadata"),
+    }
+    for name in (checked := tuple(_metadata_key(key, can_be_key=False) for key in keys)):
+        if name in taken:
+            raise ValueError(f"{name} is also in headers, auth_header or key_from_metadata; remove it from one")
+    return checked
+
+
+MetadataKey = Annotated[
+    str | None, AfterValidator(lambda key: key if key is None else _metadata_key(key, can_be_key=True))
+]
+MetadataKeys = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: names_in(value) or value, json_schema_input_type=str | list[str]),
+    AfterValidator(_metadata_keys),
+]
 Name = Annotated[str, _matches("[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '_' and '-', such as eu-1")]
 Provider = Annotated[str, _matches("[a-z0-9][a-z0-9._-]*", "lower-case letters, digits and ._-, such as x_ai")]
 ModelName = Annotated[str, _matches(r"\S+", "a name without spaces")]

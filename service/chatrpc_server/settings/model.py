@@ -9,13 +9,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Se
 
 from chatrpc_server.settings.address import Address
 from chatrpc_server.settings.fields import (
+    AuthScheme,
     Folders,
+    HeaderLines,
+    HeaderName,
     HeaderValue,
+    MetadataKey,
+    MetadataKeys,
     ModelName,
     Name,
     Provider,
     Proxy,
     ProxyUrl,
+    Query,
     Secret,
     at_least,
     named_groups,
@@ -77,7 +83,24 @@ class UpstreamSettings(_Frozen):
     api_key: Secret = _field(
         None, "API key sent to the upstream; else OPENAI_API_KEY. Prefer the file: `ps` shows flags."
     )
-    api_key_file: Path | None = _field(None, "File that contains the API key, read at start; else OPENAI_API_KEY_FILE.")
+    api_key_file: Path | None = _field(
+        None, "File that contains the API key; a new key applies to the next request. Else OPENAI_API_KEY_FILE."
+    )
+    auth_header: HeaderName = _field("authorization", "Header that carries the key, such as api-key for Azure.")
+    auth_scheme: AuthScheme = _field(
+        None, "Word before the key; if unset, Bearer in `authorization`, and none in another header."
+    )
+    headers: HeaderLines = _field(
+        None, "More headers of each request, as lines `Name: value`. Secret ones belong in `headers_file`."
+    )
+    headers_file: Path | None = _field(
+        None, "File of such lines, which are secret; new content applies to the next request."
+    )
+    query: Query = _field(None, "Query after /chat/completions, without '?', such as api-version=2024-10-21.")
+    key_from_metadata: MetadataKey = _field(
+        None, "Metadata key in which callers send their own key for the upstream. Without it, the service's key counts."
+    )
+    forward_metadata: MetadataKeys = _field((), "Metadata keys that are sent to the upstream as headers.")
     organization: HeaderValue = _field(None, "Sent as OpenAI-Organization; else OPENAI_ORG_ID.")
     project: HeaderValue = _field(None, "Sent as OpenAI-Project; else OPENAI_PROJECT_ID.")
     http_client: Literal["builtin", "httpx"] = _field(

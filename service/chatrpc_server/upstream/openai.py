@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 
-from chatrpc_server import __version__
 from chatrpc_server.core.call import Attempt, Call, Headers, UpstreamIdentity
 from chatrpc_server.core.errors import (
     ErrorResponse,
@@ -32,6 +31,7 @@ from chatrpc_server.core.upstream import ChatChunk, ChatRequest, ChatResponse, U
 from chatrpc_server.process import large_work
 from chatrpc_server.settings import UpstreamSettings
 from chatrpc_server.upstream.body import Body, check, check_size
+from chatrpc_server.upstream.headers import RequestHeaders
 from chatrpc_server.upstream.http import failures, transport
 from chatrpc_server.upstream.http.errors import InvalidHttp
 from chatrpc_server.upstream.http.failures import ProxyRefused
@@ -58,7 +58,9 @@ class OpenAIUpstream:
         self.identity = identity_of(settings)
         self._settings = settings
         self._observer = observer
-        self._transport = transport.create(settings, httpx.URL(self.identity.url), _headers(settings))
+        self._headers = RequestHeaders(settings)
+        url = httpx.URL(self.identity.url + (f"?{settings.query}" if settings.query else ""))
+        self._transport = transport.create(settings, url, self._headers.fixed)
         self._usage = UsagePolicy()
         self._redact = Redactor([settings.api_key.get_secret_value()] if settings.api_key else [])
 
@@ -214,11 +216,12 @@ class OpenAIUpstream:
     @asynccontextmanager
     async def _open(self, body: bytes, call: Call) -> AsyncIterator[transport.Response]:
         """Send one request and yield its successful response, with the body unread; close it in any case."""
+        own = self._headers.of(call)
         attempt = call.begin_attempt(self.identity, time.monotonic())
         with self._observer.request(call, attempt) as headers:
-            response = await self._send(body, headers, call, attempt)
+            response = await self._send(body, [*own, *headers], call, attempt)
             try:
-                self._note_headers(response, attempt)
+                self._note_headers(response, call, attempt)
                 if response.status == 407 and self._settings.proxy:  # for a request without a tunnel
                     raise self._refused_by_proxy(407, call, attempt)
                 await check(response, call)
@@ -226,11 +229,15 @@ class OpenAIUpstream:
             finally:
                 await response.aclose()
 
-    def _note_headers(self, response: transport.Response, attempt: Attempt) -> None:
+    def _note_headers(self, response: transport.Response, call: Call, attempt: Attempt) -> None:
         """Keep the status, and the headers that the caller receives as gRPC metadata."""
+
+        def is_shown(value: str) -> bool:
+            return self._is_shown(value) and (not call.callers_key or call.callers_key not in value)
+
         attempt.status = response.status
-        shown = list(response_headers.rate_limits(response.headers, self._is_shown))
-        attempt.request_id = response_headers.request_id(response.headers, self._is_shown)
+        shown = list(response_headers.rate_limits(response.headers, is_shown))
+        attempt.request_id = response_headers.request_id(response.headers, is_shown)
         if attempt.request_id:
             shown.append(("x-upstream-request-id", attempt.request_id))
         attempt.response_metadata = shown[-_SHOWN_HEADERS:]
@@ -308,20 +315,3 @@ def _is_first_unreachable(call: Call, attempt: Attempt) -> bool:
 def identity_of(settings: UpstreamSettings) -> UpstreamIdentity:
     """Return the names of an upstream, for metrics, logs and traces."""
     return UpstreamIdentity(settings.name, settings.provider, f"{settings.base_url.rstrip('/')}/chat/completions")
-
-
-def _headers(settings: UpstreamSettings) -> list[tuple[str, str]]:
-    headers = [
-        ("content-type", "application/json"),
-        ("accept", "application/json, text/event-stream"),
-        # No compression, because it delays a stream until a block is full.
-        ("accept-encoding", "identity"),
-        ("user-agent", f"chatrpc-server/{__version__}"),
-    ]
-    if settings.api_key is not None:
-        headers.append(("authorization", f"Bearer {settings.api_key.get_secret_value()}"))
-    if settings.organization:
-        headers.append(("openai-organization", settings.organization))
-    if settings.project:
-        headers.append(("openai-project", settings.project))
-    return headers

@@ -15,6 +15,8 @@ from chatrpc_server.rpc.pipeline import Context
 log = logging.getLogger("chatrpc.access")
 
 _MODEL_CHARACTERS = 100
+_CALLERS_KEY = "Unauthenticated"
+"""The code of calls whose own upstream key is missing or rejected."""
 _CALLERS_CODES = frozenset({"OK", "Canceled", "DeadlineExceeded"})
 """Codes of calls without a reason that succeeded, or that the caller or its deadline ended."""
 
@@ -36,6 +38,7 @@ def _write(call: Call, seconds: float) -> None:
     first_seconds = None if call.first_message_at is None else call.first_message_at - call.started
     reason = call.mapped_reason or call.reason
     is_callers = reason in CALLERS_REASONS if reason else call.code in _CALLERS_CODES
+    is_callers = is_callers or call.code == _CALLERS_KEY
     log.log(
         logging.INFO if is_callers else logging.WARNING,
         "call",

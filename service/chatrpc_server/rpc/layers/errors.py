@@ -19,8 +19,8 @@ from google.rpc.status_pb2 import Status
 
 from chatrpc.v1.chat_error_pb2 import UpstreamError
 from chatrpc_server.core.call import Call
-from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, Reason, UpstreamFault
-from chatrpc_server.core.text import clip
+from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidRequest, MissingKey, Reason, UpstreamFault
+from chatrpc_server.core.text import Redactor, clip
 from chatrpc_server.rpc.pipeline import Context
 from chatrpc_server.rpc.unread import UnreadCalls
 
@@ -101,7 +101,7 @@ class ErrorStatus:
         except ChatError as error:
             call.reason = _public_reason(error)
             call.mapped_reason = error.reason if error.reason != call.reason else ""
-            if error.reason is Reason.UPSTREAM_UNAUTHENTICATED:
+            if error.reason is Reason.UPSTREAM_UNAUTHENTICATED and not _concerns_callers_key(error, call):
                 log.error(
                     "upstream rejected the service's API key; check upstream.api_key",
                     extra={"event": "upstream_key_rejected"},
@@ -117,22 +117,35 @@ class ErrorStatus:
     async def _abort(self, error: ChatError, call: Call, context: Context) -> None:
         if call.status_is_sent:
             # The caller does not read the complete response, so no other status can follow.
-            context.set_code(code_of(error))
+            context.set_code(code_of(error, call))
             self._unread.end_current()
             raise asyncio.CancelledError from None
-        status = status_of(error, call, self._redact)
+        status = status_of(error, call, self._redactor(call))
         metadata = [("x-request-id", call.id), *call.response_metadata, (DETAILS_KEY, status.SerializeToString())]
         try:
             async with asyncio.timeout(_ABORT_SECONDS):
-                await context.abort(code_of(error), status.message, tuple(metadata))
+                await context.abort(code_of(error, call), status.message, tuple(metadata))
         except TimeoutError:
             # The caller does not read, so a message before the status would block it without limit.
             self._unread.end_current()
             raise asyncio.CancelledError from None
 
+    def _redactor(self, call: Call) -> Callable[[str], str]:
+        """Return a function that also removes the caller's own key."""
+        if not call.callers_key:
+            return self._redact
+        callers, ours = Redactor([call.callers_key]), self._redact
+        return lambda text: ours(callers(text))
 
-def code_of(error: ChatError) -> grpc.StatusCode:
+
+def _concerns_callers_key(error: ChatError, call: Call) -> bool:
+    return bool(call.callers_key) or isinstance(error, MissingKey)
+
+
+def code_of(error: ChatError, call: Call) -> grpc.StatusCode:
     """Return the gRPC code for an exception."""
+    if error.reason is Reason.UPSTREAM_UNAUTHENTICATED and _concerns_callers_key(error, call):
+        return grpc.StatusCode.UNAUTHENTICATED
     if error.reason is Reason.UPSTREAM_ERROR and isinstance(error, ErrorResponse) and error.status < 500:
         return grpc.StatusCode.FAILED_PRECONDITION
     return CODES[error.reason]
@@ -142,8 +155,9 @@ def status_of(error: ChatError, call: Call, redact: Callable[[str], str]) -> Sta
     """Return the rich status for an exception, small enough for every client."""
     detail = error.detail if isinstance(error, UpstreamFault) else None
     own_key = detail is not None and detail.http_status == HTTPStatus.UNAUTHORIZED
+    own_key = own_key and not call.callers_key
     message = "the upstream rejected this service's credentials" if own_key else _clip_message(redact(error.message))
-    status = Status(code=code_of(error).value[0], message=message)
+    status = Status(code=code_of(error, call).value[0], message=message)
     _add(status, _error_info(error))
     if error.retry_after_seconds is not None and error.reason is not Reason.UPSTREAM_QUOTA_EXHAUSTED:
         delay = Duration()
