@@ -283,6 +283,22 @@ def test_unknown_variables(name: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("CHATRPC_APIKEY", "API_KEY"),
+        ("CHATRPC__API_KEY", "API_KEY"),
+        ("CHATRPC_API_KEYS", "API_KEY"),
+        ("CHATRPC_API_KEY_", "API_KEY"),
+        ("CHATRPC_TARGETS", "TARGET"),
+        ("CHATRPC_MODELL", "MODEL"),
+    ],
+)
+def test_mistyped_variables_of_the_clients(name: str, nearest: str) -> None:
+    (mistake,) = mistakes(environ={name: "x"})
+    assert mistake.endswith(f"did you mean CHATRPC_{nearest} of the clients, which the service ignores?")
+
+
+@pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (("--lisen", "x"), "--lisen: unknown setting; did you mean --listen?"),

@@ -34,9 +34,10 @@ _OTHER_PROGRAMS: dict[str, Place] = {
     "SSL_CERT_DIR": ("upstream", "extra_ca_dir"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
 }
+_CLIENTS = ("CHATRPC_TARGET", "CHATRPC_API_KEY", "CHATRPC_MODEL")
 # All variables of the service, except the file's own, the clients', and those that Kubernetes adds for a Service named
 # chatrpc….
-_OURS = r"CHATRPC_(?!(CONFIG|TARGET|API_KEY|MODEL)=|(\w+_)?(SERVICE_(HOST|PORT\w*)=|PORT=\w+://|PORT_\d+_\w+=))"
+_OURS = rf"(?!({'|'.join(_CLIENTS)})=)CHATRPC_(?!CONFIG=|(\w+_)?(SERVICE_(HOST|PORT\w*)=|PORT=\w+://|PORT_\d+_\w+=))"
 _METAVARS = {"host:port": "host:port", "a path": "PATH", "a list of text": "a,b,c"}
 _METAVARS |= {"a whole number": "N", "a number": "X", "text": "TEXT", "text, secret": "TEXT"}
 
@@ -216,7 +217,7 @@ class _Search:
             if place is None:
                 known = [catalogue.variable(each) for each in catalogue.leaves(self._root, entry_names=entry_names)]
                 where = f"{catalogue.variable_without_secrets(self._root, name)} in the environment"
-                self.mistakes.append(_unknown(where, name, ["CHATRPC_CONFIG", *known]))
+                self.mistakes.append(_unknown(where, name, ["CHATRPC_CONFIG", *_CLIENTS, *known]))
             else:
                 yield from self._given(place, value, f"{name} in the environment")
 
@@ -360,6 +361,8 @@ def _unknown(where: str, name: str, known: Iterable[str]) -> str:
     others = [each for each in known if not name.startswith(f"{each}.")]  # because the group itself is no mistake
     nearest = get_close_matches(name[:_LONGEST_NAME], others, n=1)
     remedy = f"did you mean {nearest[0]}?" if nearest else "see chatrpc-server serve --help"
+    if nearest and nearest[0] in _CLIENTS:  # because the hint must not send a caller's key to the upstream
+        remedy = f"did you mean {nearest[0]} of the clients, which the service ignores?"
     return f"{where}: unknown setting; {remedy}"
 
 
