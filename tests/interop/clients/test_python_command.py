@@ -134,6 +134,17 @@ async def test_an_output_encoding_without_the_character(chat: Service) -> None:
     assert (result.returncode, result.stdout) == (0, "You said: ?\n")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+async def test_closed_streams(chat: Service, closed: str) -> None:
+    environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}
+    command = [*COMMAND, "-m", "echo", "?"]
+    result = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, timeout=60, env=environment
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (b"You said: ?" in result.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 async def test_a_full_disk_is_reported(chat: Service) -> None:
     environment = os.environ | {"PYTHONPATH": PATHS, "CHATRPC_TARGET": str(chat.server.address)}

@@ -23,8 +23,9 @@ _CLEAR_LINE = "\x1b[2K"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code: 0, 1 if a call failed, 130 after Ctrl-C; argparse exits with 2."""
+    _open_standard_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a stream that was closed before the start is None
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         return _run(arguments)
@@ -35,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
             print(f"chatrpc: standard output: {error.strerror}; the response is incomplete", file=sys.stderr)
         return 1
+
+
+def _open_standard_streams() -> None:
+    """Open those of stdin, stdout and stderr that are closed, because Python sets them to None."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -52,10 +60,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         parser.error(str(error))
     with client:
         chat = _Chat(client, model, args.system, as_json=args.json)
-        interactive = sys.stdin is not None and sys.stdin.isatty()
+        interactive = sys.stdin.isatty()
         prompt = " ".join(args.prompt).encode(errors="replace").decode()  # gRPC sends UTF-8 only
         if not prompt and not interactive:
-            prompt = sys.stdin.read().strip() if sys.stdin else ""
+            prompt = sys.stdin.read().strip()
         if prompt:
             return chat.send(prompt)
         if not interactive:
