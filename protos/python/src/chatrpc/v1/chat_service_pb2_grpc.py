@@ -190,6 +190,8 @@ class ChatCompletionServiceServicer(object):
         11. What repeats the message so far adds only its new part: a `message` in place of a delta or beside it (which then
         stays in `extra_json` too), a last delta with the whole text, a tool call that is sent again. A `message` that
         differs from the deltas before it adds nothing. Messages that are pieces of the text are deltas.
+        12. If the upstream responds with one JSON completion instead of a stream, the completion becomes one message, with
+        its choices' messages as deltas. Such a call succeeds once the JSON is complete, even without a finish_reason.
 
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME

@@ -171,6 +171,8 @@ class ChatCompletionServiceStub:
     11. What repeats the message so far adds only its new part: a `message` in place of a delta or beside it (which then
         stays in `extra_json` too), a last delta with the whole text, a tool call that is sent again. A `message` that
         differs from the deltas before it adds nothing. Messages that are pieces of the text are deltas.
+    12. If the upstream responds with one JSON completion instead of a stream, the completion becomes one message, with
+        its choices' messages as deltas. Such a call succeeds once the JSON is complete, even without a finish_reason.
 
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
@@ -278,6 +280,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     11. What repeats the message so far adds only its new part: a `message` in place of a delta or beside it (which then
         stays in `extra_json` too), a last delta with the whole text, a tool call that is sent again. A `message` that
         differs from the deltas before it adds nothing. Messages that are pieces of the text are deltas.
+    12. If the upstream responds with one JSON completion instead of a stream, the completion becomes one message, with
+        its choices' messages as deltas. Such a call succeeds once the JSON is complete, even without a finish_reason.
 
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
@@ -394,6 +398,8 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
         11. What repeats the message so far adds only its new part: a `message` in place of a delta or beside it (which then
             stays in `extra_json` too), a last delta with the whole text, a tool call that is sent again. A `message` that
             differs from the deltas before it adds nothing. Messages that are pieces of the text are deltas.
+        12. If the upstream responds with one JSON completion instead of a stream, the completion becomes one message, with
+            its choices' messages as deltas. Such a call succeeds once the JSON is complete, even without a finish_reason.
 
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
