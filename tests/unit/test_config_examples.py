@@ -12,6 +12,7 @@ from chatrpc_server.settings import Settings, SettingsError, describe, load
 FOLDER = Path(__file__).parents[2] / "deploy" / "examples"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PROVIDERS = {
+    "azure": "https://my-resource.openai.azure.com/openai/deployments/my-deployment",
     "chatgpt-gateway": "https://gateway.example.com/v1",
     "cometapi": "https://api.cometapi.com/v1",
     "openai": "https://api.openai.com/v1",

@@ -102,7 +102,10 @@ const (
 //	traceparent, tracestate  W3C trace context; forwarded.
 //	x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
 //
-// Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+// Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+// service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+// that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+// reason UPSTREAM_UNAUTHENTICATED.
 //
 // Response metadata:
 //
@@ -250,7 +253,10 @@ type ChatCompletionService_CreateChatCompletionStreamClient = grpc.ServerStreami
 //	traceparent, tracestate  W3C trace context; forwarded.
 //	x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
 //
-// Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+// Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+// service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+// that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+// reason UPSTREAM_UNAUTHENTICATED.
 //
 // Response metadata:
 //

@@ -57,7 +57,10 @@ class ChatCompletionServiceStub(object):
     x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
     traceparent, tracestate  W3C trace context; forwarded.
     x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
-    Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+    Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+    service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+    that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+    reason UPSTREAM_UNAUTHENTICATED.
 
     Response metadata:
     x-request-id             Always.
@@ -117,7 +120,10 @@ class ChatCompletionServiceServicer(object):
     x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
     traceparent, tracestate  W3C trace context; forwarded.
     x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
-    Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+    Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+    service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+    that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+    reason UPSTREAM_UNAUTHENTICATED.
 
     Response metadata:
     x-request-id             Always.
@@ -252,7 +258,10 @@ class ChatCompletionService(object):
     x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
     traceparent, tracestate  W3C trace context; forwarded.
     x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
-    Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+    Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+    service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+    that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+    reason UPSTREAM_UNAUTHENTICATED.
 
     Response metadata:
     x-request-id             Always.

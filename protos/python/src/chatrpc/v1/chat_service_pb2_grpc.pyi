@@ -98,7 +98,10 @@ class ChatCompletionServiceStub:
       x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
       traceparent, tracestate  W3C trace context; forwarded.
       x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
-    Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+    Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+    service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+    that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+    reason UPSTREAM_UNAUTHENTICATED.
 
     Response metadata:
       x-request-id             Always.
@@ -210,7 +213,10 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
       x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
       traceparent, tracestate  W3C trace context; forwarded.
       x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
-    Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+    Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+    service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+    that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+    reason UPSTREAM_UNAUTHENTICATED.
 
     Response metadata:
       x-request-id             Always.
@@ -318,7 +324,10 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
       x-request-id             The call's id in logs, and the upstream's request header. If unset, the service makes one.
       traceparent, tracestate  W3C trace context; forwarded.
       x-chatrpc-coalesce: off  One message per event, see CreateChatCompletionStream.
-    Nothing else is forwarded. In particular `authorization` is for this service, never for the upstream.
+    Nothing else is forwarded, except the keys that the setting upstream.forward_metadata names. `authorization` is for this
+    service, not for the upstream, unless upstream.key_from_metadata names it as the caller's own key for the upstream. If
+    that setting is on and the caller's key is rejected, or there is no key at all, the call fails with UNAUTHENTICATED,
+    reason UPSTREAM_UNAUTHENTICATED.
 
     Response metadata:
       x-request-id             Always.
