@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatrpc_server.core.text import Redactor, clip, decode_utf8, well_formed
+from chatrpc_server.core.text import Redactor, clip, decode_utf8, learn_secrets, well_formed
 
 HIGH, LOW, LOST = "\ud83d", "\ude00", "\ufffd"  # of 😀
 KEY = 'key "with\\odd/marks"'
@@ -79,3 +79,12 @@ def test_redactor(text: str, expected: str) -> None:
 
 def test_redactor_without_secrets() -> None:
     assert Redactor()(f"{KEY} sk-0123456789") == f"{KEY} [redacted]"
+
+
+def test_learned_secrets_are_redacted_by_every_redactor() -> None:
+    before = Redactor([KEY])
+    assert before("learned/0123") == "learned/0123"
+    learn_secrets(["learned/0123", "1"])
+    for redact in (before, Redactor()):
+        assert redact("a learned/0123 and learned\\/0123, 1") == "a [redacted] and [redacted], 1"
+    assert before(KEY) == "[redacted]"
