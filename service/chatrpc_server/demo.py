@@ -84,8 +84,13 @@ async def _embedded_upstream(settings: Settings, model: str | None) -> AsyncIter
 
     async with Echo(pace_seconds=_PACE_SECONDS) as echo:
         model = model or "echo"
-        own = {"name": _ECHO, "provider": _ECHO, "base_url": echo.base_url, "api_key": None, "api_key_file": None}
-        upstream = settings.upstream.model_copy(update=own)
+        own = {
+            "name": _ECHO,
+            "provider": _ECHO,
+            "base_url": echo.base_url,
+            "http_client": settings.upstream.http_client,
+        }
+        upstream = Settings().upstream.model_copy(update=own)  # without the other one's keys, headers and proxy
         yield settings.model_copy(update={"upstream": upstream, "models": {model: ModelSettings()}}), model
 
 

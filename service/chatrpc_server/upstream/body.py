@@ -31,7 +31,8 @@ async def check(response: transport.Response, call: Call) -> None:
     """Raise the error of a response that is no success. Its content type does not matter."""
     if not 200 <= response.status < 300:
         if 300 <= response.status < 400:
-            location = error_responses.redirect_target(response.headers) or None
+            redact = Redactor([call.callers_key] if call.callers_key else [])
+            location = redact(error_responses.redirect_target(response.headers)) or None
             log.warning(
                 "upstream redirects to another address",
                 extra={"event": "upstream_redirects", "request_id": call.id, "location": location},

@@ -22,7 +22,7 @@ caused the failure; this service decided every other reason. New reasons may be 
                        UPSTREAM_ERROR                    any other 4xx
   RESOURCE_EXHAUSTED   UPSTREAM_RATE_LIMITED             429, or such an error
                        UPSTREAM_QUOTA_EXHAUSTED          such an error, mostly with 429: no money; a retry fails
-                       IN_FLIGHT_LIMIT                   this service handles as many calls as its limit allows
+                       IN_FLIGHT_LIMIT                   this service has no room for another call or its message
                        RESPONSE_TOO_LARGE                the response exceeds the size of a message
   ABORTED              UPSTREAM_CONFLICT                 409
   UNIMPLEMENTED        UPSTREAM_UNIMPLEMENTED            405, 501
