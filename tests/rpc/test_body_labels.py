@@ -189,7 +189,7 @@ async def test_a_limit_holds_for_any_label(upstream: Script, chat: Service, rpc:
 @ONE_CLIENT
 @pytest.mark.parametrize("rpc", [UNARY, STREAM])
 @pytest.mark.parametrize("label", ["application/json", "text/event-stream", ""])
-async def test_an_html_page_is_told_by_its_bytes(upstream: Script, chat: Service, label: str, rpc: str) -> None:
+async def test_the_bytes_show_an_html_page(upstream: Script, chat: Service, label: str, rpc: str) -> None:
     upstream.respond_with(http(b"\n<html><body>busy</body></html>", content_type=label))
     failed = await failure(getattr(chat.stub, rpc)(request(), timeout=30))
     assert (failed.reason, failed.message) == ("UPSTREAM_INVALID_RESPONSE", "the upstream's response is an HTML page")

@@ -1,4 +1,4 @@
-"""The end of a stream as its choices tell it: every finish by everything that can follow it."""
+"""The end of a stream by its choices: every finish by everything that can follow it."""
 
 import json
 from typing import Any

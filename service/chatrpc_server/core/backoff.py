@@ -6,7 +6,7 @@ from chatrpc_server.core.errors import ChatError, ErrorResponse, InvalidResponse
 
 _RETRIED_STATUSES = {408, 409, 425, 429, 498, 499}
 _PASSING = {Reason.UPSTREAM_RATE_LIMITED, Reason.UPSTREAM_OVERLOADED}
-"""Reasons that pass, even beside a status that does not tell so."""
+"""Reasons that pass, even beside a status that does not show it."""
 _LASTING = {
     Reason.UPSTREAM_CONTEXT_LENGTH_EXCEEDED,
     Reason.UPSTREAM_CONTENT_FILTERED,

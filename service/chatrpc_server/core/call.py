@@ -110,7 +110,7 @@ class Call:
     reason: str = ""
     """`ErrorInfo.reason` of the final status, if it is an error."""
     mapped_reason: str = ""
-    """The reason of an error in a response with a status of success, if its codes or words tell one."""
+    """The reason of an error in a response with a status of success, if its codes or words have one."""
 
     def hold(self, size_bytes: int) -> None:
         """Count bytes of a message until they are released or the call ends. Raises `Overloaded`."""

@@ -7,7 +7,7 @@ import zlib
 
 _GZIP = b"\x1f\x8b"
 _TEXT = (b"{", b"[", b'"', b"<", b"data:", b"event:", b"error:", b"id:", b"retry:", b":", b"\xef\xbb\xbf")
-"""Beginnings of bodies that are not compressed, whatever their label says."""
+"""Beginnings of bodies that are not compressed, with any content-encoding."""
 _UNSUPPORTED = ("br", "zstd", "compress", "x-compress")
 
 

@@ -11,6 +11,7 @@ from chatrpc_server.core.call import Call
 from chatrpc_server.core.decompression import Decompressor, UnsupportedCompressionError
 from chatrpc_server.core.errors import InvalidResponse, TimedOut, Truncated
 from chatrpc_server.core.openai import error_responses, responses, unframed
+from chatrpc_server.core.text import Redactor
 from chatrpc_server.process import large_work
 from chatrpc_server.upstream.http import transport
 from chatrpc_server.upstream.http.errors import InvalidHttp

@@ -29,7 +29,7 @@ class IdleTimeout:
             self._schedule()
 
     def rearm(self) -> None:
-        """Start the same wait anew."""
+        """Start the same wait again."""
         self.arm(self._seconds)
 
     def disarm(self) -> None:

@@ -1,4 +1,6 @@
-"""The choices of one stream: they tell when its completion has arrived, whatever the upstream sends or omits after it.
+"""The choices of one stream: they determine when its completion is whole.
+
+What the upstream sends or omits later has no effect.
 
 Rule 7 of protos/chatrpc/v1/chat_service.proto.
 """

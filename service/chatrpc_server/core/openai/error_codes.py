@@ -1,6 +1,6 @@
 """The table of the upstreams' error codes, with their sources. The words of a message are the fallback.
 
-A code is a name (`rate_limit_error`) or a number. Names mean the same at all providers, whatever their capitals and
+A code is a name (`rate_limit_error`) or a number. Names mean the same at all providers, regardless of capitals and
 separators. Numbers differ, so a number counts only at the place where its provider writes it.
 """
 

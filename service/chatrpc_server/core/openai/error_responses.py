@@ -1,6 +1,6 @@
 """Maps the upstream's error responses to exceptions.
 
-`error_bodies.py` finds the error in a body, and the table of codes (`error_codes.py`) tells its reason. The tables are
+`error_bodies.py` finds the error in a body, and the table of codes (`error_codes.py`) has its reason. The tables are
 those of the contract (protos/chatrpc/v1/chat_error.proto).
 """
 

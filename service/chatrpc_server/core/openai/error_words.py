@@ -1,4 +1,4 @@
-"""The words of error messages: their meaning, if no code tells it, and the waiting times that they name.
+"""The words of error messages: their meaning, if no code has one, and the waiting times that they name.
 
 A message can quote the request, so quoted text does not count, and a pattern is a phrase that states the error. A
 phrase counts only beside the HTTP statuses that fit it.

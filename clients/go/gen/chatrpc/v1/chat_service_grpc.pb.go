@@ -84,7 +84,7 @@ const (
 // UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
 // the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
 // caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
-// for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
+// for the length of the context, filtered content, an unknown model or a rejected key, with any status.
 //
 // Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
 // ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -235,7 +235,7 @@ type ChatCompletionService_CreateChatCompletionStreamClient = grpc.ServerStreami
 // UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
 // the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
 // caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
-// for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
+// for the length of the context, filtered content, an unknown model or a rejected key, with any status.
 //
 // Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
 // ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest

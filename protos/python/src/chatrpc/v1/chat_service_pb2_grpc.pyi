@@ -82,7 +82,7 @@ class ChatCompletionServiceStub:
     UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
     the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
     caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
-    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
+    for the length of the context, filtered content, an unknown model or a rejected key, with any status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -197,7 +197,7 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
     the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
     caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
-    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
+    for the length of the context, filtered content, an unknown model or a rejected key, with any status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
@@ -308,7 +308,7 @@ class ChatCompletionServiceServicer(metaclass=abc_1.ABCMeta):
     UPSTREAM_RATE_LIMITED and UPSTREAM_OVERLOADED, at most twice. It waits with exponential backoff, or for the time that
     the upstream requests in headers or in its error, at most 30 s. It never retries past the deadline, never after the
     caller has received a message, and never if a retry would fail: if the quota is exhausted (UPSTREAM_QUOTA_EXHAUSTED),
-    for the length of the context, filtered content, an unknown model or a rejected key, whatever the status.
+    for the length of the context, filtered content, an unknown model or a rejected key, with any status.
 
     Errors. A failed call has a `google.rpc.Status` (in `grpc-status-details-bin`). Its details always contain an
     ErrorInfo, whose `reason` identifies the failure. If known, they also contain RetryInfo (when to retry), BadRequest
