@@ -251,3 +251,5 @@ def test_json_text_that_a_parser_reads_but_no_writer_writes(monkeypatch: pytest.
         value = [value]
     monkeypatch.setattr(jsontext, "loads_exactly", lambda _: {"a": value})
     assert rejection(a_request(extra_json="{}")).message == "extra_json: is nested too deeply; use fewer levels"
+    large = " " * 10_000
+    assert rejection(a_request(extra_json=large)).message == "extra_json: is nested too deeply; use fewer levels"

@@ -67,6 +67,7 @@ STREAMS: dict[str, tuple[bytes, Events]] = {
     "nothing": (b"", []),
 }
 UNFINISHED: dict[str, tuple[bytes, Events, Events]] = {
+    "a second object, cut": (b'data: {"a":1}\ndata: {"b":2}', [], messages(b'{"a":1}', b'{"b":2}')),
     # the events by the rules, and those that the flush adds
     "no blank line": (b"data: a\n\ndata: b\n", messages(b"a"), messages(b"b")),
     "no line end": (b"data: a", [], messages(b"a")),
