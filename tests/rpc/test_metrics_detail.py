@@ -124,7 +124,7 @@ async def test_an_unreachable_upstream() -> None:
     ("response", "kind"),
     [
         (sse(b"no JSON"), "bad_json"),
-        (sse(b"[]"), "not_a_completion"),
+        (sse(b'["an error"]'), "not_a_completion"),
         (sse(b'"%b"' % (b"x" * (1 << 20))), "oversize"),
         (http(b"<html>", content_type="text/html"), "unexpected_content"),
         (sse(chunk(), done=False), "missing_done"),

@@ -96,7 +96,7 @@ async def test_retries(echo: Echo, spans: Spans, rpc: str) -> None:
         (attributes(a)["http.response.status_code"], a.status.status_code, attributes(a).get("error.type"))
         for a in attempts
     ]
-    assert statuses == [(503, StatusCode.ERROR, "UPSTREAM_UNAVAILABLE")] * 2 + [(200, StatusCode.UNSET, None)]
+    assert statuses == [(503, StatusCode.ERROR, "UPSTREAM_OVERLOADED")] * 2 + [(200, StatusCode.UNSET, None)]
     assert [attributes(attempt).get("http.request.resend_count") for attempt in attempts] == [None, 1, 2]
     sent = [received.headers["traceparent"] for received in echo.requests]
     assert sent == [traceparent(attempt) for attempt in attempts]
@@ -109,7 +109,7 @@ async def test_retries(echo: Echo, spans: Spans, rpc: str) -> None:
         ("echo:status=400", {}, 3, "UPSTREAM_INVALID_REQUEST", False, (400, "UPSTREAM_INVALID_REQUEST")),
         ("echo:status=401", {}, 13, "UPSTREAM_UNAUTHENTICATED", True, (401, "UPSTREAM_UNAUTHENTICATED")),
         ("echo:status=429", {}, 8, "UPSTREAM_RATE_LIMITED", False, (429, "UPSTREAM_RATE_LIMITED")),
-        ("echo:status=503", {}, 14, "UPSTREAM_UNAVAILABLE", True, (503, "UPSTREAM_UNAVAILABLE")),
+        ("echo:status=503", {}, 14, "UPSTREAM_OVERLOADED", True, (503, "UPSTREAM_OVERLOADED")),
         ("echo:delay=60", {"default_deadline_seconds": 0.2}, 4, "DEADLINE_EXCEEDED", True, (None, "CANCELLED")),
         ("echo", {"min_deadline_seconds": 30, "default_deadline_seconds": 30}, 4, "DEADLINE_EXCEEDED", True, None),
     ],

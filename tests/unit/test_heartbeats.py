@@ -7,6 +7,7 @@ import pytest
 
 from chatrpc.v1.chat_response_pb2 import Usage
 from chatrpc_server.core.errors import ErrorResponse, InvalidResponse, Truncated
+from chatrpc_server.core.openai import heartbeats
 from chatrpc_server.core.openai.responses import StreamReader
 from chatrpc_server.core.upstream import ChatChunk
 
@@ -163,3 +164,31 @@ def test_an_object_is_forwarded(name: str) -> None:
     """Nothing that can have a meaning is lost, not even {"type": "keepalive"}."""
     _, _, chunks = read(f"{name}data: ".encode() + b'{"cost": 1}\n\n', *WHOLE)
     assert chunks[0] == ChatChunk(extra_json='{"cost":1}')
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    {
+        b"ping": True,
+        b"[PING]": True,
+        b'"keep-alive"': True,
+        b"null": True,
+        b"": True,
+        b"1764547200": True,
+        b"2026-12-01T04:00:00Z": True,
+        b"no JSON": False,
+        b"hello": False,
+        b"\xff": False,
+    }.items(),
+)
+def test_usual_heartbeats(text: bytes, known: bool) -> None:
+    assert heartbeats.is_known(text) is known
+
+
+def test_a_stream_of_words_is_no_response() -> None:
+    reader, _, chunks = read(b"data: ping\n\ndata: hello\n\ndata: [DONE]\n\n")
+    assert (chunks, reader.done) == ([], False)
+    assert isinstance(reader.error, InvalidResponse)
+    assert reader.error.kind == "bad_json"
+    reader, _, chunks = read(b"data: ping\n\ndata: [DONE]\n\n")
+    assert (chunks, reader.done, reader.error) == ([], True, None)

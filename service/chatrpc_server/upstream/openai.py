@@ -161,8 +161,10 @@ class OpenAIUpstream:
                         chunks = reader.feed(data)
                     else:
                         chunks = await large_work.run(large_work.LARGE_BYTES, reader.feed, data)
-                        call.hold(max(0, reader.pending_bytes - held_bytes))
-                        held_bytes = max(held_bytes, reader.pending_bytes)
+                    if held_bytes or reader.pending_bytes >= large_work.LARGE_BYTES:
+                        call.release(held_bytes)
+                        held_bytes = reader.pending_bytes
+                        call.hold(held_bytes)
                     if chunks:
                         if call.chunks:
                             note_gap(call.waiting_seconds - waited_seconds)

@@ -271,7 +271,7 @@ INVENTED: dict[str, tuple[bytes, str]] = {
         "20000 choices; the limit is 128",
     ),
     "events without blank lines": (
-        sse(b"{}\ndata: ".join([b""] * 100_002)),
+        sse(b"x\ndata: ".join([b""] * 100_002)),
         "lines in one event; the limit is 100000",
     ),
 }

@@ -17,7 +17,10 @@ _FAILURE = re.compile(
 )
 """Words of an error, which is no heartbeat either."""
 _NAMES = frozenset(("ping", "pong", "heartbeat", "keepalive", "keep-alive", "keep_alive"))
-"""Types of events that are heartbeats."""
+"""Types of events that are heartbeats, and texts of events that are some."""
+_SIGNS = " \t\r\"'`[]()<>:.!*-"
+_TIME = re.compile(r"[0-9tz:.,+ -]+")
+"""A number, or a time as in RFC 3339."""
 
 
 def ends_stream(payload: bytes) -> bool:
@@ -35,6 +38,12 @@ def is_text(payload: bytes) -> bool:
         and b"\n" not in text
         and not _FAILURE.search(text)
     )
+
+
+def is_known(payload: bytes) -> bool:
+    """Return whether a short text is one of the usual heartbeats: a name such as `[PING]`, null, a number or a time."""
+    text = payload.decode("ascii", "replace").strip(_SIGNS).lower()
+    return text in _NAMES or text in ("", "null", "none", "true") or _TIME.fullmatch(text) is not None
 
 
 def is_named(kind: str, payload: bytes) -> bool:

@@ -71,6 +71,8 @@ class StreamReader:
         """Whether the next read can be exactly one event that matches the template."""
         self._normaliser = ChunkNormaliser()
         self._surrogates = SurrogateJoiner()
+        self._unknown_text = b""
+        """A dropped text that is no usual heartbeat: an error if the stream ends without a chunk."""
         self._remark = b""
         """The last event without choices: an error if the completion does not arrive."""
 
@@ -207,9 +209,14 @@ class StreamReader:
             while payload.startswith(b"data:"):  # written twice
                 payload = payload[len(b"data:") :].lstrip(b" ")
             if heartbeats.ends_stream(payload):
+                if self._unknown_text and not self.chunks:
+                    problem = "the upstream's stream has no chunk"
+                    raise invalid_response(problem, "bad_json", self._unknown_text)
                 self.done = True
                 return
             if kind != "error" and heartbeats.is_text(payload):
+                if not self.chunks and not heartbeats.is_known(payload):
+                    self._unknown_text = payload
                 return
         if kind != "message" and heartbeats.is_named(kind, payload):
             return
