@@ -1,7 +1,7 @@
 """Small inputs that public reports of real providers describe, through the whole service: files of ../shared/cases.
 
 A case is an upstream's bytes, step by step, and the caller's view of them. The format is described in README.md beside
-the files. To run another file, add its name to `NAMES`.
+the files.
 """
 
 import asyncio
@@ -19,35 +19,6 @@ from chatrpc.v1.chat_request_pb2 import CreateChatCompletionRequest
 from support import Exchange, Outcome, Responder, Script, outcome, request, service
 
 FOLDER = Path(__file__).parents[3] / "shared" / "cases"
-NAMES = (
-    "F02-whole-message-after-deltas",
-    "F03-empty-error-object-in-success",
-    "F04-sse-labelled-json-or-html",
-    "F07-event-over-1-MiB",
-    "F08-errors-in-200-nobody-sees",
-    "F09-finished-but-connection-stays-open",
-    "F11-other-2xx",
-    "F13-ok-although-cut-off",
-    "F14-done-forms-and-heartbeats",
-    "F16-quota-taken-for-rate-limit",
-    "F17-context-and-filter-codes",
-    "F18-retryinfo-in-body",
-    "F19-unary-answered-oddly",
-    "F20-logprob-null",
-    "F23-error-bodies-gzip-or-sse",
-    "F26-strict-http",
-    "F30-statuses-498-499-425",
-    "F31-codes-in-200-not-known",
-    "F33-n2-index-not-a-number",
-    "F36-raw-error-line-in-sse",
-    "F38-cut-before-anything-was-delivered",
-    "F40-redirect-where-to",
-    "F41-numbers-beyond-double",
-    "F42-events-the-sdk-cannot-read-either",
-    "F43-whole-json-body-never-ends",
-    "F47-no-blank-lines",
-)
-"""The files to run, without `.json`."""
 ENGINES = ("builtin", "httpx")
 HANG_SECONDS = 30
 """Deadline of calls whose case has none."""
@@ -73,9 +44,9 @@ if not FOLDER.is_dir():
     pytest.skip(f"no cases beside the project, at ../shared/{FOLDER.name}", allow_module_level=True)
 
 CASES = [
-    pytest.param(case, engine, id=f"{name.partition('-')[0]}-{case['id']}-{engine}")
-    for name in NAMES
-    for case in json.loads((FOLDER / f"{name}.json").read_text())
+    pytest.param(case, engine, id=f"{file.stem.partition('-')[0]}-{case['id']}-{engine}")
+    for file in sorted(FOLDER.glob("*.json"))
+    for case in json.loads(file.read_text())
     for engine in ENGINES
 ]
 

@@ -55,7 +55,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("service/chatrpc_server/core/openai/error_words.py", "try again in"): "words of providers",
     ("tests/unit/test_error_codes.py", "ry again"): "words of providers",
     ("tests/support/faults.py", "Please try again in 20ms"): "words of providers",
-    ("tests/rpc/test_cases.py", "F08-errors-in-200"): "the name of a file",
 }
 """Path and a part of the line to the reason why the word may stay there."""
 

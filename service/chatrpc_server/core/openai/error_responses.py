@@ -51,6 +51,12 @@ def parse(http_status: int, headers: Mapping[str, str], body: bytes, now: float)
     )
 
 
+_KEYS_OF_USAGE = frozenset(
+    ("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation")
+)
+"""The keys of OpenAI's event with the usage, which has no choices."""
+
+
 def error_in_success(
     source: Any, body: bytes, *, certain: bool = False, is_whole: bool = False
 ) -> ErrorResponse | None:
@@ -58,8 +64,11 @@ def error_in_success(
 
     `certain` and `is_whole`: see `error_bodies.of_success`.
     """
-    if not certain and type(source) is dict and source.get("choices") and not source.get("error"):
-        return None  # at once, because this is the usual event
+    if not certain and type(source) is dict:  # at once for the usual events
+        if source.get("choices") and not source.get("error"):
+            return None
+        if "usage" in source and source.keys() <= _KEYS_OF_USAGE:
+            return None
     found = error_bodies.of_success(source, certain=certain, is_whole=is_whole)
     if found is None:
         return None
