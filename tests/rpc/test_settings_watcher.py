@@ -41,6 +41,13 @@ async def _follows(file: Path, monkeypatch: pytest.MonkeyPatch, first: str = FIR
         await server.stop()
 
 
+def _rewrite(file: Path, text: str) -> None:
+    """Replace the content in one step, because the watcher can read a half-written file."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text)
+    new.replace(file)
+
+
 async def _noticed(chat: Service, result: str, times: int) -> None:
     async with asyncio.timeout(30):
         while chat.value("chatrpc_config_reloads_total", result=result) < times:
@@ -53,11 +60,11 @@ async def test_the_level_changes_at_once(
     file = tmp_path / "chatrpc.yaml"
     async with _follows(file, monkeypatch) as chat:
         since = chat.value("chatrpc_config_last_reload_success_timestamp_seconds")
-        file.write_text(FIRST.replace("warning", "debug"))
+        _rewrite(file, FIRST.replace("warning", "debug"))
         await _noticed(chat, "success", 1)
         assert logging.getLogger("chatrpc.access").isEnabledFor(logging.DEBUG)
         assert chat.value("chatrpc_config_last_reload_success_timestamp_seconds") > since
-        file.write_text(FIRST.replace("warning", "error") + "workers: 2\nlimits: {max_in_flight: 1}\n")
+        _rewrite(file, FIRST.replace("warning", "error") + "workers: 2\nlimits: {max_in_flight: 1}\n")
         await _noticed(chat, "success", 2)
         assert not logging.getLogger("chatrpc.access").isEnabledFor(logging.WARNING)
         (warning,) = [record for record in caplog.records if record.event == "config_restart_required"]
@@ -80,12 +87,12 @@ async def test_an_invalid_file_changes_nothing(
     file = tmp_path / "chatrpc.yaml"
     async with _follows(file, monkeypatch) as chat:
         level = logging.getLogger().level
-        file.unlink() if content is None else file.write_text(content)
+        file.unlink() if content is None else _rewrite(file, content)
         await _noticed(chat, "failure", 1)
         assert logging.getLogger().level == level
         (error,) = [record for record in caplog.records if record.event == "config_reload_failed"]
         assert mistake.replace("FILE", str(file)) in error.mistakes
-        file.write_text(FIRST)
+        _rewrite(file, FIRST)
         await _noticed(chat, "success", 1)
 
 
@@ -100,9 +107,9 @@ def _folder(file: Path) -> None:
 
 
 HOSTILE = {
-    "deep": lambda file: file.write_text("a: " + "[" * 3000),
-    "laughs": lambda file: file.write_text("a: &a [x]\n" + "\n".join(f"b{n}: [*a, *a]" for n in range(9))),
-    "duplicate-anchors": lambda file: file.write_text("log: &one {}\ntls: &one {}"),
+    "deep": lambda file: _rewrite(file, "a: " + "[" * 3000),
+    "laughs": lambda file: _rewrite(file, "a: &a [x]\n" + "\n".join(f"b{n}: [*a, *a]" for n in range(9))),
+    "duplicate-anchors": lambda file: _rewrite(file, "log: &one {}\ntls: &one {}"),
     "binary": lambda file: file.write_bytes(bytes(range(256))),
     "not-utf-8": lambda file: file.write_bytes(b"listen: \xff"),
     "large": lambda file: file.write_bytes(b"#" * (1 << 20)),
@@ -146,10 +153,10 @@ async def test_no_exception_ends_the_watch(
     with monkeypatch.context() as patch:
         async with _follows(file, monkeypatch) as chat:
             patch.setattr(*(sources, "load_model") if place == "load" else (logs, "set_level"), fail)
-            file.write_text(FIRST + "\n")
+            _rewrite(file, FIRST + "\n")
             await _noticed(chat, "failure", 1)
             patch.undo()
-            file.write_text(FIRST + "\n\n")
+            _rewrite(file, FIRST + "\n\n")
             await _noticed(chat, "success", 1)
     (record,) = [record for record in caplog.records if record.event == "config_reload_failed"]
     assert record.mistakes == f"{file}: unexpected {error.__name__}; report the exception"
@@ -172,11 +179,11 @@ async def test_a_cause_outside_the_file_is_retried(
             return load(*args)
 
         monkeypatch.setattr(sources, "load_model", count)
-        file.write_text(f"{FIRST}upstream: {{api_key_file: {key}}}\n")
+        _rewrite(file, f"{FIRST}upstream: {{api_key_file: {key}}}\n")
         async with asyncio.timeout(30):
             while loads < 3:
                 await asyncio.sleep(0.005)
-        key.write_text("secret")
+        _rewrite(key, "secret")
         await _noticed(chat, "success", 1)
         assert chat.value("chatrpc_config_reloads_total", result="failure") == 1
     (warning,) = [record for record in caplog.records if record.event == "config_restart_required"]
@@ -188,7 +195,7 @@ async def test_a_changed_secret_is_named(
 ) -> None:
     file = tmp_path / "chatrpc.yaml"
     async with _follows(file, monkeypatch, f"{FIRST}upstream: {{api_key: first-canary}}\n") as chat:
-        file.write_text(f"{FIRST}upstream: {{api_key: second-canary}}\n")
+        _rewrite(file, f"{FIRST}upstream: {{api_key: second-canary}}\n")
         await _noticed(chat, "success", 1)
     (warning,) = [record for record in caplog.records if record.event == "config_restart_required"]
     assert warning.settings == "upstream.api_key"
@@ -199,11 +206,11 @@ async def test_a_change_before_the_watch_is_noticed(tmp_path: Path, monkeypatch:
     """Between the load of the settings and the start of the watch a second passes, in a restarted worker much more."""
     monkeypatch.setattr(watcher, "POLL_SECONDS", 0.01)
     file = tmp_path / "chatrpc.yaml"
-    file.write_text(FIRST)
+    _rewrite(file, FIRST)
     args = Namespace(config=str(file))
     followed = settings.settings_file(args, {})
     server = Server(settings.load(args, {}), followed)
-    file.write_text(FIRST + "\n")
+    _rewrite(file, FIRST + "\n")
     await server.start()
     try:
         await _noticed(Service(server, None, None), "success", 1)  # type: ignore[arg-type]
