@@ -124,7 +124,7 @@ THEIRS = {"date", "server", "x-envoy-upstream-service-time"}
 async def test_responses_are_the_same_as_without_envoy(proxied: Proxied, pods: list[Pod]) -> None:
     """Envoy does not retry calls to which the service has responded, either."""
     models = ["echo", "echo:status=429,retry_after=7", "echo:status=503", "echo:pieces=9,truncate=3", "unknown"]
-    reasons = ["", "UPSTREAM_RATE_LIMITED", "UPSTREAM_UNAVAILABLE", "UPSTREAM_TRUNCATED", "UPSTREAM_MODEL_NOT_FOUND"]
+    reasons = ["", "UPSTREAM_RATE_LIMITED", "UPSTREAM_OVERLOADED", "UPSTREAM_TRUNCATED", "UPSTREAM_MODEL_NOT_FOUND"]
     metadata = (*OURS.items(), ONE_BY_ONE)
     seen = []
     for target in (f"{pods[0].host}:{pods[0].port}", (await proxied(pods)).target):
