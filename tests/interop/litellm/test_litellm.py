@@ -180,8 +180,8 @@ ERRORS = [
     ("overloaded", Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", 529, "mock error"),
     ("echo:status=401", Code.INTERNAL, "UPSTREAM_UNAUTHENTICATED", 401, "credentials"),
     ("echo:status=404", Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND", 404, "does not exist"),
-    ("echo:status=503", Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", 503, "overloaded"),
-    ("echo:code=insufficient_quota", Code.RESOURCE_EXHAUSTED, "UPSTREAM_RATE_LIMITED", 429, "quota"),
+    ("echo:status=503", Code.UNAVAILABLE, "UPSTREAM_OVERLOADED", 503, "overloaded"),
+    ("echo:code=insufficient_quota", Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA_EXHAUSTED", 429, "quota"),
 ]
 
 

@@ -137,7 +137,7 @@ class Decoder:
 
     def _read_bare(self, line: bytes) -> Event | None:
         """Read a line that has no field name of the rules."""
-        if self._data and self._data[0].startswith(b"{"):
+        if self._begins_with_object():
             start = line.lstrip()[:1]
             is_continued = not self._data[-1].endswith(b"}") or (len(self._data) > 1 and start in _CONTINUED)
         else:
@@ -147,6 +147,11 @@ class Decoder:
         if len(self.unknown) < _UNKNOWN_BYTES:
             self.unknown += (b"\n" if self.unknown else b"") + line[:_UNKNOWN_BYTES]
         return None
+
+    def _begins_with_object(self) -> bool:
+        """Return whether the unfinished event begins with one, apart from a first line that can be a whole chunk."""
+        is_whole = len(self._data) > 1 and self._data[0].endswith(b"}")
+        return bool(self._data) and self._data[is_whole].startswith(b"{")
 
     def _append(self, value: bytes, *, is_first: bool = False) -> Event | None:
         """Add a line of data. Return the event before it if the line begins another one."""
