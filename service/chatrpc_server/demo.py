@@ -42,9 +42,10 @@ async def demo(settings: Settings, *, model: str | None, prompt: str, keep: bool
     the embedded upstream even if another one is configured.
     """
     is_configured = settings.upstream.api_key or settings.upstream.base_url != Settings().upstream.base_url
-    upstream = _embedded_upstream(settings, model) if echo or not is_configured else _upstream(settings, model)
+    is_embedded = echo or not is_configured
+    upstream = _embedded_upstream(settings, model) if is_embedded else _upstream(settings, model)
     async with upstream as (settings, model):
-        _print_upstream(settings, model, is_asked=echo)
+        _print_upstream(settings, model, is_embedded=is_embedded, is_asked=echo)
         settings = settings.model_copy(update={"reflection": True})
         if not keep:
             ports = {name: replace(getattr(settings, name), port=0) for name in ("listen", "metrics_listen")}
@@ -126,9 +127,9 @@ async def _make_calls(target: str, model: str, prompt: str) -> None:
         )
 
 
-def _print_upstream(settings: Settings, model: str, *, is_asked: bool) -> None:
+def _print_upstream(settings: Settings, model: str, *, is_embedded: bool, is_asked: bool) -> None:
     """Print which upstream gets the calls, and why, because a real one can cost money."""
-    if settings.upstream.name == _ECHO:
+    if is_embedded:
         where = "embedded"
         why = "of --echo" if is_asked else "neither an API key nor a base URL is set"
     else:

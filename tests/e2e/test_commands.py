@@ -52,7 +52,9 @@ def test_demo(environ: dict[str, str]) -> None:
 
 async def test_demo_with_a_real_key() -> None:
     async with Echo(api_key=KEY) as echo:
-        result = await asyncio.to_thread(run, "demo", "--model=echo", OPENAI_API_KEY=KEY, OPENAI_BASE_URL=echo.base_url)
+        # Also with the name of the embedded one.
+        command = ("demo", "--model=echo", "--upstream.name=echo")
+        result = await asyncio.to_thread(run, *command, OPENAI_API_KEY=KEY, OPENAI_BASE_URL=echo.base_url)
         assert (result.returncode, result.stderr) == (0, "")
         why = "because of OPENAI_API_KEY and OPENAI_BASE_URL; --echo selects the embedded one"
         assert result.stdout.splitlines()[0] == f"  upstream   {echo.base_url}, model echo, {why}"
