@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import re
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from chatrpc_server.rpc import accept_loop, private_names
+from chatrpc_server.rpc import accept_loop, grpc_core, private_names
 from chatrpc_server.rpc.health import Health
 from chatrpc_server.settings import Address
 from support import http2
@@ -27,6 +29,12 @@ async def _attacked(server: grpc.aio.Server) -> None:
 
 def test_this_grpcio_has_the_private_names() -> None:
     assert private_names.missing() == [], "grpcio has changed: adapt rpc/grpc_core.py"
+
+
+def test_all_private_names_are_listed() -> None:
+    used = set(re.findall(r"\bcygrpc\.(\w+)", Path(grpc_core.__file__).read_text())) - {"AioServer"}
+    listed = {name.rpartition(":")[2].partition(".")[0] for name in private_names.NAMES if "cygrpc:" in name}
+    assert used <= listed
 
 
 @pytest.mark.parametrize(

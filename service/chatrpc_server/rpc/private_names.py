@@ -20,6 +20,7 @@ NAMES = {
     "grpc._cython.cygrpc:SendInitialMetadataOperation": None,
     "grpc._cython.cygrpc:SendMessageOperation": None,
     "grpc._cython.cygrpc:SendStatusFromServerOperation": None,
+    "grpc._cython.cygrpc:StatusCode.ok": None,
     "grpc._cython.cygrpc:AioServer._make_request_call_future": "self, method_bytes",
     "grpc._cython.cygrpc:AioServer._request_call": "self",
     "grpc._cython.cygrpc:AioServer._request_registered_call": "self, method",
