@@ -98,8 +98,6 @@ class Call:
     """Time spent waiting for the request."""
     first_message_at: float | None = None
     """Time of the first message for the caller, in seconds of `time.monotonic`."""
-    status_is_sent: bool = False
-    """Whether gRPC has the status OK, though possibly the caller does not read it. No other can follow."""
     messages_sent: int = 0
     bytes_sent: int = 0
     """Size of the messages of a stream, in bytes."""

@@ -1,4 +1,4 @@
-"""A gRPC server that accepts calls apart from grpc.aio's accept loop, and a faster end of a unary call.
+"""A gRPC server that accepts calls apart from grpc.aio's accept loop.
 
 grpc.aio's loop decodes the path of calls to unregistered methods, and raises if it is not UTF-8; see `accept_loop`.
 grpc shows this path to Python nowhere else. So a task for each method accepts its calls, and one for all unregistered
@@ -8,7 +8,6 @@ This is the only use of private names of grpcio in the service; `private_names` 
 """
 
 import asyncio
-import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,21 +105,3 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
             if not self.failed.done():
                 raise
             await super().shutdown(grace)
-
-
-async def send_response(context: Any, metadata: Sequence[tuple[str, str | bytes]], message: bytes) -> None:
-    """Send the response of a unary RPC with its status OK, as one operation.
-
-    grpc.aio does not learn of the status. The handler must raise `CancelledError`, after which it sends none.
-    """
-    operations = (
-        cygrpc.SendInitialMetadataOperation(metadata, 0),
-        cygrpc.SendMessageOperation(message, 0),
-        cygrpc.SendStatusFromServerOperation((), cygrpc.StatusCode.ok, "", 0),
-    )
-    # Not `Completed`, which would keep the call of a caller that does not read.
-    await cygrpc.execute_batch(_rpc_state(context), operations, asyncio.get_running_loop())
-
-
-def _rpc_state(context: Any) -> Any:
-    return next(each for each in gc.get_referents(context) if isinstance(each, cygrpc.RPCState))

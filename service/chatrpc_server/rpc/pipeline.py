@@ -24,7 +24,6 @@ from chatrpc_server.core.call import Call, UpstreamIdentity
 from chatrpc_server.core.errors import InvalidRequest, ResponseTooLarge
 from chatrpc_server.core.upstream import ChatRequest
 from chatrpc_server.process import large_work
-from chatrpc_server.rpc import unary_response
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +118,6 @@ class Pipeline(grpc.aio.ServerInterceptor):
                 # A write fails only if the caller has disconnected, so no status can be sent.
                 if not isinstance(error, grpc.aio.InternalError):
                     raise
-            else:
-                if call.status_is_sent:
-                    raise asyncio.CancelledError  # the only end of a handler after which grpc.aio sends no status
 
         return grpc.stream_stream_rpc_method_handler(behavior)
 
@@ -137,10 +133,10 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
     async def _respond(self, handler: Any, request: ChatRequest, call: Call, context: Context) -> None:
         data = self._serialized(await handler.unary_unary(request, call), handler)
-        started = call.first_message_at = time.monotonic()
-        call.status_is_sent = unary_response.INCLUDES_STATUS
+        await _send_initial_metadata(call, context)
+        started = time.monotonic()
         try:
-            await unary_response.send(context, _initial_metadata(call), data)
+            await context.write(data)
         finally:
             call.writing_seconds = time.monotonic() - started
         call.messages_sent = 1
@@ -258,8 +254,4 @@ def _clear_frames(error: BaseException | None) -> None:
 async def _send_initial_metadata(call: Call, context: Context) -> None:
     """Send the initial metadata. Call it just before the first message, because gRPC retries no call after it."""
     call.first_message_at = time.monotonic()
-    await context.send_initial_metadata(_initial_metadata(call))
-
-
-def _initial_metadata(call: Call) -> list[tuple[str, str]]:
-    return [("x-request-id", call.id), *call.response_metadata]
+    await context.send_initial_metadata([("x-request-id", call.id), *call.response_metadata])

@@ -1,7 +1,7 @@
 """The private names of grpcio that `grpc_core` uses, and whether this grpcio has them.
 
-If one of them is absent or has other parameters, the service uses public names only. It then needs more CPU for a unary
-call, and a request can end its accept loop; see `accept_loop`.
+If one of them is absent or has other parameters, the service uses public names only. It then needs more CPU for a call,
+and a request can end its accept loop; see `accept_loop`.
 """
 
 import inspect
@@ -15,12 +15,6 @@ NAMES = {
     " concurrency_exceeded",
     "grpc._cython.cygrpc:_schedule_rpc_coro": "rpc_coro, rpc_state, loop, method_name",
     "grpc._cython.cygrpc:_RequestCallError": None,
-    "grpc._cython.cygrpc:execute_batch": "grpc_call_wrapper, operations, loop",
-    "grpc._cython.cygrpc:RPCState": None,
-    "grpc._cython.cygrpc:SendInitialMetadataOperation": None,
-    "grpc._cython.cygrpc:SendMessageOperation": None,
-    "grpc._cython.cygrpc:SendStatusFromServerOperation": None,
-    "grpc._cython.cygrpc:StatusCode.ok": None,
     "grpc._cython.cygrpc:AioServer._make_request_call_future": "self, method_bytes",
     "grpc._cython.cygrpc:AioServer._request_call": "self",
     "grpc._cython.cygrpc:AioServer._request_registered_call": "self, method",

@@ -115,11 +115,6 @@ class ErrorStatus:
             await self._abort(ChatError("internal error"), call, context)
 
     async def _abort(self, error: ChatError, call: Call, context: Context) -> None:
-        if call.status_is_sent:
-            # The caller does not read the complete response, so no other status can follow.
-            context.set_code(code_of(error, call))
-            self._unread.end_current()
-            raise asyncio.CancelledError from None
         status = status_of(error, call, self._redactor(call))
         metadata = [("x-request-id", call.id), *call.response_metadata, (DETAILS_KEY, status.SerializeToString())]
         try:
